@@ -1,0 +1,78 @@
+"""What every test shares: JAX's settings, parsed flags and the folder of real clips."""
+
+import os
+import pathlib
+import runpy
+import shutil
+import tempfile
+
+# JAX reads these when it is first imported, so they come before anything that may import it; commands that
+# tests start inherit them. A shape that only fits by silent broadcasting over ranks is an error here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# Most of the time goes into compiling, and many tests compile the same small programs: each is compiled once a session.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp("-sora-tests")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import pytest
+from absl import flags
+
+# Grain's workers read absl flags, which outside `app.run` nobody has parsed.
+flags.FLAGS.mark_as_parsed()
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_unconfigure():
+  folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  if folder.endswith("-sora-tests"):  # not one that was set from outside
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> pathlib.Path:
+  """Real video files: $SORA_CORPUS, or shared/corpus beside the checkout. Without them the test skips."""
+  named = os.environ.get("SORA_CORPUS")
+  folder = pathlib.Path(named) if named else ROOT.parent / "shared" / "corpus"
+  if folder.is_dir():
+    return folder
+  if named:
+    pytest.fail(f"SORA_CORPUS={named} is not a folder: correct it, or unset it to skip the tests on real clips")
+  pytest.skip("no folder of real clips: set SORA_CORPUS to one to run this test")
+
+
+def make_tiny_config():
+  """configs/dit.py at the smallest size that still has images and videos of two sizes."""
+  config = runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"]("runlocal=1")
+  config.data.update(clips=24, sizes=("16x16", "24x16"), frames=(1, 5), max_frames=5, max_tokens=24)
+  config.autoencoder.update(channels=4, stages=(((2, 4, 4), 16, 1),), crop=(5, 16, 16), batch=4, steps=6)
+  config.model.update(width=32, depth=1, heads=2, text_width=16, text_depth=1, text_heads=1)
+  config.train.update(steps=6, rows=2, row_tokens=48, row_text=96, row_segments=4, warmup=2)
+  config.train.update(checkpoint_every=3, log_every=2, keep=2)
+  config.sample.steps = 3
+  return config
+
+
+@pytest.fixture
+def tiny_config():
+  """A config of its own for each test."""
+  return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> pathlib.Path:
+  """The workdir of a tiny transformer, trained on the shapes world. A test that changes it copies it first."""
+  from sora_jax.train.run import train
+
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  train(make_tiny_config(), workdir)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def generator(trained):
+  """The generator of the `trained` workdir, compiled once for all tests."""
+  from sora_jax.generate import Generator
+
+  return Generator.load(trained)
