@@ -1,0 +1,76 @@
+"""Clips -> latent grids -> tokens, and back: shapes, coordinates, patches. Pure functions; no weights.
+
+A causal autoencoder with compression (time, space) turns 1 + k * time frames into 1 + k latent frames. A patch
+(frames, rows, columns) of latents is one token. Sizes that do not divide are padded by repeating the last value and
+cropped back exactly.
+
+Shape letters: T frames, H height, W width, C channels, N tokens; lower case t, h, w on the latent grid.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Grid(NamedTuple):
+  """How pixels become tokens: autoencoder compression and patch, both as (time, rows, columns)."""
+
+  compression: tuple[int, int, int]
+  patch: tuple[int, int, int]
+
+  def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a clip of `frames` x `height` x `width` pixels."""
+    ct, ch, cw = self.compression
+    return 1 + math.ceil((frames - 1) / ct), math.ceil(height / ch), math.ceil(width / cw)
+
+  def token_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Tokens along time, rows and columns."""
+    return tuple(math.ceil(n / p) for n, p in zip(self.latent_shape(frames, height, width), self.patch, strict=True))
+
+  def tokens(self, frames: int, height: int, width: int) -> int:
+    return math.prod(self.token_shape(frames, height, width))
+
+  def positions(self, frames: int, height: int, width: int, fps: float) -> np.ndarray:
+    """Centres of a clip's tokens in (seconds, pixels down, pixels right), float32 (N, 3), time slowest.
+
+    Latent frame 0 shows frame 0; latent frame k > 0 shows the `time` frames that end with frame k * time.
+    """
+    ct, ch, cw = self.compression
+    nt, nh, nw = self.token_shape(frames, height, width)
+    pt, ph, pw = self.patch
+    latent_frames = np.arange(nt * pt)
+    centre = np.where(latent_frames == 0, 0.0, latent_frames * ct - (ct - 1) / 2)
+    seconds = centre.reshape(nt, pt).mean(1) / fps
+    rows = (np.arange(nh) + 0.5) * ph * ch
+    columns = (np.arange(nw) + 0.5) * pw * cw
+    return np.stack(np.meshgrid(seconds, rows, columns, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
+
+
+def pad_edge(x: np.ndarray | jax.Array, shape: tuple[int, ...]) -> np.ndarray | jax.Array:
+  """Grows the leading dimensions of `x` to `shape` by repeating the last value along each."""
+  widths = [(0, want - have) for want, have in zip(shape, x.shape, strict=False)]
+  widths += [(0, 0)] * (x.ndim - len(shape))
+  if not any(after for _, after in widths):
+    return x
+  return (jnp if isinstance(x, jax.Array) else np).pad(x, widths, mode="edge")
+
+
+def patchify(latent_thwC: np.ndarray | jax.Array, patch: tuple[int, int, int]) -> np.ndarray | jax.Array:
+  """(t, h, w, C) -> tokens (N, patch * C), time slowest; a side that the patch does not divide is padded."""
+  whole = tuple(math.ceil(n / p) * p for n, p in zip(latent_thwC.shape, patch, strict=False))
+  (pt, ph, pw), (t, h, w), channels = patch, whole, latent_thwC.shape[-1]
+  x = pad_edge(latent_thwC, whole).reshape(t // pt, pt, h // ph, ph, w // pw, pw, channels)
+  return x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, pt * ph * pw * channels)
+
+
+def unpatchify(
+  tokens_NC: np.ndarray | jax.Array, shape: tuple[int, int, int], patch: tuple[int, int, int]
+) -> np.ndarray | jax.Array:
+  """The inverse of `patchify`: tokens (N, patch * C) -> latent (t, h, w, C) of `shape`, padding cropped away."""
+  nt, nh, nw = (math.ceil(n / p) for n, p in zip(shape, patch, strict=True))
+  pt, ph, pw = patch
+  x = tokens_NC.reshape(nt, nh, nw, pt, ph, pw, -1).transpose(0, 3, 1, 4, 2, 5, 6)
+  return x.reshape(nt * pt, nh * ph, nw * pw, -1)[: shape[0], : shape[1], : shape[2]]

@@ -1,0 +1,130 @@
+"""Packing: every clip once, no row over its budget, rows nearly as few as can be, and rows that read back exactly."""
+
+import hypothesis
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from sora_jax.packing import RowShape, Segment, pack_row, per_token, plan, stack
+
+ROW = RowShape(tokens=40, text=20, segments=5)
+CHANNELS = 3
+
+
+def segment(rng: np.random.Generator, tokens: int, text: int, index: int) -> Segment:
+  return Segment(
+    tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
+    positions_N3=rng.normal(size=(tokens, 3)).astype(np.float32),
+    clean_N=rng.random(tokens) < 0.5,
+    text_M=rng.integers(1, 99, text).astype(np.int32),
+    size_4=rng.random(4).astype(np.float32) + 1,
+    index=index,
+    weight=float(index) + 0.5,
+  )
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.lists(st.tuples(st.integers(1, ROW.tokens), st.integers(1, ROW.text)), max_size=40))
+def test_every_clip_is_in_one_row_and_rows_keep_their_budgets(clips):
+  lengths, texts = [c[0] for c in clips], [c[1] for c in clips]
+  rows = plan(lengths, texts, ROW)
+  assert sorted(clip for row in rows for clip in row) == list(range(len(clips)))
+  for row in rows:
+    assert 1 <= len(row) <= ROW.segments
+    assert sum(lengths[clip] for clip in row) <= ROW.tokens
+    assert sum(texts[clip] for clip in row) <= ROW.text
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(st.integers(0, 2**32), st.integers(1, 30))
+def test_rows_are_within_the_bound_of_best_fit_decreasing(seed, best):
+  """Clips cut from `best` full rows need `best` rows; best-fit decreasing needs at most 11/9 of that and 2/3."""
+  rng = np.random.default_rng(seed)
+  full = 100
+  cuts = [np.sort(rng.choice(np.arange(1, full), rng.integers(1, 9), replace=False)) for _ in range(best)]
+  lengths = np.concatenate([np.diff([0, *cut, full]) for cut in cuts])
+  rng.shuffle(lengths)
+  rows = plan(lengths.tolist(), [1] * len(lengths), RowShape(full, 1000, 1000))
+  assert best <= len(rows) <= int(11 / 9 * best + 2 / 3)
+
+
+def test_the_fullest_row_that_still_holds_a_clip_takes_it():
+  assert plan([7, 5, 3, 5], [1, 1, 1, 1], RowShape(10, 9, 9)) == [[0, 2], [1, 3]]
+
+
+def test_a_full_caption_budget_sends_a_clip_to_another_row():
+  assert plan([4, 4], [6, 6], RowShape(10, 10, 9)) == [[0], [1]]
+
+
+def test_nothing_to_pack_needs_no_row():
+  assert plan([], [], ROW) == []
+
+
+@pytest.mark.parametrize(
+  ("lengths", "texts", "message"),
+  [
+    ([3, 41, 2], [1, 1, 1], "clip 1 has 41 tokens, a row holds 40"),
+    ([3, 4, 2], [1, 1, 21], "caption 2 has 21 tokens, a row holds 20"),
+  ],
+)
+def test_what_fits_no_row_is_named(lengths, texts, message):
+  with pytest.raises(ValueError, match=message):
+    plan(lengths, texts, ROW)
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 8), st.integers(1, 4)), max_size=5))
+def test_a_packed_row_reads_back(seed, sizes):
+  rng = np.random.default_rng(seed)
+  segments = [segment(rng, tokens, text, 10 + number) for number, (tokens, text) in enumerate(sizes)]
+  row = pack_row(segments, ROW, CHANNELS)
+  for number, packed in enumerate(segments):
+    mine, mine_text = row.segments_BL == number + 1, row.text_segments_BM == number + 1
+    assert len(packed.tokens_NC) == 1 or (np.diff(np.flatnonzero(mine)) == 1).all()
+    np.testing.assert_array_equal(row.tokens_BLC[mine], packed.tokens_NC)
+    np.testing.assert_array_equal(row.positions_BL3[mine], packed.positions_N3)
+    np.testing.assert_array_equal(row.clean_BL[mine], packed.clean_N)
+    np.testing.assert_array_equal(row.text_BM[mine_text], packed.text_M)
+    np.testing.assert_array_equal(row.size_BS4[number], packed.size_4)
+    assert (row.weight_BS[number], row.clip_index_BS[number]) == (packed.weight, packed.index)
+  tokens = sum(tokens for tokens, _ in sizes)
+  assert (row.segments_BL[tokens:] == 0).all() and not row.tokens_BLC[tokens:].any()
+  assert (row.text_segments_BM > 0).sum() == sum(text for _, text in sizes)
+  assert not row.weight_BS[len(sizes) :].any()
+  assert row.useful_tokens == pytest.approx(tokens / ROW.tokens)
+
+
+@pytest.mark.parametrize("sizes", [[(30, 1), (11, 1)], [(1, 15), (1, 6)], [(1, 1)] * 6])
+def test_too_much_for_a_row_is_refused(sizes):
+  segments = [segment(np.random.default_rng(0), *size, 0) for size in sizes]
+  with pytest.raises(ValueError, match="do not fit in a row"):
+    pack_row(segments, ROW, CHANNELS)
+
+
+def test_a_batch_holds_its_rows_in_order():
+  rows = [pack_row([segment(np.random.default_rng(seed), 8, 2, seed)], ROW, CHANNELS) for seed in range(3)]
+  batch = stack(rows)
+  for number, row in enumerate(rows):
+    for whole, part in zip(batch, row, strict=True):
+      np.testing.assert_array_equal(whole[number], part)
+  assert batch.useful_tokens == pytest.approx(8 / ROW.tokens)
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.integers(0, 2**32), st.sampled_from([(), (2,), (2, 3)]), st.sampled_from([0, -1]))
+def test_spreading_over_tokens_equals_a_loop(seed, shape, padding):
+  rng = np.random.default_rng(seed)
+  values, segments = rng.normal(size=(2, 4, *shape)), rng.integers(0, 5, (2, 9))
+  spread = per_token(values, segments, padding)
+  for row in range(2):
+    for token in range(9):
+      number = segments[row, token]
+      expected = values[row, number - 1] if number else np.full(shape, padding)
+      np.testing.assert_array_equal(spread[row, token], expected)
+
+
+def test_spreading_is_the_same_on_jax_arrays():
+  rng = np.random.default_rng(0)
+  values, segments = rng.normal(size=(2, 4, 2)).astype(np.float32), rng.integers(0, 5, (2, 9))
+  np.testing.assert_array_equal(per_token(jnp.asarray(values), jnp.asarray(segments)), per_token(values, segments))

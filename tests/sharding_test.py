@@ -1,0 +1,193 @@
+"""The mesh and its tables: a rule for every parameter and moment, checked names, many devices equal one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from sora_jax import sharding
+from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
+
+TEXT = TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2)
+WAVELENGTHS = ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0))
+DIT = DiTConfig(channels=8, width=32, depth=2, heads=2, text=TEXT, wavelengths=WAVELENGTHS)
+AUTOENCODER = AutoencoderConfig(channels=4, stages=(Stage((2, 2, 2), 16, 2), Stage((2, 1, 1), 16, 1)))
+MODELS = {
+  "dit": lambda: DiT(DIT, nnx.Rngs(params=0)),
+  "text_encoder": lambda: TextEncoder(TEXT, nnx.Rngs(params=0)),
+  "autoencoder": lambda: Autoencoder(AUTOENCODER, nnx.Rngs(params=0)),
+}
+MESH = AbstractMesh((1, 4, 1, 2), sharding.MESH_AXES)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def params(request):
+  """Shapes of a model's parameters; nothing is computed."""
+  return nnx.to_pure_dict(nnx.split(nnx.eval_shape(MODELS[request.param]))[1])
+
+
+def specs(tree) -> dict[str, PartitionSpec]:
+  found = jax.tree_util.tree_leaves_with_path(sharding.param_shardings(tree, MESH))
+  return {sharding.path_name(path): leaf.spec for path, leaf in found}
+
+
+def test_every_parameter_has_one_rule_and_every_matrix_is_split(params):
+  """`param_shardings` raises where not exactly one rule matches."""
+  laid_out = specs(params)
+  assert len(laid_out) == len(jax.tree.leaves(params))
+  for path, spec in laid_out.items():
+    matrix = path.endswith(("kernel", "embedding"))
+    fits = matrix and any(size % 4 == 0 for size in shape_of(params, path)[-2:])
+    assert ("fsdp" in spec) == fits, path
+
+
+def shape_of(tree, path: str) -> tuple[int, ...]:
+  leaves = {sharding.path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return leaves[path].shape
+
+
+def test_moments_lie_as_their_parameters_do(params):
+  optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 2, 0.2, 10, 0.0, 1.0))
+  moments, laid_out = specs(jax.eval_shape(optimizer.init, params)), specs(params)
+  for path, spec in laid_out.items():
+    mine = [found for name, found in moments.items() if name.endswith(f"/mu/{path}")]
+    assert mine == [spec], path
+  others = {name for name in moments if "/mu/" not in name and "/nu/" not in name}
+  assert all(not any(moments[name]) for name in others)  # counts and constants are whole
+
+
+def test_a_dimension_that_the_axis_does_not_divide_stays_whole():
+  spec = lambda *shape: sharding.param_spec("blocks/qkv/kernel", shape, MESH)
+  assert spec(8, 6) == PartitionSpec("fsdp", "tensor")
+  assert spec(6, 6) == PartitionSpec(None, "tensor")
+  assert spec(8, 5) == PartitionSpec("fsdp", None)
+  assert spec(3, 8, 6) == PartitionSpec(None, "fsdp", "tensor")
+
+
+@pytest.mark.parametrize("path", ["blocks/wild/kernel", "kernel", "blocks/myqkv/kernel", "qkv/kernel/more"])
+def test_a_parameter_without_a_rule_is_refused(path):
+  with pytest.raises(ValueError, match=f"0 sharding rules match the parameter '{path}'"):
+    sharding.param_spec(path, (8, 8), MESH)
+
+
+def test_a_parameter_with_two_rules_is_refused(monkeypatch):
+  doubled = (*sharding.PARAM_RULES, (r"qkv/kernel", PartitionSpec()))
+  monkeypatch.setattr(sharding, "PARAM_RULES", doubled)
+  with pytest.raises(ValueError, match="2 sharding rules match the parameter 'blocks/qkv/kernel'"):
+    sharding.param_spec("blocks/qkv/kernel", (8, 8), MESH)
+
+
+def test_constrain_without_a_mesh_is_the_identity():
+  x = jnp.arange(6.0).reshape(1, 2, 3)
+  assert sharding.constrain(x, "batch", "tokens", "embed") is x
+
+
+def test_constrain_under_a_mesh_keeps_the_values():
+  x = jnp.arange(6.0).reshape(1, 2, 3)
+  with jax.set_mesh(sharding.make_mesh()):
+    np.testing.assert_array_equal(jax.jit(lambda x: sharding.constrain(x, "batch", None, "embed"))(x), x)
+
+
+@pytest.mark.parametrize("name", ["batches", "fsdp", ""])
+def test_constrain_refuses_unknown_names_even_without_a_mesh(name):
+  with pytest.raises(KeyError, match=repr(name)):
+    sharding.constrain(jnp.zeros((2, 2)), "batch", name)
+
+
+@pytest.mark.parametrize("names", [(), ("batch",), ("batch", "tokens", "embed")])
+def test_constrain_refuses_too_few_or_many_names(names):
+  with pytest.raises(ValueError, match=f"2 dimensions, {len(names)} names"):
+    sharding.constrain(jnp.zeros((2, 2)), *names)
+
+
+def test_the_mesh_has_all_axes_and_devices():
+  for shape in (None, {}, {"data": -1}, {"data": 1, "fsdp": 1, "context": -1, "tensor": 1}):
+    mesh = sharding.make_mesh(shape)
+    assert mesh.axis_names == sharding.MESH_AXES
+    assert mesh.size == jax.device_count()
+
+
+def test_an_unknown_axis_is_named():
+  with pytest.raises(ValueError, match="mesh axis 'pipe' is unknown: the axes are data"):
+    sharding.make_mesh({"data": 1, "pipe": 2})
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_refused():
+  with pytest.raises(ValueError, match="does not cover .* devices"):
+    sharding.make_mesh({"fsdp": jax.device_count() + 1})
+
+
+def test_batches_go_to_devices_whole():
+  batch = {"a": np.arange(6).reshape(3, 2), "b": np.arange(3.0)}
+  there = sharding.to_devices(batch, sharding.make_mesh())
+  jax.tree.map(np.testing.assert_array_equal, there, batch)
+
+
+STEPS = """
+import json
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh
+from sora_jax import sharding
+from sora_jax.diffusion.objective import NoiseLevels
+from sora_jax.models.dit import DiTConfig
+from sora_jax.models.text_encoder import TextEncoderConfig
+from sora_jax.packing import RowShape, Segment, pack_row, stack
+from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
+from sora_jax.train.state import make_state, make_step, state_shardings
+
+text = TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2)
+config = DiTConfig(8, 32, 1, 4, text, ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0)))
+task = DiTTask(config, DiffusionConfig("x", "clip", NoiseLevels(0.8, 0.8, 8), 0.1))
+optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 1, 0.2, 10, 0.0, 1.0))
+rng = np.random.default_rng(0)
+def clip(index, tokens):
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  words = np.array([1, index + 2], np.int32)
+  return Segment(draw(tokens, 8), draw(tokens, 3), np.zeros(tokens, bool), words, np.ones(4, np.float32), index)
+row = RowShape(12, 8, 3)
+batch = stack([pack_row([clip(2 * i, 4 + i), clip(2 * i + 1, 3)], row, 8) for i in range(4)])
+one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+meshes = {"one": one}
+for shape in ({"fsdp": 4}, {"data": 2, "fsdp": 2}, {"fsdp": 1, "context": 2, "tensor": 2}):
+  meshes[json.dumps(shape)] = sharding.make_mesh(shape)
+losses, split = {}, {}
+for name, mesh in meshes.items():
+  with jax.set_mesh(mesh):
+    state = make_state(task, optimizer, 0, mesh)
+    step = jax.jit(
+      make_step(task, optimizer, 0.9), out_shardings=(state_shardings(state, mesh), sharding.replicated(mesh))
+    )
+    losses[name] = []
+    for _ in range(4):
+      state, metrics = step(state, sharding.to_devices(batch, mesh))
+      losses[name].append(float(metrics["loss"]))
+  kernel = state.params["blocks"]["qkv"]["kernel"]
+  split[name] = kernel.size // kernel.addressable_shards[0].data.size
+print(json.dumps({"losses": losses, "split": split}))
+"""
+
+
+@pytest.mark.slow
+def test_four_devices_train_as_one_does():
+  forced = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  command = [sys.executable, "-c", STEPS]
+  done = subprocess.run(command, env=os.environ | forced, capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  one = found["losses"].pop("one")
+  assert found["split"].pop("one") == 1
+  assert len(found["losses"]) == 3 and len(set(one)) == 4
+  for name, losses in found["losses"].items():
+    assert found["split"][name] > 1, name
+    np.testing.assert_allclose(losses, one, atol=1e-5, err_msg=name)
