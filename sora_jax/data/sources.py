@@ -1,0 +1,120 @@
+"""Where clips come from: one interface over folders and worlds.
+
+A source knows the shape, rate and captions of every clip without decoding it, so rows can be planned before a frame is
+read. Clips have their native size and duration; a budget in the config is the only thing that shrinks one.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sora_jax.clips import Clip
+from sora_jax.data.folder import FolderSource
+from sora_jax.worlds.world import State, get_world
+
+
+class Source(Protocol):
+  """Clips by number.
+
+  Attributes:
+    fingerprint: changes when a clip or caption does.
+  """
+
+  fingerprint: str
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Clip: ...
+
+  def shape(self, index: int) -> tuple[int, int, int]:
+    """Frames, height and width of a clip, without decoding it."""
+
+  def captions(self, index: int) -> dict[str, str]:
+    """The clip's captions: "short" and "long"."""
+
+
+class WorldSource:
+  """Clips of a world: number i is always the same state at the same size, whatever else is asked for.
+
+  Sizes and durations take turns, so that each combination has the same number of clips.
+  """
+
+  def __init__(
+    self,
+    world: str,
+    clips: int,
+    sizes: Sequence[tuple[int, int]],
+    frames: Sequence[int],
+    fps: float,
+    seed: int,
+    held_out: bool = False,
+  ):
+    """`sizes` are (height, width) pixels, `frames` durations in frames (1 is an image)."""
+    self.world = get_world(world)
+    self.clips, self.fps, self.seed, self.held_out = clips, fps, seed, held_out
+    self.shapes = [(t, h, w) for t in frames for h, w in sizes]
+    key = f"{world} {clips} {self.shapes} {fps} {seed} {held_out}"
+    self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return self.clips
+
+  def state(self, index: int) -> State:
+    rng = np.random.default_rng([self.seed, index, int(self.held_out)])
+    return self.world.sample(rng, held_out=self.held_out)
+
+  def shape(self, index: int) -> tuple[int, int, int]:
+    return self.shapes[index % len(self.shapes)]
+
+  def captions(self, index: int) -> dict[str, str]:
+    still = self.shape(index)[0] == 1
+    return {style: self.world.caption(self.state(index), style, still=still) for style in ("short", "long")}
+
+  def __getitem__(self, index: int) -> Clip:
+    frames, height, width = self.shape(index)
+    pixels = self.world.render(self.state(index), height, width, frames, self.fps)
+    return Clip(pixels, self.fps, self.captions(index)["long"], f"{self.world.name}-{self.seed}-{index}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """ "WxH" -> (height, width).
+
+  Raises:
+    ValueError: not two whole numbers from 1 to 8192.
+  """
+  parts = text.lower().split("x")
+  if len(parts) != 2 or not all(part.isdigit() and 1 <= int(part) <= 8192 for part in parts):
+    raise ValueError(f"size {text!r} is not WIDTHxHEIGHT, say 1920x1080, with sides from 1 to 8192")
+  return int(parts[1]), int(parts[0])
+
+
+def frame_pixels(token_pixels: int, max_tokens: int, max_frames: int, compression_time: int) -> int | None:
+  """The pixels a frame may have so that a clip of `max_frames` frames stays within `max_tokens` tokens; None: no
+  limit.
+  """
+  if not max_tokens:
+    return None
+  latent_frames = 1 + math.ceil((max_frames - 1) / compression_time)
+  return max(max_tokens // latent_frames, 1) * token_pixels
+
+
+def open_source(section, seed: int, pixels: int | None, held_out: bool = False) -> Source:
+  """The source that a config's `data` section names: `worlds:NAME`, or a folder with captions.jsonl.
+
+  Args:
+    section: `source`, `clips`, `sizes`, `frames`, `fps`, `max_frames`.
+    seed: of the world's states.
+    pixels: budget of a frame; larger files are shrunk to it with their aspect ratio kept.
+    held_out: for a world, the combinations that are kept from training.
+
+  Raises:
+    ValueError: unknown world, no folder, or nothing usable in it (with the reasons counted).
+  """
+  if section.source.startswith("worlds:"):
+    sizes = [parse_size(size) for size in section.sizes]
+    name = section.source.removeprefix("worlds:")
+    return WorldSource(name, section.clips, sizes, section.frames, section.fps, seed, held_out)
+  return FolderSource(section.source, fps=section.fps, max_frames=section.max_frames, max_pixels=pixels)

@@ -1,0 +1,83 @@
+"""Captions -> token ids: a SentencePiece model trained on the run's own captions.
+
+Byte fallback spells out words that training never saw, so every string has ids and none is an error.
+"""
+
+import io
+import pathlib
+from collections.abc import Iterable
+
+import sentencepiece
+
+PAD, START, UNKNOWN = 0, 1, 2
+
+
+class Tokenizer:
+  """Text -> int ids; each caption begins with START, which is all that an empty prompt has."""
+
+  def __init__(self, model: bytes):
+    self.model = model
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+  @classmethod
+  def train(cls, captions: Iterable[str], vocabulary: int) -> "Tokenizer":
+    """A byte-pair model of at most `vocabulary` pieces, the 256 bytes included; the same captions give the same bytes.
+
+    Raises:
+      ValueError: no caption has a word in it.
+    """
+    captions = [caption for caption in captions if caption.strip()]
+    if not captions:
+      raise ValueError("no caption to train a tokenizer on: every caption is empty")
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(captions),
+      model_writer=buffer,
+      model_type="bpe",
+      vocab_size=vocabulary,
+      hard_vocab_limit=False,
+      byte_fallback=True,
+      character_coverage=0.9995,
+      pad_id=PAD,
+      bos_id=START,
+      unk_id=UNKNOWN,
+      eos_id=-1,
+      num_threads=1,
+      minloglevel=2,
+    )
+    return cls(buffer.getvalue())
+
+  @classmethod
+  def load(cls, path: str | pathlib.Path) -> "Tokenizer":
+    """
+    Raises:
+      ValueError: there is no such file, or it is no SentencePiece model.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+      raise ValueError(f"no tokenizer at {path}: it is written when training starts")
+    model = path.read_bytes()
+    if not model:  # which SentencePiece takes for "no model given"
+      raise ValueError(f"{path} is no SentencePiece model: it is empty")
+    try:
+      return cls(model)
+    except (RuntimeError, OSError) as error:
+      raise ValueError(f"{path} is no SentencePiece model: {str(error).splitlines()[0]}") from error
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes the file by renaming, so that a killed run leaves none or a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f"{path.name}.part")
+    written.write_bytes(self.model)
+    written.replace(path)
+
+  @property
+  def vocabulary(self) -> int:
+    return self._processor.vocab_size()
+
+  def encode(self, text: str, limit: int) -> list[int]:
+    """START and the text's ids, cut to `limit` ids in all."""
+    return [START, *self._processor.encode(text)][:limit]
+
+  def decode(self, ids: list[int]) -> str:
+    return self._processor.decode([i for i in ids if i not in (PAD, START)])

@@ -1,0 +1,318 @@
+"""What is opened and what is refused; sizes, rates and pixels of real, odd and broken files."""
+
+import fractions
+import json
+import os
+import pathlib
+import struct
+import time
+import zlib
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from sora_jax.data import decode, video_io
+from sora_jax.data.decode import Probe, UnreadableFile
+
+_BESIDE = pathlib.Path(__file__).resolve().parents[2] / "../shared/corpus"
+CORPUS = pathlib.Path(os.environ.get("SORA_CORPUS") or _BESIDE)
+
+
+def corpus_rows(name: str) -> list[dict]:
+  """Lines of a list of real files; none on a machine without them."""
+  path = CORPUS / name
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+  """uint8 (H, W, 3): red grows to the right, green downwards; the top left corner is blue."""
+  y, x = np.mgrid[:height, :width]
+  pixels = np.stack([x * 255 // width, y * 255 // height, np.zeros_like(x)], -1).astype(np.uint8)
+  pixels[: height // 4, : width // 4] = [0, 0, 255]
+  return pixels
+
+
+def write_video(path: pathlib.Path, pixels: np.ndarray, codec="ffv1", pix_fmt="bgr0", rotation=None) -> None:
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=fractions.Fraction(10))
+    stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], pix_fmt
+    if rotation is not None:
+      stream.set_display_rotation(rotation)
+    kind = "rgba" if pixels.shape[-1] == 4 else "rgb24"
+    for frame in pixels:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=kind)))
+    container.mux(stream.encode(None))
+
+
+def still(path: pathlib.Path) -> np.ndarray:
+  (frame,) = video_io.read(path, fps=24, max_frames=9)
+  return frame
+
+
+def first_frame(path: pathlib.Path) -> np.ndarray:
+  return video_io.read(path, fps=1, max_frames=1)[0]
+
+
+def close(a: np.ndarray, b: np.ndarray) -> float:
+  """Mean absolute difference."""
+  return float(np.abs(a.astype(np.float32) - b).mean())
+
+
+class TestRefused:
+  @pytest.mark.parametrize(
+    "content",
+    [
+      b"",
+      b"\0",
+      b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n",
+      b"ffconcat version 1.0\nfile '/etc/hostname'\n",
+      b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+      b"%!PS-Adobe-3.0 EPSF-3.0\n",
+      b"RIFF\x10\0\0\0AVI LIST",
+      b"\0\0\0\x1cftypavif\0\0\0\0avif",
+      b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+      b"\x1aE\xdf\xa3" + bytes(64),
+      b"GIF89a",
+      b"\x89PNG\r\n\x1a\n" + bytes(40),
+      b"\xff\xd8\xff\xe0" + bytes(40),
+      b"RIFF\x10\0\0\0WEBPVP8 ",
+    ],
+  )
+  def test_not_media(self, tmp_path: pathlib.Path, content: bytes):
+    """Playlists, scripts and damaged heads, under a name that promises a video."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    for use in (decode.probe, still):
+      with pytest.raises(UnreadableFile) as caught:
+        use(path)
+      assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+  def test_not_files(self, tmp_path: pathlib.Path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path, tmp_path / "pipe.mp4", tmp_path / "missing.mp4"):
+      with pytest.raises(UnreadableFile):
+        decode.probe(path)
+    with pytest.raises(UnreadableFile):
+      decode.probe("http://127.0.0.1:9/clip.mp4")
+
+  def test_a_declared_bomb(self, tmp_path: pathlib.Path):
+    """A PNG head of 100000 x 100000, and one just above our own limit: refused before any pixel."""
+    for side in (100_000, 5_900):
+      head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+      data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+      path = tmp_path / "bomb.png"
+      path.write_bytes(data + b"\0\0\0\0IDAT\x35\xaf\x06\x1e")
+      begun = time.monotonic()
+      for use in (decode.probe, still):
+        with pytest.raises(UnreadableFile, match="pixels"):
+          use(path)
+      assert time.monotonic() - begun < 1
+
+  def test_limits(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "clip.mkv"
+    write_video(path, np.stack([picture()] * 12))
+    monkeypatch.setattr(decode, "MAX_FRAMES", 5)
+    assert len(video_io.read(path, fps=10, max_frames=3)) == 3
+    with pytest.raises(UnreadableFile, match="more than 5 frames"):
+      video_io.read(path, fps=10, max_frames=12)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    with pytest.raises(UnreadableFile, match="64x48"):
+      decode.probe(path)
+
+  def test_codecs_outside_the_list(self, tmp_path: pathlib.Path):
+    path = tmp_path / "clip.mov"
+    write_video(path, np.stack([picture()] * 2), codec="qtrle", pix_fmt="rgb24")
+    for use in (decode.probe, still):
+      with pytest.raises(UnreadableFile, match="codec qtrle"):
+        use(path)
+
+
+class TestStills:
+  def test_modes(self, tmp_path: pathlib.Path):
+    """Every mode becomes three channels with the colours it shows."""
+    pixels = picture()
+    image, grey = Image.fromarray(pixels), np.asarray(Image.fromarray(pixels).convert("L"))
+    image.save(tmp_path / "rgb.png")
+    assert (still(tmp_path / "rgb.png") == pixels).all()
+    image.convert("L").save(tmp_path / "grey.png")
+    assert (still(tmp_path / "grey.png") == grey[..., None]).all()
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    assert (still(tmp_path / "grey16.png") == grey[..., None]).all()
+    image.quantize(64).save(tmp_path / "palette.png")
+    assert close(still(tmp_path / "palette.png"), pixels) < 12
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert close(still(tmp_path / "cmyk.jpg"), pixels) < 6
+    image.convert("1").save(tmp_path / "bits.png")
+    assert set(np.unique(still(tmp_path / "bits.png"))) == {0, 255}
+    image.save(tmp_path / "one.gif")
+    assert decode.probe(tmp_path / "one.gif") == Probe(48, 64, 0.0, 0.0, 1)
+    assert close(still(tmp_path / "one.gif"), pixels) < 12
+
+  @pytest.mark.parametrize("name", ["soft.png", "soft.webp"])
+  def test_alpha_lies_on_black(self, tmp_path: pathlib.Path, name: str):
+    rgba = np.full((8, 8, 4), 200, np.uint8)
+    rgba[:, :4, 3], rgba[:, 4:, 3] = 0, 128
+    Image.fromarray(rgba).save(tmp_path / name, lossless=True)
+    assert (still(tmp_path / name)[:, :4] == 0).all()
+    assert (still(tmp_path / name)[:, 4:] == 100).all()
+
+  @pytest.mark.parametrize("orientation", range(1, 9))
+  def test_exif_orientation(self, tmp_path: pathlib.Path, orientation: int):
+    upright = picture()
+    turned = {
+      1: upright,
+      2: upright[:, ::-1],
+      3: upright[::-1, ::-1],
+      4: upright[::-1],
+      5: upright.swapaxes(0, 1),
+      6: np.rot90(upright),
+      7: np.rot90(upright, 2).swapaxes(0, 1),
+      8: np.rot90(upright, 3),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.ascontiguousarray(turned)).save(path, exif=exif, quality=95)
+    assert decode.probe(path) == Probe(48, 64, 0.0, 0.0, 1)
+    assert still(path).shape == upright.shape and close(still(path), upright) < 6
+
+  def test_a_cut_image_is_refused(self, tmp_path: pathlib.Path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(picture(480, 640)).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UnreadableFile):
+      still(path)
+
+  def test_content_and_not_the_name_decides(self, tmp_path: pathlib.Path):
+    Image.fromarray(picture()).save(tmp_path / "photo.mp4", "PNG")
+    assert (still(tmp_path / "photo.mp4") == picture()).all()
+    video_io.write(tmp_path / "clip.mp4", np.stack([picture()] * 5), 5)
+    os.rename(tmp_path / "clip.mp4", tmp_path / "clip.png")
+    assert decode.probe(tmp_path / "clip.png").frames == 5
+
+
+class TestVideos:
+  @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+  def test_rotation(self, tmp_path: pathlib.Path, rotation: int):
+    """The angle is counter-clockwise, as in the container's own words."""
+    stored = picture()
+    write_video(tmp_path / "turned.mov", stored[None], "png", "rgb24", rotation)
+    shown = np.rot90(stored, rotation // 90)
+    probe = decode.probe(tmp_path / "turned.mov")
+    assert (probe.height, probe.width) == shown.shape[:2]
+    assert (first_frame(tmp_path / "turned.mov") == shown).all()
+
+  def test_alpha_lies_on_black(self, tmp_path: pathlib.Path):
+    rgba = np.full((1, 16, 16, 4), 200, np.uint8)
+    rgba[:, :, :8, 3], rgba[:, :, 8:, 3] = 0, 128
+    write_video(tmp_path / "soft.mkv", rgba, "ffv1", "bgra")
+    assert (first_frame(tmp_path / "soft.mkv")[:, :8] == 0).all()
+    assert (first_frame(tmp_path / "soft.mkv")[:, 8:] == 100).all()
+
+  @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv422p10le", "yuv444p16le", "gray", "bgr0"])
+  @pytest.mark.parametrize("size", [(48, 64), (47, 61)])
+  def test_pixel_formats_and_odd_sizes(self, tmp_path: pathlib.Path, pix_fmt: str, size: tuple[int, int]):
+    pixels = picture(*size)
+    if pix_fmt == "gray":
+      pixels = np.repeat(pixels[..., :1], 3, -1)
+    write_video(tmp_path / "clip.mkv", pixels[None], "ffv1", pix_fmt)
+    assert first_frame(tmp_path / "clip.mkv").shape == pixels.shape
+    assert close(first_frame(tmp_path / "clip.mkv"), pixels) < 4
+
+  def test_damage_midway_keeps_both_ends(self, tmp_path: pathlib.Path):
+    """Each frame is a flat grey of its own; the stamps of the damaged ones stay with the one before."""
+    path = tmp_path / "clip.mkv"
+    shades = np.arange(30, dtype=np.uint8) * 8
+    write_video(path, np.broadcast_to(shades[:, None, None, None], (30, 48, 64, 3)), "mjpeg", "yuvj420p")
+    data = bytearray(path.read_bytes())
+    starts = [i for i in range(len(data)) if data[i : i + 3] == b"\xff\xd8\xff"]
+    for begin in starts[12:15]:
+      data[begin : begin + 300] = bytes(300)
+    path.write_bytes(data)
+    got = video_io.read(path, fps=10, max_frames=99)[:, 24, 32, 0].astype(int)
+    wanted = shades.astype(int)
+    assert len(got) == 30
+    assert np.abs(got[:12] - wanted[:12]).max() < 4 and np.abs(got[15:] - wanted[15:]).max() < 4
+
+  def test_a_cut_file_counts_what_decodes(self, tmp_path: pathlib.Path):
+    path = tmp_path / "clip.mkv"
+    write_video(path, np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames = decode.probe(path).frames
+    assert 5 < frames < 15
+    assert abs(len(video_io.read(path, fps=10, max_frames=99)) - frames) <= 1
+
+  def test_tags_that_are_not_utf8(self, tmp_path: pathlib.Path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+      container.metadata["title"] = "caf\u00e9"
+      stream = container.add_stream("ffv1", rate=10)
+      stream.height, stream.width, stream.pix_fmt = 48, 64, "bgr0"
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")))
+      container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.count("caf\u00e9".encode()) == 1
+    path.write_bytes(data.replace("caf\u00e9".encode(), b"caf\xe9 "))
+    assert (first_frame(path) == picture()).all()
+
+  def test_a_long_file_is_taken_at_its_word(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("clip.mp4", "clip.mkv"):
+      write_video(tmp_path / name, np.stack([picture()] * 20), "libx264", "yuv420p")
+      walked = decode.probe(tmp_path / name)
+      for limit in ("MAX_WALK_BYTES", "MAX_WALK_PACKETS"):
+        with monkeypatch.context() as patch:
+          patch.setattr(decode, limit, 10)
+          told = decode.probe(tmp_path / name)
+        assert told.frames == walked.frames == 20
+        assert told.seconds == pytest.approx(walked.seconds, abs=0.02) == pytest.approx(2, abs=0.02)
+
+
+class TestRealFiles:
+  def test_sizes_rates_and_first_frames(self):
+    wrong = []
+    for row in corpus_rows("captions.jsonl"):
+      path = CORPUS / row["file"]
+      probe = decode.probe(path)
+      frames = video_io.read(path, fps=8, max_frames=2)
+      size = row["height"], row["width"]
+      if (probe.height, probe.width) != size or frames.shape[1:3] != size:
+        wrong.append((row["file"], probe, frames.shape))
+      if probe.frames != row["frames"] or abs(probe.fps - row["fps"]) > 0.02:
+        wrong.append((row["file"], probe, row["frames"], row["fps"]))
+    assert not wrong
+
+  def test_broken_files_read_or_are_refused_in_time(self):
+    refused = {"truncated_moov_missing.mp4", "zero_byte.mp4", "audio_only.mp4"}
+    refused.add("bomb_declared_100000x100000.png")
+    for row in corpus_rows("broken/expected.jsonl"):
+      path, begun = CORPUS / "broken" / row["file"], time.monotonic()
+      try:
+        probe = decode.probe(path)
+        frames = video_io.read(path, fps=10, max_frames=8)
+      except UnreadableFile as error:
+        assert row["file"] in refused, (row["file"], str(error))
+      else:
+        assert row["file"] not in refused
+        assert frames.shape[1:3] == (probe.height, probe.width), row["file"]
+        assert len(frames) == (video_io.frame_count(probe.seconds, 10, 8) if probe.fps else 1), row["file"]
+      assert time.monotonic() - begun < 20, row["file"]
+
+  def test_what_the_makers_say(self):
+    """Upright where a display matrix turns; half of the promised frames in a cut file; damage skipped."""
+    folder = CORPUS / "broken"
+    if not folder.exists():
+      return
+    turned = first_frame(folder / "rotated_90_display_matrix.mp4")
+    source = video_io.resize(first_frame(CORPUS / "flower_bloom.mp4"), turned.shape[:2])
+    assert close(turned, source) < 5 < 20 < close(turned[::-1, ::-1], source)
+    cut = decode.probe(folder / "truncated_faststart.mp4")
+    left = video_io.read(folder / "truncated_faststart.mp4", fps=cut.fps, max_frames=99)
+    assert 30 < cut.frames == len(left) < 45
+    damaged = video_io.read(folder / "corrupt_middle.mp4", fps=30, max_frames=99)
+    assert len(damaged) == 72
+    sound = video_io.read(CORPUS / "bee_thistle.mp4", fps=30, max_frames=72, size=damaged.shape[1:3])
+    assert close(damaged[5], sound[5]) < 8
+    upright = decode.probe(folder / "uhd_portrait_60fps.mp4")
+    assert (upright.height, upright.width) == (3840, 2160)

@@ -1,0 +1,227 @@
+"""captions.jsonl line by line, what is dropped and why, and clips of the promised shape."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from sora_jax.data import folder, video_io
+from sora_jax.data.folder import Dropped, FolderSource
+
+_BESIDE = pathlib.Path(__file__).resolve().parents[2] / "../shared/corpus"
+CORPUS = pathlib.Path(os.environ.get("SORA_CORPUS") or _BESIDE)
+
+
+def frames(count: int, height: int, width: int) -> np.ndarray:
+  """uint8 (count, height, width, 3), lighter with each frame."""
+  shades = np.linspace(40, 220, count).astype(np.uint8)
+  return np.broadcast_to(shades[:, None, None, None], (count, height, width, 3))
+
+
+def write_lines(path: pathlib.Path, lines: list) -> None:
+  """Rows as JSON; text and bytes as they are."""
+  whole = [line if isinstance(line, (str, bytes)) else json.dumps(line) for line in lines]
+  (path / folder.CAPTIONS).write_bytes(
+    b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in whole)
+  )
+
+
+@pytest.fixture
+def own(tmp_path: pathlib.Path) -> pathlib.Path:
+  """A folder of three usable files and their captions, with a file outside beside it."""
+  root = tmp_path / "own"
+  (root / "more").mkdir(parents=True)
+  video_io.write(root / "fade.mp4", frames(12, 48, 64), 12)
+  video_io.write(root / "more" / "wide.gif", frames(5, 20, 90), 10)
+  video_io.write(root / "still.png", frames(1, 33, 47), 1)
+  video_io.write(tmp_path / "secret.png", frames(1, 8, 8), 1)
+  write_lines(
+    root,
+    [
+      {"file": "still.png", "caption": " A grey wall. "},
+      {"file": "more/wide.gif", "short": "Fade.", "long": "A strip fades from dark to light.", "other": [1]},
+      {"file": "fade.mp4", "caption": "Light comes on."},
+    ],
+  )
+  return root
+
+
+def reasons(root: pathlib.Path, lines: list) -> list[tuple[str, int, str]]:
+  """What is dropped when these lines follow one that can be used."""
+  write_lines(root, [{"file": "still.png", "caption": "A wall."}, *lines])
+  entries, dropped = folder.scan(root)
+  assert [entry.file for entry in entries] == ["still.png"]
+  return [(each.file, each.line, each.reason) for each in dropped if each.line]
+
+
+class TestScan:
+  def test_entries_in_the_order_of_the_file(self, own: pathlib.Path):
+    entries, dropped = folder.scan(own)
+    assert [entry.file for entry in entries] == ["still.png", "more/wide.gif", "fade.mp4"]
+    assert entries[0].captions == {"short": "A grey wall.", "long": "A grey wall."}
+    assert entries[1].captions == {"short": "Fade.", "long": "A strip fades from dark to light."}
+    assert (entries[2].probe.height, entries[2].probe.width, entries[2].probe.frames) == (48, 64, 12)
+    assert dropped == []
+    assert folder.scan(own) == (entries, dropped)
+
+  @pytest.mark.parametrize(
+    ("line", "file", "reason"),
+    [
+      ("{", "", "bad JSON"),
+      ('{"file": "fade.mp4", "caption": "x"', "", "bad JSON"),
+      ("[" * 100_000, "", "bad JSON"),
+      ('{"file": ' + "9" * 5000 + "}", "", "bad JSON"),
+      (b'{"file": "fade.mp4", "caption": "\xff"}', "", "not UTF-8"),
+      ("[1]", "", "not a JSON object"),
+      ('"fade.mp4"', "", "not a JSON object"),
+      ("null", "", "not a JSON object"),
+      ({"caption": "x"}, "", 'no "file" key'),
+      ({"file": "", "caption": "x"}, "", "bad file name"),
+      ({"file": 3, "caption": "x"}, "", "bad file name"),
+      ({"file": "a\0.mp4", "caption": "x"}, "a\0.mp4", "bad file name"),
+      ({"file": "\ud800.mp4", "caption": "x"}, "\ud800.mp4", "bad file name"),
+      ({"file": "a" * 5000, "caption": "x"}, "a" * 5000, "bad file name"),
+      ({"file": "gone.mp4", "caption": "x"}, "gone.mp4", "file missing"),
+      ({"file": "more", "caption": "x"}, "more", "file missing"),
+      ({"file": "../secret.png", "caption": "x"}, "../secret.png", "outside the folder"),
+      ({"file": "more/../../secret.png", "caption": "x"}, "more/../../secret.png", "outside the folder"),
+      ({"file": "/etc/hostname", "caption": "x"}, "/etc/hostname", "absolute path"),
+      ({"file": "link.png", "caption": "x"}, "link.png", "outside the folder"),
+      ({"file": "linked/secret.png", "caption": "x"}, "linked/secret.png", "outside the folder"),
+      ({"file": "loop.png", "caption": "x"}, "loop.png", ("bad file name", "file missing")),
+      ({"file": "still.png", "caption": "x"}, "still.png", "duplicate file"),
+      ({"file": "./more/../still.png", "caption": "x"}, "./more/../still.png", "duplicate file"),
+      ({"file": "fade.mp4"}, "fade.mp4", "caption missing"),
+      ({"file": "fade.mp4", "caption": " \n"}, "fade.mp4", "caption empty"),
+      ({"file": "fade.mp4", "short": "x", "long": ""}, "fade.mp4", "caption empty"),
+      ({"file": "fade.mp4", "caption": None}, "fade.mp4", "caption is not text"),
+      ({"file": "fade.mp4", "caption": ["x"]}, "fade.mp4", "caption is not text"),
+      ('{"file": "fade.mp4", "caption": NaN}', "fade.mp4", "caption is not text"),
+      ({"file": "fade.mp4", "caption": "a\0b"}, "fade.mp4", "caption has NUL or broken characters"),
+      ({"file": "fade.mp4", "caption": "\udc00"}, "fade.mp4", "caption has NUL or broken characters"),
+      ({"file": "fade.mp4", "caption": "x" * 10_001}, "fade.mp4", "caption too long"),
+      ({"file": "text.mp4", "caption": "x"}, "text.mp4", "unreadable"),
+    ],
+  )
+  def test_bad_lines(self, own: pathlib.Path, line, file: str, reason: str | tuple[str, ...]):
+    (own / "text.mp4").write_text("not a video")
+    (own / "link.png").symlink_to(own.parent / "secret.png")
+    (own / "linked").symlink_to(own.parent)
+    (own / "loop.png").symlink_to(own / "loop.png")
+    ((got_file, number, got_reason),) = reasons(own, ["", line])
+    assert (got_file, number) == (file, 3)
+    assert got_reason.startswith(reason) and "\n" not in got_reason and str(own) not in got_reason
+
+  @pytest.mark.parametrize(
+    "caption", ["x" * 10_000, "شخص يمشي", "🐈‍⬛ jumps", "=cmd|'/c calc'!A0", "two\nlines", "<script>"]
+  )
+  def test_captions_are_kept_as_text(self, own: pathlib.Path, caption: str):
+    write_lines(own, [{"file": "still.png", "caption": caption}])
+    assert folder.scan(own)[0][0].captions == {"short": caption, "long": caption}
+
+  def test_a_link_inside_and_a_byte_order_mark(self, own: pathlib.Path):
+    (own / "same.mp4").symlink_to("fade.mp4")
+    write_lines(own, [b'\xef\xbb\xbf{"file": "same.mp4", "caption": "x"}\r'])
+    assert [entry.file for entry in folder.scan(own)[0]] == ["same.mp4"]
+
+  def test_files_without_a_caption(self, own: pathlib.Path):
+    (own / "notes.txt").write_text("not media")
+    shutil.copytree(own, own / "another")  # has its own captions.jsonl
+    write_lines(own, [{"file": "still.png", "caption": "A wall."}])
+    assert folder.scan(own)[1] == [Dropped(name, 0, "no caption") for name in ("fade.mp4", "more/wide.gif")]
+
+  def test_no_source(self, own: pathlib.Path):
+    with pytest.raises(ValueError, match="no such folder"):
+      folder.scan(own / "nowhere")
+    with pytest.raises(ValueError, match=r'no captions.jsonl in it: write .*"file": .*"caption"'):
+      folder.scan(own / "more")
+
+  def test_nothing_usable_says_why(self, own: pathlib.Path):
+    write_lines(own, ["{", "[]", {"file": "gone.mp4", "caption": "x"}, "{{"])
+    with pytest.raises(folder.NothingUsable) as caught:
+      folder.scan(own)
+    text = "7 dropped (3 no caption, 2 bad JSON, 1 file missing, 1 not a JSON object)"
+    assert text in str(caught.value) and folder.describe_dropped(caught.value.dropped) == text
+    assert folder.describe_dropped([]) == "none dropped"
+
+
+class TestFolderSource:
+  def test_clips_keep_what_shape_promises(self, own: pathlib.Path):
+    for fps in (0.0, 3.0, 12.0, 29.97):
+      for max_frames in (1, 7, 100):
+        for max_pixels in (None, 500):
+          source = FolderSource(own, fps=fps, max_frames=max_frames, max_pixels=max_pixels)
+          for index in range(len(source)):
+            clip = source[index]
+            assert clip.frames_THWC.shape == (*source.shape(index), 3)
+            assert clip.frames_THWC.dtype == np.float32 and np.abs(clip.frames_THWC).max() <= 1
+            assert clip.fps == source.fps(index) > 0
+            assert clip.caption == source.captions(index)["long"]
+
+  def test_shapes_rates_and_ids(self, own: pathlib.Path):
+    source = FolderSource(own, fps=0.0, max_frames=100, max_pixels=None)
+    assert [source.shape(k) for k in range(3)] == [(1, 33, 47), (5, 20, 90), (12, 48, 64)]
+    assert [source[k].fps for k in range(3)] == pytest.approx([folder.IMAGE_FPS, 10, 12])
+    assert [source[k].id for k in range(3)] == ["still.png", "more/wide.gif", "fade.mp4"]
+    small = FolderSource(own, fps=6.0, max_frames=4, max_pixels=768)
+    assert [small.shape(k) for k in range(3)] == [(1, 23, 33), (3, 13, 59), (4, 24, 32)]
+    assert source.dropped == [] and len(source) == 3
+    with pytest.raises(IndexError):
+      source[3]
+
+  def test_times_and_values(self, own: pathlib.Path):
+    """Half the rate takes every other frame; shrinking a flat picture keeps its shade."""
+    clip = FolderSource(own, fps=6.0, max_frames=100, max_pixels=500)[2]
+    shades = frames(12, 1, 1)[::2, 0, 0, 0].astype(np.float32) / 127.5 - 1
+    assert clip.frames_THWC.mean(axis=(1, 2, 3)) == pytest.approx(shades, abs=0.02)
+
+  def test_fingerprint(self, own: pathlib.Path):
+    def fingerprint() -> str:
+      return FolderSource(own, fps=8, max_frames=9, max_pixels=None).fingerprint
+
+    first = fingerprint()
+    lines = (own / folder.CAPTIONS).read_text().splitlines()
+    write_lines(own, lines[::-1])
+    assert fingerprint() == first and len(first) == 64
+    write_lines(own, [lines[0].replace("wall", "door"), *lines[1:]])
+    assert fingerprint() != first
+    write_lines(own, lines)
+    video_io.write(own / "still.png", frames(1, 200, 300), 1)
+    assert fingerprint() != first
+
+  def test_fewer_frames_than_promised(self, own: pathlib.Path):
+    source = FolderSource(own, fps=12.0, max_frames=100, max_pixels=None)
+    video_io.write(own / "fade.mp4", frames(11, 48, 64), 12)
+    clip = source[2]
+    assert len(clip.frames_THWC) == 12 and (clip.frames_THWC[10] == clip.frames_THWC[11]).all()
+    video_io.write(own / "fade.mp4", frames(14, 48, 64), 12)
+    assert len(source[2].frames_THWC) == 12
+    video_io.write(own / "fade.mp4", frames(6, 48, 64), 12)
+    with pytest.raises(video_io.UnreadableFile, match=r"^fade.mp4: gives 6 frames where 12"):
+      source[2]
+    (own / "fade.mp4").write_bytes(b"")
+    with pytest.raises(video_io.UnreadableFile, match=r"^fade.mp4: the file is empty"):
+      source[2]
+
+  @pytest.mark.parametrize("bad", [{"fps": -1}, {"fps": float("nan")}, {"max_frames": 0}, {"max_pixels": 0}])
+  def test_arguments(self, own: pathlib.Path, bad: dict):
+    with pytest.raises(ValueError, match="max_frames >= 1"):
+      FolderSource(own, **({"fps": 8.0, "max_frames": 9, "max_pixels": None} | bad))
+
+
+class TestRealFiles:
+  def test_every_clip_has_its_shape(self):
+    for place, max_frames in ((CORPUS, 3), (CORPUS / "broken", 40)):
+      if not place.exists():
+        continue
+      source = FolderSource(place, fps=8.0, max_frames=max_frames, max_pixels=64 * 64)
+      lines = (place / folder.CAPTIONS).read_text().splitlines()
+      assert len(source) == len(lines)
+      assert all(each.reason == "no caption" for each in source.dropped)
+      for index in range(0, len(source), 4 if place == CORPUS else 1):
+        count, height, width = source.shape(index)
+        assert source[index].frames_THWC.shape == (count, height, width, 3)
+        assert abs(height * width / 64**2 - 1) < 0.1

@@ -1,0 +1,292 @@
+"""Pipelines: crops, conditioning masks, packed rows, and a position that is the same number on any number of hosts."""
+
+import collections
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.clips import Clip
+from sora_jax.data import latents
+from sora_jax.data.pipeline import PackedRows, condition_mask, crop, crop_batches, packed_batches, readable_frames
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.data.video_io import UnreadableFile
+from sora_jax.packing import RowShape
+from sora_jax.patches import Grid
+
+GRID = Grid((2, 4, 4), (1, 2, 2))
+ROW = RowShape(tokens=48, text=64, segments=8)
+# (frames, height, width) of a clip; 4, 6, 12 and 18 tokens.
+SHAPES = [(1, 16, 16), (1, 16, 24), (5, 16, 16), (5, 16, 24)]
+CLIPS = 40
+
+
+def shard(index: int = 0, count: int = 1) -> grain.sharding.ShardOptions:
+  return grain.sharding.ShardOptions(index, count)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+  return Tokenizer.train(["a short one", "a long one that says a great deal more"], 300)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> latents.LatentStore:
+  def make():
+    rng = np.random.default_rng(0)
+    for i in range(CLIPS):
+      shape = SHAPES[i % len(SHAPES)]
+      latent = rng.normal(size=(*GRID.latent_shape(*shape), 4)).astype(np.float32)
+      captions = {"short": "a short one", "long": "a long one that says more"}
+      yield latents.LatentClip(latent, (shape[0] / 8, shape[1], shape[2], 8.0), shape[0], captions, str(i))
+
+  return latents.build(tmp_path_factory.mktemp("latents"), {}, make)
+
+
+@pytest.fixture(scope="module")
+def make_rows(store, tokenizer):
+  def make(seed=0, long_captions=0.5, condition_share=0.5, row=ROW) -> PackedRows:
+    return PackedRows(store, tokenizer, GRID, row, seed, long_captions, condition_share)
+
+  return make
+
+
+def clips_of(row) -> list[int]:
+  return row.clip_index_BS[row.weight_BS > 0].tolist()
+
+
+def assert_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class TestCrop:
+  def test_a_larger_clip_is_cut_from_inside(self):
+    frames = np.arange(6 * 7 * 8 * 3, dtype=np.float32).reshape(6, 7, 8, 3)
+    for seed in range(20):
+      cut = crop(frames, (3, 4, 5), np.random.default_rng(seed))
+      t, h, w = (int(i) for i in np.argwhere((frames == cut[0, 0, 0]).all(-1))[0])
+      np.testing.assert_array_equal(cut, frames[t : t + 3, h : h + 4, w : w + 5])
+
+  def test_every_place_is_taken(self):
+    frames = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1).repeat(3, -1)
+    starts = {float(crop(frames, (2, 1, 1), np.random.default_rng(seed))[0, 0, 0, 0]) for seed in range(60)}
+    assert starts == {0.0, 1.0, 2.0}
+
+  def test_a_shorter_or_smaller_clip_repeats_its_last_frame_and_edge(self):
+    frames = np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)
+    cut = crop(frames, (4, 5, 6), np.random.default_rng(0))
+    np.testing.assert_array_equal(cut, np.pad(frames, [(0, 2), (0, 2), (0, 2), (0, 0)], mode="edge"))
+
+  def test_the_same_draws_give_the_same_crop(self):
+    frames = np.random.default_rng(0).normal(size=(9, 9, 9, 3))
+    cuts = [crop(frames, (3, 3, 3), np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(cuts[0], cuts[1])
+    assert cuts[0].dtype == np.float32 and (cuts[0] != cuts[2]).any()
+
+
+class TestConditionMask:
+  @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 9])
+  def test_something_is_always_left_to_predict(self, frames):
+    for seed in range(200):
+      assert not condition_mask(frames, 1.0, np.random.default_rng(seed)).all()
+
+  def test_no_share_gives_nothing(self):
+    assert not any(condition_mask(9, 0.0, np.random.default_rng(seed)).any() for seed in range(100))
+
+  def test_the_share_is_kept(self):
+    given = [condition_mask(9, 0.3, np.random.default_rng(seed)).any() for seed in range(2000)]
+    assert np.mean(given) == pytest.approx(0.3, abs=0.04)
+
+  def test_every_kind_is_seen(self):
+    masks = [condition_mask(6, 1.0, np.random.default_rng(seed)) for seed in range(300)]
+    seen = {(bool(mask[0]), bool(mask[-1])) for mask in masks}
+    assert seen == {(True, False), (False, True), (True, True), (False, False)}
+    assert all(mask.any() for mask in masks)
+    assert {int(mask.sum()) for mask in masks} == {1, 2, 3}
+
+
+class TestPackedRows:
+  def test_an_epoch_has_each_clip_once(self, make_rows):
+    rows = make_rows()
+    for epoch in range(3):
+      seen = [clip for i in range(len(rows)) for clip in clips_of(rows(epoch * len(rows) + i))]
+      assert sorted(seen) == list(range(CLIPS))
+
+  def test_epochs_differ_in_order_and_in_company(self, make_rows):
+    rows = make_rows()
+    epochs = [[clips_of(rows(epoch * len(rows) + i)) for i in range(len(rows))] for epoch in range(2)]
+    assert epochs[0] != epochs[1]
+    together = [{frozenset(row) for row in epoch} for epoch in epochs]
+    assert together[0] != together[1]
+
+  def test_a_row_is_a_function_of_its_number(self, make_rows):
+    first, second = make_rows(), make_rows()
+    _ = [second(i) for i in (11, 3)]
+    for number in (0, 7, 1000):
+      assert_equal(first(number), second(number))
+    other = make_rows(seed=1)
+    assert any(clips_of(first(i)) != clips_of(other(i)) for i in range(len(first)))
+
+  def test_little_is_padding(self, make_rows):
+    rows = make_rows()
+    assert np.mean([rows(i).useful_tokens for i in range(len(rows))]) > 0.9
+
+  def test_a_clip_keeps_its_latents_positions_and_size(self, make_rows, store):
+    rows = make_rows()
+    row = rows(2)
+    for number, clip in enumerate(clips_of(row)):
+      frames, height, width = SHAPES[clip % len(SHAPES)]
+      mine = row.segments_BL == number + 1
+      np.testing.assert_array_equal(row.positions_BL3[mine], GRID.positions(frames, height, width, 8.0))
+      assert row.tokens_BLC[mine].shape == (GRID.tokens(frames, height, width), 16)
+      np.testing.assert_allclose(row.tokens_BLC[mine].sum(), store[clip].latent_thwC.sum(), atol=1e-3)
+      np.testing.assert_allclose(row.size_BS4[number], [frames / 8, height, width, 8])
+
+  @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+  def test_the_share_of_long_captions(self, make_rows, tokenizer, share):
+    rows = make_rows(long_captions=share)
+    long = tokenizer.encode("a long one that says more", ROW.text)
+    drawn = [len(rows.segment(clip, epoch).text_M) == len(long) for clip in range(CLIPS) for epoch in range(20)]
+    assert np.mean(drawn) == pytest.approx(share, abs=0.06)
+
+  def test_given_tokens_are_whole_frames_and_never_a_whole_clip(self, make_rows):
+    rows = make_rows(condition_share=1.0)
+    given = collections.Counter()
+    for clip in range(CLIPS):
+      segment = rows.segment(clip, 0)
+      frames, height, width = SHAPES[clip % len(SHAPES)]
+      clean = segment.clean_N.reshape(GRID.token_shape(frames, height, width)[0], -1)
+      assert (clean.all(1) == clean.any(1)).all() and not clean.all()
+      given[frames] += int(clean.any())
+    assert given[1] == 0 and given[5] == CLIPS // 2
+
+  def test_no_clips_are_refused(self, tmp_path, tokenizer):
+    (tmp_path / "index.json").write_text('{"key": "", "clips": []}')
+    np.save(tmp_path / "latents.npy", np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match="no clips"):
+      PackedRows(latents.LatentStore(tmp_path), tokenizer, GRID, ROW, 0, 0.5, 0.5)
+
+  def test_a_clip_that_no_row_holds_is_named_with_both_numbers(self, make_rows):
+    with pytest.raises(ValueError, match="18 tokens.*17"):
+      make_rows(row=ROW._replace(tokens=17))
+
+
+class FakeSource:
+  """Ten clips, the first twice as wide; frames hold their clip's number. Those in `broken` can't be read."""
+
+  fingerprint = "fake"
+
+  def __init__(self, broken=()):
+    self.broken = broken
+
+  def __len__(self):
+    return 10
+
+  def shape(self, index):
+    return (3, 6, 12) if index == 0 else (3, 6, 6)
+
+  def __getitem__(self, index):
+    if index in self.broken:
+      raise UnreadableFile(f"damaged-{index}")
+    return Clip(np.full((*self.shape(index), 3), index / 10, np.float32), 8.0, "", str(index))
+
+
+def open_crops(index=0, count=1, broken=(), seed=0):
+  return crop_batches(FakeSource(broken), (2, 4, 4), 4, seed, shard(index, count))
+
+
+def open_seed(seed):
+  return open_crops(seed=seed)
+
+
+@pytest.fixture(params=["crops", "packed"])
+def opened(request, make_rows):
+  """A function (shard number, shards) -> iterator with a global batch of 4."""
+  if request.param == "crops":
+    return open_crops
+  return lambda index=0, count=1: packed_batches(make_rows(), 4, shard(index, count))
+
+
+def names(batch) -> list:
+  """A batch's rows as bytes, sorted: what is in it whatever the order."""
+  leaves = jax.tree.leaves(batch)
+  return sorted(b"".join(np.ascontiguousarray(leaf[i]).tobytes() for leaf in leaves) for i in range(len(leaves[0])))
+
+
+class TestPosition:
+  def test_two_hosts_together_read_what_one_reads(self, opened):
+    whole, halves = opened(), [opened(0, 2), opened(1, 2)]
+    for _ in range(4):
+      parts = [next(half) for half in halves]
+      assert {len(jax.tree.leaves(part)[0]) for part in parts} == {2}
+      assert names(next(whole)) == sorted(names(parts[0]) + names(parts[1]))
+
+  def test_a_fresh_iterator_goes_on_where_the_saved_one_was(self, opened):
+    first = opened()
+    _ = [next(first) for _ in range(3)]
+    state = first.get_state()
+    expected = [next(first) for _ in range(3)]
+    second = opened()
+    second.set_state(state)
+    for batch in expected:
+      assert_equal(next(second), batch)
+
+  def test_a_position_saved_on_one_host_holds_on_two_and_back(self, opened):
+    whole = opened()
+    _ = [next(whole) for _ in range(2)]
+    halves = [opened(0, 2), opened(1, 2)]
+    for half in halves:
+      half.set_state(whole.get_state())
+    for _ in range(2):
+      assert sorted(names(next(halves[0])) + names(next(halves[1]))) == names(next(whole))
+    again = opened()
+    again.set_state(halves[0].get_state())
+    assert names(next(again)) == names(next(whole))
+
+  def test_batches_differ(self, opened):
+    iterator = opened()
+    assert names(next(iterator)) != names(next(iterator))
+
+
+class TestReadableFrames:
+  def test_a_clip_that_can_be_read_is_itself(self, capsys):
+    assert readable_frames(FakeSource(), 4)[0, 0, 0, 0] == np.float32(0.4)
+    assert not capsys.readouterr().err
+
+  def test_the_next_one_that_can_be_read_stands_in(self, capsys):
+    assert readable_frames(FakeSource(broken=(8, 9)), 8)[0, 0, 0, 0] == 0
+    assert "damaged-8" in capsys.readouterr().err
+
+
+class TestCropBatches:
+  def test_shapes_types_and_the_clip_s_number(self):
+    frames, index = next(open_crops())
+    assert frames.shape == (4, 2, 4, 4, 3) and frames.dtype == np.float32
+    assert index.shape == (4,) and index.dtype == np.int32
+    np.testing.assert_allclose(frames[:, 0, 0, 0, 0], index / 10, rtol=1e-6)
+
+  def test_every_pixel_is_as_likely(self):
+    iterator = open_crops()
+    seen = np.concatenate([next(iterator)[1] for _ in range(500)])
+    wanted = np.array([2, *[1] * 9]) / 11
+    np.testing.assert_allclose(np.bincount(seen, minlength=10) / len(seen), wanted, atol=0.03)
+
+  def test_the_seed_changes_the_crops(self):
+    draws = [np.concatenate([next(iterator)[1] for _ in range(5)]) for iterator in map(open_seed, (0, 0, 1))]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+
+  def test_a_clip_that_can_t_be_read_is_replaced_and_named(self, capfd):
+    iterator = open_crops(broken=(3, 9))
+    batches = [next(iterator) for _ in range(25)]
+    shown = {int(i): frame for frames, index in batches for i, frame in zip(index, frames[:, 0, 0, 0, 0], strict=True)}
+    assert shown[3] == pytest.approx(0.4) and shown[9] == pytest.approx(0.0)
+    assert shown[5] == pytest.approx(0.5)
+    said = capfd.readouterr().err
+    assert "damaged-3" in said and "damaged-9" in said and "damaged-5" not in said
+
+  def test_a_source_of_which_nothing_can_be_read_stops_the_run(self):
+    with pytest.raises(ValueError, match="10 clips"):
+      next(open_crops(broken=range(10)))

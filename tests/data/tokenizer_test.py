@@ -1,0 +1,87 @@
+"""The tokenizer: deterministic, never at a loss for a string, and files that are no model are named."""
+
+import pathlib
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from sora_jax.data.tokenizer import START, Tokenizer
+
+CAPTIONS = ["a red circle moves left", "a blue square moves right", "a green cross on a dark background"] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+  return Tokenizer.train(CAPTIONS, 320)
+
+
+def test_the_same_captions_give_the_same_bytes(tokenizer):
+  assert Tokenizer.train(CAPTIONS, 320).model == tokenizer.model
+  assert Tokenizer.train(CAPTIONS[:2], 320).model != tokenizer.model
+
+
+def test_start_comes_first_and_is_all_of_an_empty_prompt(tokenizer):
+  assert tokenizer.encode("a red circle", 99)[0] == START
+  assert START not in tokenizer.encode("a red circle", 99)[1:]
+  assert tokenizer.encode("", 99) == [START]
+
+
+def test_frequent_words_are_pieces_and_the_vocabulary_is_bounded(tokenizer):
+  assert 256 < tokenizer.vocabulary <= 320
+  assert len(tokenizer.encode("moves", 99)) - 1 < len("moves")
+
+
+@pytest.mark.parametrize(
+  "text", ["a red circle moves left", "zyxwvq", "a fox \N{FOX FACE} jumps", "\u4e00\u53ea\u732b", "caf\u00e9 5%"]
+)
+def test_every_string_reads_back(tokenizer, text):
+  ids = tokenizer.encode(text, 999)
+  assert tokenizer.decode(ids) == text
+  assert all(0 <= i < tokenizer.vocabulary for i in ids)
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(text=st.text(max_size=40))
+def test_no_string_is_an_error(tokenizer, text):
+  ids = tokenizer.encode(text, 999)
+  assert ids[0] == START and all(0 <= i < tokenizer.vocabulary for i in ids)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_the_limit_cuts_and_counts_the_start(tokenizer, limit):
+  whole = tokenizer.encode("a green cross on a dark background", 99)
+  assert len(whole) > 5
+  assert tokenizer.encode("a green cross on a dark background", limit) == whole[:limit]
+
+
+@pytest.mark.parametrize("captions", [[], ["", "  \n"]])
+def test_captions_without_a_word_are_refused(captions):
+  with pytest.raises(ValueError, match="caption"):
+    Tokenizer.train(captions, 320)
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path: pathlib.Path):
+  path = tmp_path / "new" / "tokenizer.model"
+  tokenizer.save(path)
+  loaded = Tokenizer.load(path)
+  assert loaded.model == tokenizer.model
+  assert loaded.encode("a red cross", 99) == tokenizer.encode("a red cross", 99)
+
+
+def test_a_missing_file_is_named(tmp_path: pathlib.Path):
+  with pytest.raises(ValueError, match="absent.model"):
+    Tokenizer.load(tmp_path / "absent.model")
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", b"\x00" * 100, bytes(range(256)) * 4])
+def test_a_file_that_is_no_model_is_named(tmp_path: pathlib.Path, content):
+  (tmp_path / "bad.model").write_bytes(content)
+  with pytest.raises(ValueError, match="bad.model"):
+    Tokenizer.load(tmp_path / "bad.model")
+
+
+def test_a_model_cut_short_is_named(tokenizer, tmp_path: pathlib.Path):
+  (tmp_path / "cut.model").write_bytes(tokenizer.model[: len(tokenizer.model) // 2])
+  with pytest.raises(ValueError, match="cut.model"):
+    Tokenizer.load(tmp_path / "cut.model")
