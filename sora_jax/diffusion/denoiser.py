@@ -1,0 +1,52 @@
+"""Prediction conversions and guidance. `denoise(x_t_BLC, t_BL) -> x_hat_BLC` is all that samplers know of a network."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def clean_from(output: jax.Array, x_t: jax.Array, t: jax.Array, prediction: str) -> jax.Array:
+  """A network's output -> its estimate of the clean value x, with x_t = (1 - t) x + t e and v = e - x.
+
+  Args:
+    output, x_t: (B, L, C).
+    t: (B, L) in [0, 1].
+    prediction: what the network's output means, "x" or "v".
+
+  Raises:
+    ValueError: another prediction.
+  """
+  if prediction == "x":
+    return output
+  if prediction == "v":
+    return x_t - t[..., None] * output
+  raise ValueError(f"diffusion.prediction is {prediction!r}: it is 'x' or 'v'")
+
+
+def velocity(x_hat: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+  """v = (x_t - x_hat) / t, the direction from the clean estimate to noise; x_t, x_hat (B, L, C) and t (B, L).
+
+  Tokens at t = 0 have none: the result there is finite and means nothing.
+  """
+  return (x_t - x_hat) / jnp.maximum(t, 1e-6)[..., None]
+
+
+def guided(conditional: Denoise, unconditional: Denoise, scale: float, interval: tuple[float, float]) -> Denoise:
+  """Classifier-free guidance (Ho & Salimans 2022, eq. 6) inside an interval of noise levels (Kynkaanniemi et al. 2024).
+
+  Args:
+    scale: 1 is no guidance.
+    interval: guidance acts where low <= t <= high.
+  """
+  low, high = interval
+
+  def denoise(x_t_BLC: jax.Array, t_BL: jax.Array) -> jax.Array:
+    x_cond = conditional(x_t_BLC, t_BL)
+    x_free = unconditional(x_t_BLC, t_BL)
+    weight_BL = jnp.where((t_BL >= low) & (t_BL <= high), scale, 1.0)
+    return x_free + weight_BL[..., None] * (x_cond - x_free)
+
+  return denoise

@@ -1,0 +1,88 @@
+"""The training objective: corrupt packed clips, weigh the velocity error. Knows nothing of networks.
+
+Shape letters: B rows, L tokens, S segments, C values a token.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from sora_jax.diffusion import noise, schedules
+from sora_jax.packing import PackedBatch, per_token
+
+MIN_TIME = 0.05  # errors divide by t; below this level they divide by this (Li & He 2025, section 4.3)
+
+
+class NoiseLevels(NamedTuple):
+  """How noise levels are drawn: logit-normal, then moved by a clip's size."""
+
+  mean: float
+  deviation: float
+  base_tokens: int
+
+
+def segment_tokens(batch: PackedBatch) -> jax.Array:
+  """Tokens of each segment, float32 (B, S)."""
+  ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
+  return (batch.segments_BL[:, :, None] == ids_S[None, None]).sum(1).astype(jnp.float32)
+
+
+def draw_times(batch: PackedBatch, key: jax.Array, levels: NoiseLevels) -> jax.Array:
+  """One noise level a clip, float32 (B, S)."""
+  normal_BS = noise.clip_normal(noise.clip_keys(key, batch.clip_index_BS, "time"))
+  t_BS = schedules.logit_normal(normal_BS, levels.mean, levels.deviation)
+  return schedules.shift(t_BS, schedules.size_shift(segment_tokens(batch), levels.base_tokens))
+
+
+def corrupt(batch: PackedBatch, t_BS: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Noises the tokens that are not given.
+
+  Returns:
+    x_t (B, L, C) and the noise level of every token (B, L); given and padding tokens have level 0.
+  """
+  chex.assert_rank([batch.tokens_BLC, batch.segments_BL, t_BS], [3, 2, 2])
+  keys_BS = noise.clip_keys(key, batch.clip_index_BS, "noise")
+  e_BLC = noise.token_noise(keys_BS, batch.segments_BL, batch.tokens_BLC.shape[-1])
+  t_BL = jnp.where(batch.clean_BL, 0.0, per_token(t_BS, batch.segments_BL))
+  return (1.0 - t_BL[..., None]) * batch.tokens_BLC + t_BL[..., None] * e_BLC, t_BL
+
+
+def velocity_errors(x_hat_BLC: jax.Array, batch: PackedBatch, t_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean squared velocity error of each clip over its predicted tokens.
+
+  With v_hat = (x_t - x_hat) / max(t, 0.05) and v = (x_t - x) / max(t, 0.05) the error is (x_hat - x) / max(t, 0.05).
+
+  Returns:
+    errors (B, S), 0 where a segment has no predicted token; and the number of predicted tokens (B, S).
+  """
+  error_BL = jnp.mean(jnp.square(x_hat_BLC - batch.tokens_BLC), -1) / jnp.square(jnp.maximum(t_BL, MIN_TIME))
+  predicted_BL = (batch.segments_BL > 0) & ~batch.clean_BL
+  ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
+  member_BLS = (batch.segments_BL[:, :, None] == ids_S[None, None]) & predicted_BL[:, :, None]
+  count_BS = member_BLS.sum(1).astype(jnp.float32)
+  total_BS = jnp.where(member_BLS, error_BL[:, :, None], 0.0).sum(1)
+  return total_BS / jnp.maximum(count_BS, 1.0), count_BS
+
+
+def velocity_loss(
+  x_hat_BLC: jax.Array, batch: PackedBatch, t_BL: jax.Array, weighting: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss: mean over clips of each clip's mean error ("clip"), or the mean over tokens ("token").
+
+  Returns:
+    The loss that `weighting` names, and both as metrics.
+
+  Raises:
+    ValueError: another weighting.
+  """
+  errors_BS, count_BS = velocity_errors(x_hat_BLC, batch, t_BL)
+  clip_BS = batch.weight_BS * (count_BS > 0)
+  token_BS = batch.weight_BS * count_BS
+  means = {
+    name: jnp.sum(errors_BS * w) / jnp.maximum(jnp.sum(w), 1e-6) for name, w in (("clip", clip_BS), ("token", token_BS))
+  }
+  if weighting not in means:
+    raise ValueError(f"diffusion.weighting is {weighting!r}: it is 'clip' or 'token'")
+  return means[weighting], {"loss_per_clip": means["clip"], "loss_per_token": means["token"]}

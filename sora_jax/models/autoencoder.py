@@ -1,0 +1,231 @@
+"""The video autoencoder: causal in time, factorised into space and time, exact in chunks; an image is one frame.
+
+    frames -> [ space-to-depth -> dense -> causal blocks ] x stages -> mean and log variance of the latents
+    latents -> [ causal blocks -> dense -> depth-to-space ] x stages -> frames
+
+1 + k * time frames become 1 + k latent frames. The first frame is repeated to fill its first time block, so latent
+frame 0 sees frame 0 alone and nothing ever sees a later frame. Norms act on each position by itself and every time
+mix keeps the last frames it saw, so a clip coded in chunks equals the whole clip. It knows nothing of losses or
+data.
+
+Shape letters: B clips, T frames, H height, W width, C channels (lower case t, h, w on the latent grid).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.models import layers
+from sora_jax.patches import Grid, pad_edge
+from sora_jax.sharding import constrain
+
+TIME_TAPS = 3  # a time mix sees its own frame and the two before
+FIRST_LOG_VARIANCE = -8.0  # of the posterior at initialisation: with more noise the decoder at first hears nothing else
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One level of the pyramid: how much it shrinks (time, rows, columns), how wide and how deep it is."""
+
+  shrink: tuple[int, int, int]
+  width: int
+  depth: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+  channels: int  # values of one latent position
+  stages: tuple[Stage, ...]
+
+  @property
+  def compression(self) -> tuple[int, int, int]:
+    """Pixels a latent position stands for along (time, rows, columns)."""
+    return tuple(math.prod(stage.shrink[axis] for stage in self.stages) for axis in range(3))
+
+  @property
+  def values_in_per_value_out(self) -> float:
+    """Colour values that each latent value stands for, in a long clip."""
+    return 3 * math.prod(self.compression) / self.channels
+
+
+def space_to_depth(x_BTHWC: jax.Array, shrink: tuple[int, int, int], first: bool) -> jax.Array:
+  """(B, T, H, W, C) -> (B, T/st, H/sh, W/sw, st*sh*sw*C); the first chunk of a clip gets st - 1 copies of its first
+  frame.
+  """
+  st, sh, sw = shrink
+  if first and st > 1:
+    x_BTHWC = jnp.concatenate([jnp.repeat(x_BTHWC[:, :1], st - 1, axis=1), x_BTHWC], axis=1)
+  B, T, H, W, C = x_BTHWC.shape
+  x = x_BTHWC.reshape(B, T // st, st, H // sh, sh, W // sw, sw, C)
+  return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(B, T // st, H // sh, W // sw, st * sh * sw * C)
+
+
+def depth_to_space(x_BTHWC: jax.Array, shrink: tuple[int, int, int], first: bool) -> jax.Array:
+  """The inverse of `space_to_depth`."""
+  st, sh, sw = shrink
+  B, T, H, W, C = x_BTHWC.shape
+  channels = C // (st * sh * sw)
+  x = x_BTHWC.reshape(B, T, H, W, st, sh, sw, channels).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+  x = x.reshape(B, T * st, H * sh, W * sw, channels)
+  return x[:, st - 1 :] if first else x
+
+
+def dense(layer: layers.Dense, x: jax.Array) -> jax.Array:
+  """Applies a dense layer to the last dimension of an array of any rank."""
+  return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def spread(values_C: nnx.Param) -> jax.Array:
+  """One value a channel, shaped to meet (B, T, H, W, C)."""
+  return values_C[...].reshape(1, 1, 1, 1, -1)
+
+
+def convolve(layer: layers.Dense, x_BTHWC: jax.Array) -> jax.Array:
+  """A 3x3 convolution within each frame, zeros outside; its kernel is the dense layer's (9 C, C'), taps slowest."""
+  B, T, H, W, C = x_BTHWC.shape
+  kernel = layer.kernel[...].reshape(3, 3, C, -1)
+  x = jax.lax.conv_general_dilated(
+    x_BTHWC.reshape(B * T, H, W, C), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  return x.reshape(B, T, H, W, -1) + spread(layer.bias)
+
+
+class CausalBlock(nnx.Module):
+  """x + a residual: 3x3 within the frame, the last three frames at each place, 3x3 within the frame again."""
+
+  def __init__(self, width: int, rngs: nnx.Rngs):
+    self.mix_space = layers.Dense(9 * width, width, rngs, bias=True)
+    self.mix_time = layers.Dense(TIME_TAPS * width, width, rngs, bias=True)
+    self.mix_again = layers.Dense(9 * width, width, rngs, bias=True, scale=0.0)
+
+  def __call__(self, x_BTHWC: jax.Array, past_BPHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The block's output, and the frames that the next chunk needs (P = TIME_TAPS - 1 frames)."""
+    T = x_BTHWC.shape[1]
+    x = jax.nn.silu(convolve(self.mix_space, layers.rms_norm(x_BTHWC)))
+    seen = jnp.concatenate([past_BPHWC, x], axis=1)
+    x = x + dense(self.mix_time, jnp.concatenate([seen[:, tap : tap + T] for tap in range(TIME_TAPS)], -1))
+    x = convolve(self.mix_again, jax.nn.silu(x))
+    return x_BTHWC + x, seen[:, T:]
+
+
+def empty_past(shape_BTHW: tuple[int, ...], stage: Stage) -> jax.Array:
+  """What the blocks of a stage have seen before a clip begins: nothing."""
+  B, _, H, W = shape_BTHW
+  return jnp.zeros((stage.depth, B, TIME_TAPS - 1, H, W, stage.width), jnp.float32)
+
+
+def run_blocks(blocks: CausalBlock, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Runs stacked blocks; `past` and the returned past are stacked (depth, B, P, H, W, C)."""
+  step = lambda carry, block_past: block_past[0](carry, block_past[1])
+  return jax.lax.scan(step, x, (blocks, past), unroll=jax.default_backend() == "cpu")
+
+
+class EncoderStage(nnx.Module):
+  def __init__(self, stage: Stage, channels_in: int, rngs: nnx.Rngs):
+    self.stage = stage
+    self.stage_in = layers.Dense(math.prod(stage.shrink) * channels_in, stage.width, rngs, bias=True)
+    self.blocks = layers.make_stack(lambda r: CausalBlock(stage.width, r), stage.depth, rngs)
+
+  def __call__(self, x: jax.Array, past: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    x = dense(self.stage_in, space_to_depth(x, self.stage.shrink, first=past is None))
+    return run_blocks(self.blocks, x, empty_past(x.shape[:4], self.stage) if past is None else past)
+
+
+class DecoderStage(nnx.Module):
+  def __init__(self, stage: Stage, channels_out: int, rngs: nnx.Rngs):
+    self.stage = stage
+    self.blocks = layers.make_stack(lambda r: CausalBlock(stage.width, r), stage.depth, rngs)
+    self.stage_out = layers.Dense(stage.width, math.prod(stage.shrink) * channels_out, rngs, bias=True, scale=0.02)
+
+  def __call__(self, x: jax.Array, past: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    y, new_past = run_blocks(self.blocks, x, empty_past(x.shape[:4], self.stage) if past is None else past)
+    return depth_to_space(dense(self.stage_out, layers.rms_norm(y)), self.stage.shrink, first=past is None), new_past
+
+
+class Autoencoder(nnx.Module):
+  """Frames <-> latents. `latent_mean` and `latent_deviation` are measured after training and scale latents to unit
+  size.
+  """
+
+  def __init__(self, config: AutoencoderConfig, rngs: nnx.Rngs):
+    self.config = config
+    widths = [stage.width for stage in config.stages]
+    self.encoder = nnx.List(EncoderStage(s, w, rngs) for s, w in zip(config.stages, [3, *widths[:-1]], strict=True))
+    self.latent_out = layers.Dense(widths[-1], 2 * config.channels, rngs, bias=True, scale=0.0)
+    self.latent_in = layers.Dense(config.channels, widths[-1], rngs, bias=True)
+    decoder = zip(reversed(config.stages), [*reversed(widths[:-1]), 3], strict=True)
+    self.decoder = nnx.List(DecoderStage(s, w, rngs) for s, w in decoder)
+    # A linear code beside the networks: they start from the best linear autoencoder and learn what it lacks.
+    block = 3 * math.prod(config.compression)
+    self.linear_in = layers.Dense(block, config.channels, rngs)
+    self.linear_out = layers.Dense(config.channels, block, rngs)
+    self.latent_mean = nnx.Param(jnp.zeros((config.channels,), jnp.float32))
+    self.latent_deviation = nnx.Param(jnp.ones((config.channels,), jnp.float32))
+
+  def posterior(self, frames_BTHWC: jax.Array, past: Any = None) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """Mean and log variance of the raw latents (B, t, h, w, C), and what the next chunk needs.
+
+    Args:
+      frames_BTHWC: the first chunk has 1 + k * time frames, later chunks k * time; sides divide by the compression.
+      past: what the chunk before returned; None for the first.
+    """
+    x = constrain(frames_BTHWC, "batch", None, None, None, None)
+    linear = dense(self.linear_in, space_to_depth(x, self.config.compression, first=past is None))
+    pasts = []
+    for stage, seen in zip(self.encoder, past or [None] * len(self.encoder), strict=True):
+      x, seen = stage(x, seen)
+      pasts.append(seen)
+    mean, log_variance = jnp.split(dense(self.latent_out, layers.rms_norm(x)), 2, -1)
+    return linear + mean, jnp.clip(log_variance + FIRST_LOG_VARIANCE, -20.0, 10.0), pasts
+
+  def reconstruct(self, raw_BthwC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
+    """Raw latents -> frames (B, T, H, W, 3), about [-1, 1], and what the next chunk needs."""
+    x = dense(self.latent_in, raw_BthwC)
+    linear = depth_to_space(dense(self.linear_out, raw_BthwC), self.config.compression, first=past is None)
+    pasts = []
+    for stage, seen in zip(self.decoder, past or [None] * len(self.decoder), strict=True):
+      x, seen = stage(x, seen)
+      pasts.append(seen)
+    return constrain(linear + x, "batch", None, None, None, None), pasts
+
+  def encode(self, frames_BTHWC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
+    """Frames -> normalised latents (the posterior's mean); chunks as in `posterior`."""
+    mean, _, past = self.posterior(frames_BTHWC, past)
+    return (mean - spread(self.latent_mean)) / spread(self.latent_deviation), past
+
+  def decode(self, latent_BthwC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
+    """Normalised latents -> frames, the inverse of `encode`."""
+    return self.reconstruct(latent_BthwC * spread(self.latent_deviation) + spread(self.latent_mean), past)
+
+
+def pad_clip(frames_BTHWC: jax.Array, compression: tuple[int, int, int]) -> jax.Array:
+  """Repeats the last frame, row and column until the compression divides the clip (1 + k * time frames)."""
+  B, T, H, W, _ = frames_BTHWC.shape
+  t, h, w = Grid(compression, (1, 1, 1)).latent_shape(T, H, W)
+  return pad_edge(frames_BTHWC, (B, 1 + (t - 1) * compression[0], h * compression[1], w * compression[2]))
+
+
+def linear_start(frames_BTHWC: np.ndarray, config: AutoencoderConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """The best linear code of blocks of pixels: principal components, turned so that every channel has the same variance.
+
+  A rotation keeps distances, so errors of latents weigh what they weigh in pixels.
+
+  Args:
+    frames_BTHWC: clips to fit, float32; at least as many blocks as a block has values is good.
+    seed: of the rotation.
+
+  Returns:
+    Kernels of `linear_in` (block values, channels) and `linear_out` (channels, block values), float32.
+  """
+  blocks = np.asarray(space_to_depth(jnp.asarray(frames_BTHWC), config.compression, first=True))
+  blocks = blocks.reshape(-1, blocks.shape[-1]).astype(np.float64)
+  values, directions = np.linalg.eigh(blocks.T @ blocks / len(blocks))
+  rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(config.channels, config.channels)))[0]
+  code = directions[:, -config.channels :] @ rotation
+  scale = np.sqrt(max(values[-config.channels :].mean(), 1e-12))
+  return (code / scale).astype(np.float32), (code.T * scale).astype(np.float32)

@@ -1,0 +1,151 @@
+"""The diffusion transformer: packed noisy patches, noise levels and captions in, clean patches out.
+
+    tokens -> patch_in -> [ self attention -> cross attention -> SwiGLU ] x depth -> patch_out -> clean tokens
+    noise level of each token + size of its clip -> modulation (adaLN-single), shared by all blocks
+    caption tokens -> text encoder -> keys and values of the cross attention
+
+After Peebles & Xie 2023 (DiT), Chen et al. 2023 (adaLN-single, cross attention), Polyak et al. 2024 (RMSNorm and
+SwiGLU). It knows nothing of schedules, losses or data: callers corrupt tokens and read the output as they like.
+
+Shape letters: B rows, L tokens, S segments, M text tokens, N = B * L, C values a token, D width, K heads, H head width.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.models import layers
+from sora_jax.models.attention import attention
+from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from sora_jax.packing import PackedBatch, per_token
+from sora_jax.sharding import constrain
+
+TIME_FEATURES = 64
+SIZE_FEATURES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+  """Sizes of the transformer.
+
+  Attributes:
+    channels: values of a token, patch volume times latent channels.
+    wavelengths: shortest and longest rotary wavelength of (seconds, pixels down, pixels right).
+    dtype: what the blocks compute in; parameters, norms and softmax stay float32.
+    remat: recompute blocks in the backward pass instead of storing them.
+  """
+
+  channels: int
+  width: int
+  depth: int
+  heads: int
+  text: TextEncoderConfig
+  wavelengths: tuple[tuple[float, float], ...]
+  dtype: str = "float32"
+  remat: bool = False
+
+
+class Block(nnx.Module):
+  """Self attention over a clip's spacetime, cross attention to its caption, feed-forward; gated by modulation."""
+
+  def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+    D = config.width
+    self.heads = config.heads
+    self.qkv = layers.Dense(D, 3 * D, rngs)
+    self.attention_out = layers.Dense(D, D, rngs)
+    self.query = layers.Dense(D, D, rngs)
+    self.key_value = layers.Dense(config.text.width, 2 * D, rngs)
+    self.cross = nnx.Module()
+    self.cross.attention_out = layers.Dense(D, D, rngs, scale=0.0)
+    self.feed_forward = layers.SwiGLU(D, rngs)
+    # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
+    self.table = nnx.Param(jnp.zeros((6, D), jnp.float32))
+
+  def __call__(self, x_BLD, modulation_N6D, segments_BL, rotary_BLh, text_BMD, text_segments_BM):
+    B, L, D = x_BLD.shape
+    M, K, H = text_BMD.shape[1], self.heads, D // self.heads
+    table_6D = self.table[...]
+    shift1, scale1, gate1, shift2, scale2, gate2 = (modulation_N6D[:, i] + table_6D[None, i] for i in range(6))
+    cosine, sine = (table[:, :, None] for table in rotary_BLh)
+    x = x_BLD.reshape(B * L, D)
+
+    qkv = self.qkv(layers.modulate(x, scale1, shift1)).reshape(B, L, 3, K, H)
+    query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
+    key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
+    query = constrain(query, "batch", "tokens", "heads", None)
+    mixed = attention(query, key, qkv[:, :, 2], segments_BL, segments_BL)
+    x = x + gate1.astype(x.dtype) * self.attention_out(mixed.reshape(B * L, D))
+
+    query = layers.rms_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))
+    key_value = self.key_value(text_BMD.reshape(B * M, -1)).reshape(B, M, 2, K, H)
+    mixed = attention(query, layers.rms_norm(key_value[:, :, 0]), key_value[:, :, 1], segments_BL, text_segments_BM)
+    x = x + self.cross.attention_out(mixed.reshape(B * L, D))
+
+    x = x + gate2.astype(x.dtype) * self.feed_forward(layers.modulate(x, scale2, shift2))
+    return constrain(x.reshape(B, L, D), "batch", "tokens", "embed")
+
+
+class DiT(nnx.Module):
+  """Predicts the clean patches of packed clips."""
+
+  def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+    D = config.width
+    self.config = config
+    self.patch_in = layers.Dense(config.channels, D, rngs, bias=True)
+    self.time_in = layers.Dense(2 * TIME_FEATURES, D, rngs, bias=True)
+    self.size_in = layers.Dense(4 * 2 * SIZE_FEATURES, D, rngs, bias=True)
+    self.modulation = layers.Dense(D, 8 * D, rngs, bias=True, scale=0.1)
+    self.text_encoder = TextEncoder(config.text, rngs)
+    self.blocks = layers.make_stack(lambda r: Block(config, r), config.depth, rngs)
+    self.patch_out = layers.Dense(D, config.channels, rngs, bias=True, scale=0.0)
+
+  def __call__(self, x_BLC: jax.Array, t_BL: jax.Array, batch: PackedBatch, caption_kept_BS: jax.Array) -> jax.Array:
+    """One prediction a token.
+
+    Args:
+      x_BLC: noisy tokens; given tokens are clean.
+      t_BL: the noise level of every token, 0 clean to 1 noise.
+      batch: segments, positions, sizes and captions; its own tokens are not read.
+      caption_kept_BS: bool; where False the clip is seen with an empty caption.
+
+    Returns:
+      (B, L, C) float32.
+    """
+    chex.assert_equal_shape_prefix([x_BLC, t_BL, batch.segments_BL], 2)
+    B, L, _ = x_BLC.shape
+    D, dtype = self.config.width, jnp.dtype(self.config.dtype)
+    text_BMD, text_segments_BM = self.encode_text(batch, caption_kept_BS, dtype)
+    modulation_N8D = self.modulation(self.condition(t_BL, batch)).reshape(B * L, 8, D)
+    angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths)
+    rotary = (jnp.cos(angles), jnp.sin(angles))
+
+    x = self.patch_in(x_BLC.astype(dtype).reshape(B * L, -1)).reshape(B, L, D)
+    x = constrain(x, "batch", "tokens", "embed")
+    call = lambda block, carry: block(
+      carry, modulation_N8D[:, :6], batch.segments_BL, rotary, text_BMD, text_segments_BM
+    )
+    x = layers.apply_stack(self.blocks, x, call, self.config.remat).reshape(B * L, D)
+    x = layers.modulate(x, modulation_N8D[:, 6], modulation_N8D[:, 7])
+    return self.patch_out(x.astype(jnp.float32)).reshape(B, L, -1)
+
+  def condition(self, t_BL: jax.Array, batch: PackedBatch) -> jax.Array:
+    """Noise level of each token and size of its clip -> (N, D), float32."""
+    B, L = t_BL.shape
+    time = self.time_in(layers.fourier_features(t_BL, TIME_FEATURES, 1.0, 1000.0).reshape(B * L, -1))
+    size_BS4 = jnp.log(jnp.maximum(batch.size_BS4, 1e-3))
+    features = layers.fourier_features(size_BS4, SIZE_FEATURES, 0.2, 20.0)
+    size = self.size_in(features.reshape(-1, 4 * 2 * SIZE_FEATURES)).reshape(B, -1, self.config.width)
+    return jax.nn.silu(time + per_token(size, batch.segments_BL).reshape(B * L, -1))
+
+  def encode_text(
+    self, batch: PackedBatch, caption_kept_BS: jax.Array, dtype: jnp.dtype
+  ) -> tuple[jax.Array, jax.Array]:
+    """Caption vectors (B, M, D) and their segment ids; a dropped caption keeps its start token alone."""
+    ids_BM = batch.text_segments_BM
+    starts_BM = jnp.concatenate([jnp.ones_like(ids_BM[:, :1], bool), ids_BM[:, 1:] != ids_BM[:, :-1]], 1)
+    kept_BM = per_token(caption_kept_BS, ids_BM).astype(bool) | starts_BM
+    segments_BM = jnp.where(kept_BM, ids_BM, 0)
+    return self.text_encoder(batch.text_BM, segments_BM, dtype), segments_BM

@@ -1,0 +1,111 @@
+"""What the transformers are made of: dense layers, norms, rotary positions, feed-forward, stacks of blocks.
+
+Dense layers take 2-D arrays (tokens, width): XLA's CPU backend runs a matrix product at full speed only when one
+dimension is contracted, which a weight gradient over (batch, tokens) would break; elsewhere the reshape is free.
+
+Shape letters: B rows, L tokens, N tokens of all rows (B * L), D width, K heads, H head width.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Block = TypeVar("Block", bound=nnx.Module)
+
+
+class Dense(nnx.Module):
+  """y = x W (+ b). Weights are float32 and are cast to the type of `x`."""
+
+  def __init__(self, width_in: int, width_out: int, rngs: nnx.Rngs, *, bias: bool = False, scale: float = 1.0):
+    """`scale` multiplies the fan-in initialisation; 0 starts the layer at zero."""
+    draw = jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32)
+    self.kernel = nnx.Param(draw * (scale * width_in**-0.5))
+    self.bias = nnx.Param(jnp.zeros((width_out,), jnp.float32)) if bias else None
+
+  def __call__(self, x_ND: jax.Array) -> jax.Array:
+    y = jnp.dot(x_ND, self.kernel[...].astype(x_ND.dtype))
+    return y if self.bias is None else y + self.bias[...].astype(x_ND.dtype)[None]
+
+
+def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+  """x / rms(x) over the last dimension, computed in float32 (Zhang & Sennrich 2019, eq. 4); no gain."""
+  wide = x.astype(jnp.float32)
+  return (wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+  """Adaptive norm (Peebles & Xie 2023, section 3.2): rms_norm(x) * (1 + scale) + shift."""
+  return rms_norm(x) * (1.0 + scale).astype(x.dtype) + shift.astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+  """down(silu(gate x) * up x) (Shazeer 2020, eq. 6); hidden width 8/3 of the model's, in multiples of 32."""
+
+  def __init__(self, width: int, rngs: nnx.Rngs):
+    self.hidden = -(-width * 8 // 3 // 32) * 32
+    self.gate_up = Dense(width, 2 * self.hidden, rngs)
+    self.down = Dense(self.hidden, width, rngs)
+
+  def __call__(self, x_ND: jax.Array) -> jax.Array:
+    return self.down(gated(self.gate_up(x_ND)))
+
+
+@jax.checkpoint
+def gated(gate_up: jax.Array) -> jax.Array:
+  """silu(gate) * up of the two halves; made again in the backward pass, which is cheaper than storing its parts."""
+  gate, up = jnp.split(gate_up, 2, -1)
+  return jax.nn.silu(gate) * up
+
+
+def rotary_angles(positions: jax.Array, head_width: int, wavelengths: tuple[tuple[float, float], ...]) -> jax.Array:
+  """Angles of rotary positions in physical units (Su et al. 2021, section 3.2.2, one band of the head an axis).
+
+  Args:
+    positions: (..., A), one coordinate an axis, in that axis's unit.
+    head_width: even; its H / 2 pairs are shared out over the axes, the first axis taking what is left over.
+    wavelengths: shortest and longest wavelength of each axis, in its unit; frequencies lie evenly in the logarithm.
+
+  Returns:
+    float32 (..., H / 2), radians.
+  """
+  pairs, axes = head_width // 2, len(wavelengths)
+  share = [pairs // axes] * axes
+  share[0] += pairs - sum(share)
+  angles = []
+  for axis, (count, (low, high)) in enumerate(zip(share, wavelengths, strict=True)):
+    frequency = 2 * jnp.pi / jnp.geomspace(low, high, count, dtype=jnp.float32)
+    angles.append(jnp.multiply.outer(positions[..., axis].astype(jnp.float32), frequency))
+  return jnp.concatenate(angles, -1)
+
+
+def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+  """Turns each pair (x[i], x[i + H/2]) of the last dimension by its angle; cosine and sine are (..., H / 2)."""
+  first, second = jnp.split(x, 2, -1)
+  cosine, sine = cosine.astype(x.dtype), sine.astype(x.dtype)
+  return jnp.concatenate([first * cosine - second * sine, first * sine + second * cosine], -1)
+
+
+def fourier_features(x: jax.Array, count: int, low: float, high: float) -> jax.Array:
+  """cos and sin of x times `count` frequencies from `low` to `high`, evenly in the logarithm: (..., 2 count)."""
+  angle = jnp.multiply.outer(x.astype(jnp.float32), jnp.geomspace(low, high, count, dtype=jnp.float32))
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def make_stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+  """`depth` blocks with their parameters stacked along a new first dimension."""
+  return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), depth))
+
+
+def apply_stack(blocks: Block, x: jax.Array, call: Callable[[Block, jax.Array], jax.Array], remat: bool) -> jax.Array:
+  """Runs stacked blocks one after another; `remat` recomputes each block in the backward pass instead of storing it.
+
+  The scan is unrolled on the CPU, where a rolled loop costs as much again as its body; on accelerators it keeps
+  compile time independent of depth.
+  """
+  run = jax.checkpoint(call, prevent_cse=False) if remat else call
+  step = lambda carry, block: (run(block, carry), None)
+  x, _ = jax.lax.scan(step, x, blocks, unroll=jax.default_backend() == "cpu")
+  return x

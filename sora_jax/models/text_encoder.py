@@ -1,0 +1,65 @@
+"""A small text encoder, trained along with the transformer that reads it.
+
+Shape letters: B rows, M text tokens, D width, K heads, H head width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.models import layers
+from sora_jax.models.attention import attention
+from sora_jax.sharding import constrain
+
+# Text positions are token numbers; captions of thousands of tokens still differ at the longest wavelength.
+WAVELENGTHS = ((4.0, 16384.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+  vocabulary: int
+  width: int
+  depth: int
+  heads: int
+  remat: bool = False
+
+
+class TextBlock(nnx.Module):
+  """Pre-norm attention inside a caption, then SwiGLU."""
+
+  def __init__(self, config: TextEncoderConfig, rngs: nnx.Rngs):
+    self.heads = config.heads
+    self.qkv = layers.Dense(config.width, 3 * config.width, rngs)
+    self.attention_out = layers.Dense(config.width, config.width, rngs)
+    self.feed_forward = layers.SwiGLU(config.width, rngs)
+
+  def __call__(self, x_BMD: jax.Array, segments_BM: jax.Array, angles_BMh: jax.Array) -> jax.Array:
+    B, M, D = x_BMD.shape
+    cosine, sine = jnp.cos(angles_BMh)[:, :, None], jnp.sin(angles_BMh)[:, :, None]
+    x = x_BMD.reshape(B * M, D)
+    qkv = self.qkv(layers.rms_norm(x)).reshape(B, M, 3, self.heads, D // self.heads)
+    query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
+    key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
+    mixed = attention(query, key, qkv[:, :, 2], segments_BM, segments_BM)
+    x = x + self.attention_out(mixed.reshape(B * M, D))
+    x = x + self.feed_forward(layers.rms_norm(x))
+    return x.reshape(B, M, D)
+
+
+class TextEncoder(nnx.Module):
+  """Token ids, packed by segment -> one vector a token (B, M, D)."""
+
+  def __init__(self, config: TextEncoderConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocabulary, config.width), jnp.float32))
+    self.blocks = layers.make_stack(lambda r: TextBlock(config, r), config.depth, rngs)
+
+  def __call__(self, text_BM: jax.Array, segments_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    x = constrain(self.embedding[...].astype(dtype)[text_BM], "batch", None, "embed")
+    # Attention is within segments and rotary positions are relative, so row positions serve as caption positions.
+    places_BM1 = jnp.broadcast_to(jnp.arange(text_BM.shape[1])[None, :, None], (*text_BM.shape, 1))
+    angles = layers.rotary_angles(places_BM1, self.config.width // self.config.heads, WAVELENGTHS)
+    call = lambda block, carry: block(carry, segments_BM, angles)
+    return layers.rms_norm(layers.apply_stack(self.blocks, x, call, self.config.remat))

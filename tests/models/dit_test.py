@@ -1,0 +1,219 @@
+"""The transformer: clips of a row are strangers to each other; inside a clip every token matters to every other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text_encoder import TextEncoderConfig
+from sora_jax.packing import RowShape, Segment, pack_row, stack
+
+CHANNELS = 6
+CONFIG = DiTConfig(
+  channels=CHANNELS,
+  width=24,
+  depth=2,
+  heads=2,
+  text=TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2),
+  wavelengths=((0.5, 16.0), (8.0, 256.0), (8.0, 256.0)),
+)
+ROW = RowShape(tokens=18, text=12, segments=3)
+START = 1
+
+
+def make_clip(seed: int, tokens: int, words: list[int]) -> Segment:
+  rng = np.random.default_rng(seed)
+  return Segment(
+    tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
+    positions_N3=(rng.random((tokens, 3)) * [2, 64, 64]).astype(np.float32),
+    clean_N=np.zeros(tokens, bool),
+    text_M=np.array([START, *words], np.int32),
+    size_4=np.array([1 + seed, 32, 48, 8], np.float32),
+    index=seed,
+  )
+
+
+A, B, C = make_clip(0, 5, [7, 9, 11]), make_clip(1, 7, [20, 21]), make_clip(2, 4, [9])
+
+
+class Model:
+  """A transformer whose every parameter is drawn (a fresh one predicts zeros), compiled once for one row."""
+
+  def __init__(self, config: DiTConfig):
+    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(config, nnx.Rngs(params=0))))
+    rng = np.random.default_rng(0)
+    size = lambda leaf: leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * size(leaf), jnp.float32)
+    self.params = jax.tree.map(draw, nnx.to_pure_dict(state))
+    call = lambda params, x, t, batch, kept: nnx.merge(graph, params)(x, t, batch, kept)
+    self._forward = jax.jit(call)
+
+    def pull(params, x, t, batch, kept, cotangent):
+      return jax.vjp(lambda params, x: call(params, x, t, batch, kept), params, x)[1](cotangent)
+
+    self._pull = jax.jit(pull)
+
+  def inputs(self, clips, t=0.7, kept=None):
+    batch = stack([pack_row(clips, ROW, CHANNELS)])
+    t_BL = np.where(batch.segments_BL > 0, t, 0.0).astype(np.float32)
+    kept_BS = np.ones((1, ROW.segments), bool) if kept is None else np.array([kept])
+    return batch.tokens_BLC, t_BL, batch, kept_BS
+
+  def outputs(self, clips, **how) -> list[np.ndarray]:
+    """What is predicted for each clip."""
+    return split(clips, self._forward(self.params, *self.inputs(clips, **how)))
+
+  def gradients(self, clips, cotangents, **how):
+    """Gradients of sum(output * cotangent): of the parameters, and of each clip's tokens."""
+    cotangent = np.zeros((1, ROW.tokens, CHANNELS), np.float32)
+    cotangent[0, : sum(map(len, cotangents))] = np.concatenate(cotangents)
+    params, tokens = self._pull(self.params, *self.inputs(clips, **how), cotangent)
+    return params, split(clips, tokens)
+
+
+def split(clips, array_BLC) -> list[np.ndarray]:
+  ends = np.cumsum([len(clip.tokens_NC) for clip in clips])
+  return np.split(np.asarray(array_BLC)[0, : ends[-1]], ends[:-1])
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+  return Model(CONFIG)
+
+
+def cotangents(*clips) -> list[np.ndarray]:
+  return [np.cos(np.arange(clip.tokens_NC.size, dtype=np.float32)).reshape(-1, CHANNELS) for clip in clips]
+
+
+def assert_trees_close(found, wanted):
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+def assert_trees_equal(found, wanted):
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_a_fresh_model_predicts_zeros():
+  fresh = nnx.eval_shape(lambda: DiT(CONFIG, nnx.Rngs(params=0)))
+  draw = jax.jit(lambda: DiT(CONFIG, nnx.Rngs(params=0)).patch_out.kernel[...])
+  assert fresh.patch_out.kernel.shape == (CONFIG.width, CHANNELS)
+  assert not draw().any()
+
+
+def test_packed_clips_equal_each_alone(model):
+  for clip, packed in zip((A, B, C), model.outputs([A, B, C]), strict=True):
+    np.testing.assert_allclose(packed, model.outputs([clip])[0], atol=1e-5)
+
+
+def test_gradients_of_packed_clips_are_the_sums_of_those_alone(model):
+  params, tokens = model.gradients([A, B, C], cotangents(A, B, C))
+  alone = [model.gradients([clip], cotangents(clip)) for clip in (A, B, C)]
+  assert_trees_close(params, jax.tree.map(lambda *leaves: sum(leaves), *(each for each, _ in alone)))
+  assert_trees_close(tokens, [each[0] for _, each in alone])
+
+
+def test_the_order_of_clips_in_a_row_does_not_matter(model):
+  a, b, c = model.outputs([A, B, C])
+  for found, wanted in zip(model.outputs([C, A, B]), (c, a, b), strict=True):
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+MOVED_B = B._replace(
+  tokens_NC=B.tokens_NC + 1e3,
+  positions_N3=B.positions_N3 + 1e3,
+  text_M=np.array([2, 30, 31], np.int32),
+  size_4=B.size_4 * 100,
+)
+
+
+def test_a_neighbour_changes_nothing_not_by_one_bit(model):
+  before, after = model.outputs([A, B]), model.outputs([A, MOVED_B])
+  np.testing.assert_array_equal(before[0], after[0])
+  assert np.abs(before[1] - after[1]).max() > 1e-2
+
+
+def test_gradients_of_a_clip_ignore_its_neighbour_not_by_one_bit(model):
+  mine = [cotangents(A)[0], np.zeros_like(B.tokens_NC)]
+  (params, tokens), (params_moved, tokens_moved) = (model.gradients([A, b], mine) for b in (B, MOVED_B))
+  assert_trees_equal(params, params_moved)
+  np.testing.assert_array_equal(tokens[0], tokens_moved[0])
+  np.testing.assert_array_equal(tokens[1], 0.0)
+
+
+def test_only_words_of_a_clip_get_its_gradient(model):
+  params, _ = model.gradients([A, B], [cotangents(A)[0], np.zeros_like(B.tokens_NC)])
+  moved = np.flatnonzero(np.abs(params["text_encoder"]["embedding"]).max(-1))
+  assert set(moved) == set(A.text_M.tolist())
+
+
+def test_every_token_depends_on_every_other_of_its_clip_and_on_none_beside(model):
+  for token in range(len(A.tokens_NC)):
+    cotangent = np.zeros_like(A.tokens_NC)
+    cotangent[token] = 1.0
+    _, (mine, other) = model.gradients([A, B], [cotangent, np.zeros_like(B.tokens_NC)])
+    assert (np.abs(mine).max(-1) > 1e-7).all(), token
+    assert not other.any()
+
+
+def test_padding_gets_no_gradient_and_gives_none(model):
+  everywhere = [*cotangents(A), np.ones((ROW.tokens - len(A.tokens_NC), CHANNELS), np.float32)]
+  _, (at_all,) = model.gradients([A], everywhere)
+  _, (at_mine,) = model.gradients([A], cotangents(A))
+  np.testing.assert_array_equal(at_all, at_mine)
+
+
+def test_the_caption_matters(model):
+  before, after = (model.outputs([clip])[0] for clip in (A, A._replace(text_M=np.array([START, 7, 9, 12], np.int32))))
+  assert (np.abs(before - after).max(-1) > 1e-4).all()
+
+
+def test_a_dropped_caption_is_the_empty_caption(model):
+  dropped = model.outputs([A, B], kept=[False, True, True])
+  empty = model.outputs([A._replace(text_M=np.array([START], np.int32)), B])
+  np.testing.assert_allclose(dropped[0], empty[0], atol=1e-5)
+  np.testing.assert_array_equal(dropped[1], model.outputs([A, B])[1])
+  assert np.abs(dropped[0] - model.outputs([A, B])[0]).max() > 1e-3
+
+
+def test_the_noise_level_of_one_token_moves_its_clip_and_no_other(model):
+  t = np.full((1, ROW.tokens), 0.7, np.float32)
+  moved = t.copy()
+  moved[0, 2] = 0.1
+  before, after = model.outputs([A, B], t=t), model.outputs([A, B], t=moved)
+  change = np.abs(before[0] - after[0]).max(-1)
+  assert (change > 1e-5).all() and change.argmax() == 2
+  np.testing.assert_array_equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("which", range(4), ids=["seconds", "height", "width", "fps"])
+def test_the_size_conditions_the_output(model, which):
+  size = A.size_4.copy()
+  size[which] *= 2
+  before, after = model.outputs([A, B]), model.outputs([A._replace(size_4=size), B])
+  assert (np.abs(before[0] - after[0]).max(-1) > 1e-4).all()
+  np.testing.assert_array_equal(before[1], after[1])
+
+
+def test_only_relative_positions_matter(model):
+  shifted = A._replace(positions_N3=A.positions_N3 + np.array([[1.5, 40, 24]], np.float32))
+  np.testing.assert_allclose(model.outputs([shifted])[0], model.outputs([A])[0], atol=1e-4)
+  swapped = A._replace(positions_N3=A.positions_N3[::-1].copy())
+  assert np.abs(model.outputs([swapped])[0] - model.outputs([A])[0]).max() > 1e-3
+
+
+def test_bfloat16_blocks_are_near_float32_and_return_float32(model):
+  half = Model(dataclasses.replace(CONFIG, dtype="bfloat16")).outputs([A, B])
+  for found, wanted in zip(half, model.outputs([A, B]), strict=True):
+    assert found.dtype == np.float32
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_levels_of_another_shape_than_the_tokens_are_refused(model):
+  x, t, batch, kept = model.inputs([A])
+  with pytest.raises(AssertionError):
+    model._forward(model.params, x, t[:, 1:], batch, kept)

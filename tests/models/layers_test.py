@@ -1,0 +1,165 @@
+"""Layers against their formulas; rotary positions are relative; stacks equal loops, with and without recomputation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sora_jax.models import layers
+
+WAVELENGTHS = ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0))
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def dense(kernel: jax.Array, bias: jax.Array | None = None) -> layers.Dense:
+  layer = layers.Dense(*kernel.shape, nnx.Rngs(params=0), bias=bias is not None)
+  layer.kernel[...] = kernel
+  if bias is not None:
+    layer.bias[...] = bias
+  return layer
+
+
+def test_dense_is_a_product_and_a_bias():
+  kernel, bias, x = normal(0, 4, 3), normal(1, 3), normal(2, 5, 4)
+  np.testing.assert_allclose(
+    dense(kernel, bias)(x), np.asarray(x) @ np.asarray(kernel) + np.asarray(bias), rtol=1e-5, atol=1e-6
+  )
+  half = dense(kernel, bias)(x.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_dense_keeps_the_size_of_its_input_times_scale(scale):
+  layer = layers.Dense(64, 64, nnx.Rngs(params=0), scale=scale)
+  assert float(jnp.std(layer(normal(0, 64, 64)))) == pytest.approx(scale, rel=0.1)
+
+
+def test_rms_norm_is_its_formula():
+  x = np.asarray(normal(0, 4, 6) * 7)
+  expected = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(layers.rms_norm(jnp.asarray(x)), expected, rtol=1e-6)
+
+
+def test_rms_norm_of_low_precision_is_computed_in_float32():
+  x = normal(0, 4, 6).astype(jnp.bfloat16) * 100
+  out = layers.rms_norm(x)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out, layers.rms_norm(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_rms_norm_of_zeros_has_a_finite_gradient():
+  assert jnp.isfinite(jax.grad(lambda x: layers.rms_norm(x).sum())(jnp.zeros((2, 4)))).all()
+
+
+def test_modulate_scales_and_shifts_the_norm():
+  x, scale, shift = normal(0, 3, 4), normal(1, 3, 4), normal(2, 3, 4)
+  np.testing.assert_allclose(layers.modulate(x, scale, shift), layers.rms_norm(x) * (1 + scale) + shift, rtol=1e-6)
+  np.testing.assert_array_equal(layers.modulate(x, 0 * scale, 0 * shift), layers.rms_norm(x))
+
+
+def test_swiglu_is_its_formula():
+  layer = layers.SwiGLU(24, nnx.Rngs(params=0))
+  x = np.asarray(normal(1, 5, 24))
+  assert layer.hidden == 64
+  gate, up = np.split(x @ np.asarray(layer.gate_up.kernel[...]), 2, -1)
+  expected = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(layer.down.kernel[...])
+  np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+@jax.jit
+def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
+  angles = layers.rotary_angles(positions, x.shape[-1], WAVELENGTHS)
+  return layers.rotate(x, jnp.cos(angles), jnp.sin(angles))
+
+
+def test_rotation_keeps_the_norm():
+  x = normal(0, 9, 14)
+  turned = rotated(x, normal(1, 9, 3) * 10)
+  np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+  assert not np.allclose(turned, x, atol=0.1)
+
+
+def test_scores_depend_on_differences_of_position_only():
+  query, key, at, offset = normal(0, 9, 14), normal(1, 9, 14), normal(2, 9, 3), normal(3, 1, 3) * 4
+  score = lambda a, b: np.asarray(rotated(query, a) @ rotated(key, b).T)
+  np.testing.assert_allclose(score(at + offset, at + offset), score(at, at), atol=2e-4)  # float32 angles
+  assert not np.allclose(score(at + offset, at), score(at, at), atol=0.1)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_every_axis_of_position_turns_the_head(axis):
+  x = normal(0, 1, 14)
+  moved = rotated(x, jnp.zeros((1, 3)).at[:, axis].set(0.2))
+  assert float(jnp.abs(moved - rotated(x, jnp.zeros((1, 3)))).max()) > 1e-3
+
+
+def test_the_shortest_and_longest_wavelengths_are_those_asked_for():
+  angles = layers.rotary_angles(jnp.array([[0.5, 8.0, 8.0], [16.0, 256.0, 256.0]]), 14, WAVELENGTHS)
+  share = [slice(0, 3), slice(3, 5), slice(5, 7)]  # seven pairs: the first axis has the one left over
+  assert angles.shape == (2, 7)
+  for band in share:
+    np.testing.assert_allclose(angles[0, band][0], 2 * np.pi, rtol=1e-5)
+    np.testing.assert_allclose(angles[1, band][-1], 2 * np.pi, rtol=1e-5)
+
+
+def test_fourier_features_are_cosines_and_sines_of_the_asked_range():
+  x = normal(0, 2, 3)
+  features = layers.fourier_features(x, 4, 1.0, 1000.0)
+  assert features.shape == (2, 3, 8)
+  angle = np.asarray(x)[..., None] * np.array([1.0, 10.0, 100.0, 1000.0])
+  np.testing.assert_allclose(features, np.concatenate([np.cos(angle), np.sin(angle)], -1), atol=1e-3)
+  np.testing.assert_allclose(features[..., :4] ** 2 + features[..., 4:] ** 2, 1.0, rtol=1e-5)
+
+
+DEPTH = 3
+
+
+@pytest.fixture(scope="module")
+def stack() -> layers.SwiGLU:
+  return layers.make_stack(lambda rngs: layers.SwiGLU(8, rngs), DEPTH, nnx.Rngs(params=0))
+
+
+def residual(block: layers.SwiGLU, x: jax.Array) -> jax.Array:
+  return x + block(layers.rms_norm(x))
+
+
+def through(stack: layers.SwiGLU, how: str):
+  """(output, parameter gradient) of a stack run by a scan, with or without remat, or by a loop."""
+  graph, params = nnx.split(stack)
+  x = normal(1, 5, 8)
+
+  def total(params):
+    blocks = nnx.merge(graph, params)
+    if how == "loop":
+      out = x
+      for number in range(DEPTH):
+        block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[number], params))  # noqa: B023
+        out = residual(block, out)
+    else:
+      out = layers.apply_stack(blocks, x, residual, remat=how == "remat")
+    return jnp.sum(out**2), out
+
+  (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+  return out, nnx.to_pure_dict(gradient)
+
+
+@pytest.fixture(scope="module")
+def scanned(stack):
+  return through(stack, "scan")
+
+
+@pytest.mark.parametrize("how", ["loop", "remat"])
+def test_a_stack_equals(stack, scanned, how):
+  out, gradient = through(stack, how)
+  np.testing.assert_allclose(out, scanned[0], rtol=1e-5, atol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, scanned[1])
+
+
+def test_stacked_blocks_start_different(stack):
+  kernel = stack.gate_up.kernel[...]
+  assert kernel.shape[0] == DEPTH
+  assert all(not np.allclose(kernel[0], kernel[number]) for number in range(1, DEPTH))
