@@ -1,0 +1,123 @@
+"""The diffusion transformer, and before it its autoencoder: every setting of a run, with its unit.
+
+  sora train --config configs/dit.py:variant=S --config.data.source=DIR --workdir W      one GPU, own clips
+  sora train --config configs/dit.py:variant=XL --workdir gs://BUCKET/RUN                a pod
+  sora train --config configs/dit.py:variant=S,runlocal=1 --workdir W                   a laptop, to see it run
+
+Widths and depths are those of DiT-S to DiT-XL with patch 2 (Peebles & Xie 2023, table 1); 8B is a pod size of our own.
+`configs/demo.py` and `configs/autoencoder.py` change some of these values; no setting exists anywhere else.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+# variant: width, depth, heads
+VARIANTS = {
+  "S": (384, 12, 6),
+  "B": (768, 12, 12),
+  "L": (1024, 24, 16),
+  "XL": (1152, 28, 16),
+  "8B": (4096, 32, 32),
+}
+
+
+def parse_arg(arg: str) -> dict[str, str]:
+  """ "variant=S,runlocal=1" -> a dict; an unknown key or variant is an error that names the known ones."""
+  given = dict(part.partition("=")[::2] for part in arg.split(",") if part)
+  unknown = set(given) - {"variant", "runlocal"}
+  if unknown:
+    raise ValueError(f"config argument {sorted(unknown)[0]!r} is unknown: it is variant=... or runlocal=1")
+  if given.get("variant", "S") not in VARIANTS:
+    raise ValueError(f"variant {given['variant']!r} is unknown: it is one of {', '.join(VARIANTS)}")
+  return given
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  given = parse_arg(arg)
+  config = ml_collections.ConfigDict()
+  config.task = "dit"  # what `sora train` trains: "dit" (and its autoencoder if it has none) or "autoencoder"
+  config.seed = 0
+
+  config.data = data = ml_collections.ConfigDict()
+  data.source = "worlds:shapes"  # worlds:NAME, or a folder with captions.jsonl
+  data.clips = 6144  # of a world
+  data.sizes = ("256x256", "320x192", "192x320")  # of a world, WIDTHxHEIGHT pixels
+  data.frames = (1, 17, 33)  # of a world
+  data.fps = 8.0  # frames per second at which clips are sampled; 0 keeps a file's own rate
+  data.max_frames = 33  # longer files are cut
+  data.max_tokens = 0  # budget of a clip; larger files are shrunk with their aspect ratio kept; 0 = native size
+  data.long_captions = 0.5  # share of clips that train with their long caption
+
+  config.autoencoder = autoencoder = ml_collections.ConfigDict()
+  autoencoder.checkpoint = config_dict.placeholder(str)  # workdir of a trained one; unset: train it first
+  autoencoder.channels = 16  # values of a latent position
+  # (shrink of time, rows, columns), width, depth of each level; 4x8x8 in all
+  autoencoder.stages = (((1, 2, 2), 96, 2), ((2, 2, 2), 192, 3), ((2, 2, 2), 384, 4))
+  autoencoder.crop = (17, 128, 128)  # frames, rows and columns that it trains on
+  autoencoder.batch = 16  # crops a step
+  autoencoder.steps = 100_000
+  autoencoder.learning_rate = 5e-3
+  autoencoder.kl_weight = 1e-6
+
+  config.model = model = ml_collections.ConfigDict()
+  model.width, model.depth, model.heads = VARIANTS[given.get("variant", "S")]
+  model.patch = (1, 2, 2)  # latents of a token along time, rows, columns
+  model.text_width = 384
+  model.text_depth = 4
+  model.text_heads = 6
+  model.vocabulary = 8192  # most pieces of the tokenizer
+  model.seconds = (0.5, 240.0)  # shortest and longest rotary wavelength along time
+  model.pixels = (32.0, 8192.0)  # and along rows and columns
+  model.dtype = "bfloat16"
+  model.remat = True
+
+  config.diffusion = diffusion = ml_collections.ConfigDict()
+  diffusion.prediction = "x"  # "x" (clean patches) or "v"; the loss is on velocity either way
+  diffusion.weighting = "clip"  # mean over clips of each clip's mean, or "token"
+  diffusion.time_logit = (0.8, 0.8)  # mean and deviation of the logit of the noise level (0 clean, 1 noise)
+  diffusion.base_tokens = 1024  # clips with more tokens get more noise
+  diffusion.caption_drop = 0.1  # share of clips
+  diffusion.condition_share = 0.2  # share of clips that train with some frames given
+
+  config.train = train = ml_collections.ConfigDict()
+  train.steps = 400_000
+  train.rows = 32  # rows a step, over all devices
+  train.row_tokens = 8192
+  train.row_text = 1024  # caption tokens a row
+  train.row_segments = 32  # most clips a row
+  train.learning_rate = 2e-3  # Muon, block matrices
+  train.adam_learning_rate = 3e-4  # AdamW, everything else
+  train.warmup = 1000  # steps
+  train.decay_share = 0.2  # last share of the steps, in which the rates fall to zero
+  train.weight_decay = 0.0
+  train.clip_norm = 1.0
+  train.ema_decay = 0.9999
+  train.checkpoint_every = 1000  # steps
+  train.keep = 3  # checkpoints
+  train.log_every = 50
+  train.preview_every = 5000  # samples drawn into the log; 0 = never
+
+  config.sample = sample = ml_collections.ConfigDict()
+  sample.steps = 50
+  sample.method = "euler"  # or "heun"
+  sample.guidance = 4.0
+  sample.interval = (0.1, 0.95)  # noise levels at which guidance acts
+
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.data, mesh.fsdp, mesh.context, mesh.tensor = 1, -1, 1, 1  # devices along each axis; -1 = the rest
+
+  if given.get("runlocal"):
+    shrink_to_laptop(config)
+  return config
+
+
+def shrink_to_laptop(config: ml_collections.ConfigDict) -> None:
+  """The same program at a size that runs anywhere."""
+  config.data.update(clips=64, sizes=("32x32", "40x24"), frames=(1, 5), max_frames=5, max_tokens=64)
+  config.autoencoder.update(channels=8, stages=(((2, 4, 4), 32, 2),), crop=(5, 24, 24), batch=8, steps=20)
+  config.model.update(width=64, depth=2, heads=2, text_width=32, text_depth=1, text_heads=1, vocabulary=512)
+  config.model.update(pixels=(16.0, 1024.0), dtype="float32", remat=False)
+  config.diffusion.base_tokens = 64
+  config.train.update(steps=20, rows=4, row_tokens=128, row_text=256, row_segments=8, warmup=5)
+  config.train.update(checkpoint_every=10, log_every=5, preview_every=0)
+  config.sample.steps = 5

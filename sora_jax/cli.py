@@ -1,0 +1,217 @@
+"""The `sora` command: one thin function a subcommand. Imported by nobody.
+
+Progress and warnings go to stderr. With --json the last line on stdout is one JSON object. An error is one line on
+stderr that says what is wrong and what to do, and a non-zero exit status.
+"""
+
+import contextlib
+import difflib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sora_jax import host
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file("config", None, "train: a config file, say configs/demo.py", lock_config=True)
+flags.DEFINE_string("workdir", None, "train: the folder of the run; the same command takes it up again")
+flags.DEFINE_string("checkpoint", None, "sample, animate: the workdir of a trained transformer")
+flags.DEFINE_multi_string("prompt", None, "sample, animate: what the clip shows; repeat it for more clips")
+flags.DEFINE_string("size", None, "sample: WIDTHxHEIGHT in pixels")
+flags.DEFINE_integer("frames", None, "sample, animate: frames; 1 is an image")
+flags.DEFINE_float("fps", None, "sample, animate: frames per second")
+flags.DEFINE_integer("seed", 0, "sample, animate: the same seed makes the same clip")
+flags.DEFINE_string("out", None, "sample, animate, demo: the file (mp4, gif, webp, png), or the demo's folder")
+flags.DEFINE_string("image", None, "animate: the first frame")
+flags.DEFINE_string("from", None, "sample: the .json beside a clip; makes that clip again")
+flags.DEFINE_integer("sample_steps", None, "sample, animate: steps of the sampler")
+flags.DEFINE_enum("method", None, ["euler", "heun"], "sample, animate: the sampler")
+flags.DEFINE_float("guidance", None, "sample, animate: how strongly the prompt steers; 1 is not at all")
+flags.DEFINE_integer("step", None, "sample, checkpoint: which step; the newest by default")
+flags.DEFINE_bool("json", False, "print one JSON object as the last line")
+
+USAGE = """usage: sora COMMAND [flags]
+
+  demo        [--out DIR]                               worlds -> autoencoder -> transformer -> clips -> one page
+  train       --config FILE --workdir DIR               train, or take a run up again; --config.KEY=VALUE sets a value
+  sample      --checkpoint DIR --prompt P --size WxH --frames N --fps F --seed S --out X.mp4
+  sample      --from X.json [--out Y.mp4]               the same clip again
+  animate     --checkpoint DIR --image I --prompt P --frames N --fps F --out X.mp4
+  checkpoint  list|digest DIR [--step N]                what a run has saved
+  doctor                                                versions and devices
+
+every command takes --json"""
+
+
+class UsageError(ValueError):
+  """The command line is incomplete; the message says what is missing."""
+
+
+def main() -> None:
+  """The console entry point."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  logging.set_verbosity(logging.ERROR)
+  host.keep_freed_memory()
+  if len(sys.argv) < 2 or sys.argv[1] in ("help", "-h", "--help"):
+    print(USAGE)
+    sys.exit(0 if len(sys.argv) > 1 else 2)
+  # The config's own overrides (--config.a.b=v) are read by absl when it parses the flags.
+  with _one_line_errors():
+    app.run(_run, flags_parser=lambda argv: FLAGS(argv))
+
+
+def _run(argv: list[str]) -> None:
+  if argv[1] not in COMMANDS:
+    nearest = difflib.get_close_matches(argv[1], COMMANDS, n=1, cutoff=0.0)[0]
+    raise UsageError(f"unknown command {argv[1]!r}: did you mean {nearest!r}? `sora help` lists them")
+  with _one_line_errors():
+    result = COMMANDS[argv[1]](argv[2:])
+  if FLAGS.json:
+    print(json.dumps(result))
+  else:
+    print("\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+@contextlib.contextmanager
+def _one_line_errors():
+  """Turns the errors that a user can cause into one line and exit status 1 (2 for a wrong command line)."""
+  try:
+    yield
+  except (flags.Error, UsageError) as error:
+    _fail(error, 2)
+  except (AttributeError, KeyError, TypeError) as error:
+    # A locked config says so when a key is unknown; any other error of these kinds is a bug and keeps its traceback.
+    if "Did you mean" not in str(error) and "config" not in str(error).lower():
+      raise
+    _fail(error, 2)
+  except (ValueError, OSError, RuntimeError) as error:
+    if os.environ.get("SORA_TRACEBACK"):
+      raise
+    _fail(error, 1)
+
+
+def _fail(error: BaseException, status: int) -> None:
+  message = " ".join(str(error).strip("'\"").split())
+  print(f"sora: {message or type(error).__name__}", file=sys.stderr)
+  sys.exit(status)
+
+
+def _need(command: str, **given: Any) -> None:
+  missing = [f"--{name}" for name, value in given.items() if value is None]
+  if missing:
+    raise UsageError(f"sora {command} needs {' and '.join(missing)}")
+
+
+def train(_: list[str]) -> dict:
+  from sora_jax.train import run
+
+  _need("train", config=FLAGS.config, workdir=FLAGS.workdir)
+  summary = run.train(FLAGS.config, FLAGS.workdir)
+  fields = ("step", "loss", "steps_run", "resumed_from", "seconds", "useful_tokens", "tokens_per_second")
+  return {name: getattr(summary, name) for name in fields}
+
+
+def sample(_: list[str]) -> dict:
+  from sora_jax import outputs
+
+  origin = FLAGS["from"].value
+  if origin is not None:
+    return outputs.again(origin, FLAGS.out)
+  _need(
+    "sample",
+    checkpoint=FLAGS.checkpoint,
+    prompt=FLAGS.prompt,
+    size=FLAGS.size,
+    frames=FLAGS.frames,
+    out=FLAGS.out,
+  )
+  return _make(FLAGS.size, None)
+
+
+def animate(_: list[str]) -> dict:
+  _need("animate", checkpoint=FLAGS.checkpoint, image=FLAGS.image, frames=FLAGS.frames, out=FLAGS.out)
+  return _make(FLAGS.size, FLAGS.image)
+
+
+def _make(size: str | None, image: str | None) -> dict:
+  """Samples every prompt, packed together, and writes the clips with their sidecars."""
+  from sora_jax import outputs
+
+  order = outputs.Order(
+    checkpoint=FLAGS.checkpoint,
+    prompts=tuple(FLAGS.prompt or [""]),
+    size=size,
+    frames=FLAGS.frames,
+    fps=FLAGS.fps,
+    seed=FLAGS.seed,
+    out=FLAGS.out,
+    image=image,
+    step=FLAGS.step,
+    overrides={"steps": FLAGS.sample_steps, "method": FLAGS.method, "guidance": FLAGS.guidance},
+  )
+  return outputs.make(order)
+
+
+def checkpoint(words: list[str]) -> dict:
+  from sora_jax import checkpoint as checkpoints
+
+  if len(words) != 2 or words[0] not in ("list", "digest"):
+    raise UsageError("usage: sora checkpoint list|digest DIR [--step N]")
+  if words[0] == "digest":
+    return checkpoints.digest(words[1], FLAGS.step)
+  with checkpoints.reader(words[1]) as steps:
+    return {"steps": sorted(steps.all_steps())}
+
+
+def doctor(_: list[str]) -> dict:
+  import importlib.metadata
+
+  import av
+  import jax
+
+  names = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "sentencepiece",
+    "ml-collections",
+    "numpy",
+    "av",
+  )
+  return {
+    "python": sys.version.split()[0],
+    "versions": {name: importlib.metadata.version(name) for name in names},
+    "ffmpeg": {name: ".".join(map(str, version)) for name, version in av.library_versions.items()},
+    "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+    "processes": jax.process_count(),
+  }
+
+
+def demo(_: list[str]) -> dict:
+  from sora_jax import demo as demonstration
+
+  return demonstration.run(pathlib.Path(FLAGS.out or "out/demo"))
+
+
+COMMANDS: dict[str, Callable[[list[str]], dict]] = {
+  "demo": demo,
+  "train": train,
+  "sample": sample,
+  "animate": animate,
+  "checkpoint": checkpoint,
+  "doctor": doctor,
+}
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,68 @@
+"""A trained autoencoder, ready for use: clips of any size and duration in and out of latents, in bounded memory."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sora_jax import checkpoint
+from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage, pad_clip
+from sora_jax.patches import Grid
+
+CHUNK = 8  # latent frames coded at a time
+
+
+def autoencoder_config(section: Any) -> AutoencoderConfig:
+  """The `autoencoder` section of a config -> the model's config."""
+  stages = tuple(Stage(tuple(shrink), width, depth) for shrink, width, depth in section.stages)
+  return AutoencoderConfig(channels=section.channels, stages=stages)
+
+
+def abstract_params(make: Any) -> Any:
+  """Shapes and types of a module's parameters, without making them; `make(rngs)` builds the module."""
+  return nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))[1])
+
+
+class Codec:
+  """Encodes and decodes whole clips in chunks of latent frames; equal to the whole at once to float32 rounding."""
+
+  def __init__(self, config: AutoencoderConfig, params: Any):
+    self.config = config
+    self.params = params
+    graph = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, nnx.Rngs(params=0))))[0]
+    self._encode = jax.jit(lambda params, frames, past: nnx.merge(graph, params).encode(frames, past))
+    self._decode = jax.jit(lambda params, latent, past: nnx.merge(graph, params).decode(latent, past))
+
+  @classmethod
+  def load(cls, folder: str | pathlib.Path, section: Any) -> "Codec":
+    """The EMA weights of the autoencoder trained in `folder`, whose config section is `section`."""
+    config = autoencoder_config(section)
+    like = abstract_params(lambda rngs: Autoencoder(config, rngs))
+    return cls(config, checkpoint.load_params(folder, like)[0])
+
+  def encode(self, frames_BTHWC: np.ndarray) -> np.ndarray:
+    """Clips of one size (B, T, H, W, 3) in [-1, 1] -> normalised latents (B, t, h, w, C), float32."""
+    frames = np.asarray(pad_clip(np.asarray(frames_BTHWC, np.float32), self.config.compression))
+    step = CHUNK * self.config.compression[0]
+    starts = [0, *range(1 + step, frames.shape[1], step)]
+    parts, past = [], None
+    for start, end in zip(starts, [*starts[1:], frames.shape[1]], strict=True):
+      latent, past = self._encode(self.params, frames[:, start:end], past)
+      parts.append(np.asarray(latent))
+    return np.concatenate(parts, 1)
+
+  def decode(self, latent_BthwC: np.ndarray, shape_THW: tuple[int, int, int]) -> np.ndarray:
+    """The inverse: latents -> clips (B, T, H, W, 3), float32 in [-1, 1], cropped to `shape_THW`."""
+    T, H, W = shape_THW
+    starts = [0, *range(1 + CHUNK, latent_BthwC.shape[1], CHUNK)]
+    parts, past = [], None
+    for start, end in zip(starts, [*starts[1:], latent_BthwC.shape[1]], strict=True):
+      frames, past = self._decode(self.params, np.asarray(latent_BthwC[:, start:end], np.float32), past)
+      parts.append(np.asarray(frames))
+    return np.clip(np.concatenate(parts, 1)[:, :T, :H, :W], -1.0, 1.0)
+
+  def grid(self, patch: tuple[int, int, int]) -> Grid:
+    """How this autoencoder and a patch turn pixels into tokens."""
+    return Grid(self.config.compression, tuple(patch))

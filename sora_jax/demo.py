@@ -1,0 +1,219 @@
+"""`sora demo`: worlds -> autoencoder -> transformer -> clips -> exam -> one page that opens from disk.
+
+Every figure on the page and in the JSON is measured here, on clips whose attribute combinations training never saw.
+"""
+
+import dataclasses
+import os
+import pathlib
+import platform
+import resource
+import runpy
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sora_jax import __version__
+from sora_jax.clips import Clip
+from sora_jax.codec import Codec, autoencoder_config
+from sora_jax.data import video_io
+from sora_jax.data.sources import WorldSource, parse_size
+from sora_jax.evaluation import fidelity, simulation
+from sora_jax.generate import Generator, Request, Sampling, sheet
+from sora_jax.report import demo_page
+from sora_jax.train import run as training
+from sora_jax.train.metrics import read_metrics
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
+EXAM_SEED = 1000  # of held-out states; training states are drawn from the config's own seed
+SHOWN = 12  # clips of the exam that the page shows
+ATTRIBUTES = ("colour", "shape", "direction")  # the ones that the JSON reports
+
+
+def run(out: pathlib.Path) -> dict:
+  """Trains, samples, examines and writes the page; a stopped demo goes on where it was.
+
+  Returns:
+    The JSON of `sora demo --json`.
+  """
+  started = time.monotonic()
+  if not CONFIG.is_file():
+    raise ValueError(f"{CONFIG} is missing: run the demo from a checkout (pip install -e .)")
+  config = runpy.run_path(str(CONFIG))["get_config"]()
+  summary = training.train(config, out / "run")
+  generator = Generator.load(out / "run")
+  sampling = Sampling.of(generator.config)
+  say("sampling clips of held-out combinations")
+  held_out = exam_source(config)
+  exam = simulation.examine(generator, held_out, sampling, EXAM_SEED)
+  ours, linear = reconstruction(config, generator.codec)
+  sections = make_sections(generator, held_out, exam, sampling)
+  write_clips(out / "clips", sections)
+  page = out / "index.html"
+  scores = {score.attribute: score for score in exam.scores}
+  result = {
+    "seconds": round(time.monotonic() - started, 1),
+    "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    "psnr_db": round(ours, 2),
+    "psnr_linear_db": round(linear, 2),
+    "alignment": {name: round(scores[name].mean, 4) for name in ATTRIBUTES},
+    "ceiling": {name: round(scores[name].ceiling, 4) for name in ATTRIBUTES},
+    "through_autoencoder": {name: round(scores[name].autoencoder, 4) for name in ATTRIBUTES},
+    "chance": {name: round(scores[name].chance, 4) for name in ATTRIBUTES},
+    "useful_tokens": round(summary.useful_tokens, 4),
+    "tokens_per_second": round(summary.tokens_per_second, 1),
+    "page": str(page.absolute()),
+  }
+  write_report(page, config, result, exam, sections, out / "run")
+  say(f"open {page.absolute()}")
+  return result
+
+
+def say(text: str) -> None:
+  print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def exam_source(config: Any) -> WorldSource:
+  """Held-out combinations at the training sizes and durations, images left out: 288 clips."""
+  sizes = [parse_size(size) for size in config.data.sizes]
+  frames = [count for count in config.data.frames if count > 1]
+  return WorldSource("shapes", 288, sizes, frames, config.data.fps, EXAM_SEED, held_out=True)
+
+
+def reconstruction(config: Any, codec: Codec) -> tuple[float, float]:
+  """PSNR in dB on held-out clips: the autoencoder, and the best linear code of the same blocks and the same size."""
+  sizes = [parse_size(size) for size in config.data.sizes]
+  longest = (max(config.data.frames),)
+  held_out = WorldSource("shapes", 96, sizes, longest, config.data.fps, EXAM_SEED + 1, held_out=True)
+  training_clips = WorldSource("shapes", 600, sizes, longest, config.data.fps, config.seed)
+  wanted = [held_out[i].frames_THWC for i in range(len(held_out))]
+  section = autoencoder_config(config.autoencoder)
+  linear = fidelity.LinearCode(
+    [training_clips[i].frames_THWC for i in range(len(training_clips))], section.compression, section.channels
+  )
+  return (
+    fidelity.psnr(simulation.through(codec, wanted), wanted),
+    fidelity.psnr([linear(clip) for clip in wanted], wanted),
+  )
+
+
+def make_sections(
+  generator: Generator, source: WorldSource, exam: simulation.Exam, sampling: Sampling
+) -> list[demo_page.Section]:
+  """What the page shows: exam clips at three aspect ratios, images, and an image brought to life."""
+  order = np.argsort([len(clip.frames_THWC) for clip in exam.clips], kind="stable")[::-1][:SHOWN]
+  videos = [demo_page.Shown(exam.clips[i].caption, exam.clips[i], exam.marks[i]) for i in order]
+  images = still_images(generator, sampling)
+  return [
+    demo_page.Section(
+      "Text to video",
+      "Colour and shape pairs that training never showed, at 16:9, 1:1 and 9:16. Nothing is picked by hand.",
+      videos,
+    ),
+    demo_page.Section("Text to image", "An image is a clip of one frame.", images),
+    demo_page.Section(
+      "An image brought to life",
+      "The first frame is given as a clean token; the rest is generated.",
+      animated(generator, source, sampling),
+    ),
+  ]
+
+
+def still_images(generator: Generator, sampling: Sampling) -> list[demo_page.Shown]:
+  prompts = (
+    "a red circle",
+    "a blue square",
+    "a green triangle",
+    "a yellow cross",
+    "a magenta circle",
+    "a cyan square",
+  )
+  requests = [Request(prompt, 32, 32, 1, generator.config.data.fps, 7 + i) for i, prompt in enumerate(prompts)]
+  return [demo_page.Shown(clip.caption, clip, {}) for clip in generator.sample(requests, sampling)]
+
+
+def animated(generator: Generator, source: WorldSource, sampling: Sampling, count: int = 6) -> list[demo_page.Shown]:
+  """First frames of held-out clips, continued by the model with the caption that names the motion."""
+  picks = [i for i in range(len(source)) if source.shape(i)[0] == max(source.shape(j)[0] for j in range(len(source)))][
+    :count
+  ]
+  starts = [source[i].frames_THWC[:1] for i in picks]
+  requests = [
+    Request(
+      source.captions(i)["long"],
+      start.shape[2],
+      start.shape[1],
+      source.shape(i)[0],
+      source.fps,
+      70 + i,
+      start,
+    )
+    for i, start in zip(picks, starts, strict=True)
+  ]
+  clips = generator.sample(requests, sampling)
+  return [
+    demo_page.Shown(clip.caption, clip, source.world.examine(clip.frames_THWC, clip.fps, source.state(i)), start[0])
+    for i, start, clip in zip(picks, starts, clips, strict=True)
+  ]
+
+
+def write_clips(folder: pathlib.Path, sections: list[demo_page.Section]) -> None:
+  """Every shown clip as a file, and a contact sheet of all."""
+  clips: list[Clip] = []
+  for section in sections:
+    for number, shown in enumerate(section.shown):
+      suffix = "png" if len(shown.clip.frames_THWC) == 1 else "mp4"
+      name = f"{section.title.lower().replace(' ', '_')}_{number}.{suffix}"
+      folder.mkdir(parents=True, exist_ok=True)
+      video_io.write(folder / name, shown.clip.frames_THWC, shown.clip.fps)
+      clips.append(shown.clip)
+  picture = sheet(clips, columns=9)
+  Image.fromarray(picture.repeat(4, 0).repeat(4, 1)).save(folder / "sheet.png")
+
+
+def write_report(
+  page: pathlib.Path,
+  config: Any,
+  result: dict,
+  exam: simulation.Exam,
+  sections: list[demo_page.Section],
+  workdir: pathlib.Path,
+) -> None:
+  rows = [
+    demo_page.ExamRow(s.attribute, (s.mean, s.low, s.high), s.ceiling, s.autoencoder, s.chance) for s in exam.scores
+  ]
+  section = autoencoder_config(config.autoencoder)
+  numbers = [
+    ("Autoencoder, held-out clips", f"{result['psnr_db']:.1f} dB", "30 dB or more"),
+    ("Best linear code of the same size", f"{result['psnr_linear_db']:.1f} dB", "5 dB below"),
+    ("Values in for each latent value", f"{section.values_in_per_value_out:.0f}", "12 or more"),
+    ("Useful tokens in packed rows", f"{result['useful_tokens']:.1%}", "95 % or more"),
+    ("Training tokens a second", f"{result['tokens_per_second']:.0f}", ""),
+    ("Time, training to page", f"{result['seconds'] / 60:.1f} minutes", "15 or less"),
+    ("Peak memory", f"{result['peak_rss_gb']:.1f} GB", "under 6 GB"),
+  ]
+  facts = [
+    ("sora_jax", __version__),
+    ("JAX", f"{jax.__version__} on {jax.devices()[0].device_kind}"),
+    ("Machine", f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
+    ("Exam", f"{len(exam.clips)} clips of held-out combinations, 95 % bootstrap intervals"),
+    ("Sampler", str(dataclasses.asdict(Sampling.of(config)))),
+  ]
+  demo_page.write_page(
+    page,
+    title="sora_jax demo",
+    lead="A video autoencoder and a text-to-video diffusion transformer, trained from scratch on this machine's CPU.",
+    sections=sections,
+    exam=rows,
+    curves={
+      "transformer": read_metrics(workdir / "logs"),
+      "autoencoder": read_metrics(workdir / "autoencoder" / "logs"),
+    },
+    numbers=numbers,
+    facts=facts,
+    commands=["make demo", "make test"],
+  )

@@ -1,0 +1,214 @@
+"""Prompts -> clips: any size, duration and rate, many prompts packed in one batch, the same again from a sidecar.
+
+Shape letters: B rows, L tokens, S segments, C values a token.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from sora_jax import checkpoint
+from sora_jax.clips import Clip, contact_sheet, to_uint8
+from sora_jax.codec import Codec, abstract_params
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.diffusion import noise, objective, samplers, schedules
+from sora_jax.diffusion.denoiser import clean_from, guided
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.text_encoder import TextEncoderConfig
+from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, per_token, plan, stack
+from sora_jax.patches import Grid, patchify, unpatchify
+
+MAX_SIDE = 8192  # pixels
+MAX_FRAMES = 7200  # two minutes at 60 frames a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One clip to make.
+
+  Attributes:
+    given_THWC: frames that the clip begins with, float32 in [-1, 1] at the clip's size; None for text alone.
+  """
+
+  prompt: str
+  width: int
+  height: int
+  frames: int
+  fps: float
+  seed: int
+  given_THWC: np.ndarray | None = None
+
+  def __post_init__(self):
+    for name, value, most in (
+      ("width", self.width, MAX_SIDE),
+      ("height", self.height, MAX_SIDE),
+      ("frames", self.frames, MAX_FRAMES),
+    ):
+      if not 1 <= value <= most:
+        raise ValueError(f"{name} {value} is not from 1 to {most}")
+    if not 0 < self.fps <= 240:
+      raise ValueError(f"fps {self.fps} is not above 0 and at most 240")
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f"seed {self.seed} is not from 0 to {2**31 - 1}")
+    if self.given_THWC is not None and self.given_THWC.shape[1:3] != (self.height, self.width):
+      raise ValueError(
+        f"the given frames have (height, width) {self.given_THWC.shape[1:3]}, the clip {(self.height, self.width)}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the sampler runs."""
+
+  steps: int
+  method: str
+  guidance: float
+  interval: tuple[float, float]
+
+  @classmethod
+  def of(cls, config: Any) -> "Sampling":
+    section = config.sample
+    return cls(section.steps, section.method, section.guidance, tuple(section.interval))
+
+
+def dit_config(config: Any, vocabulary: int) -> DiTConfig:
+  """A run's config -> the transformer's; `vocabulary` is the tokenizer's."""
+  section = config.model
+  text = TextEncoderConfig(vocabulary, section.text_width, section.text_depth, section.text_heads, section.remat)
+  return DiTConfig(
+    channels=int(np.prod(section.patch)) * config.autoencoder.channels,
+    width=section.width,
+    depth=section.depth,
+    heads=section.heads,
+    text=text,
+    wavelengths=(tuple(section.seconds), tuple(section.pixels), tuple(section.pixels)),
+    dtype=section.dtype,
+    remat=section.remat,
+  )
+
+
+class Generator:
+  """An autoencoder, a transformer and a tokenizer that were trained together."""
+
+  def __init__(self, codec: Codec, model: DiTConfig, params: Any, tokenizer: Tokenizer, config: Any):
+    """`params` may be None until the first sample; `config` is the run's."""
+    self.codec, self.params, self.tokenizer, self.config = codec, params, tokenizer, config
+    self.step: int | None = None  # of the checkpoint, when it came from one
+    self.grid: Grid = codec.grid(config.model.patch)
+    self.graph = nnx.split(nnx.eval_shape(lambda: DiT(model, nnx.Rngs(params=0))))[0]
+    self.channels = model.channels
+    self._run = jax.jit(self._sample_tokens, static_argnums=3)
+
+  @classmethod
+  def load(cls, workdir: str | pathlib.Path, step: int | None = None) -> "Generator":
+    """The EMA weights of a `sora train` workdir.
+
+    Raises:
+      CheckpointError: the folder holds no finished step of a transformer.
+    """
+    workdir = pathlib.Path(workdir)
+    meta = checkpoint.load_meta(workdir)
+    if meta.get("task") != "dit":
+      raise checkpoint.CheckpointError(
+        f"{workdir} holds a trained {meta.get('task')!r}, not a transformer to sample from"
+      )
+    config = ml_collections.ConfigDict(meta["config"], convert_dict=True)
+    tokenizer = Tokenizer.load(workdir / "tokenizer.model")
+    codec = Codec.load(workdir / "autoencoder", config.autoencoder)
+    model = dit_config(config, tokenizer.vocabulary)
+    like = abstract_params(lambda rngs: DiT(model, rngs))
+    params, found = checkpoint.load_params(workdir, like, step)
+    generator = cls(codec, model, params, tokenizer, config)
+    generator.step = found
+    return generator
+
+  def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
+    """Makes every requested clip; a clip depends on its own request alone, not on what it is packed with.
+
+    Raises:
+      ValueError: bad sampling settings; the message names the setting.
+    """
+    segments = [self._segment(request, number) for number, request in enumerate(requests)]
+    row = self._row(segments)
+    lengths = [len(segment.tokens_NC) for segment in segments]
+    rows = plan(lengths, [len(segment.text_M) for segment in segments], row)
+    batch = self._batch(rows, segments, row)
+    seeds = np.array([request.seed for request in requests], np.int32)[batch.clip_index_BS]
+    tokens_BLC = np.asarray(self._run(self.params, batch, seeds, sampling))
+    found: list[Clip | None] = [None] * len(requests)
+    for number, clips in enumerate(rows):
+      start = 0
+      for clip in clips:
+        found[clip] = self._decode(requests[clip], tokens_BLC[number, start : start + lengths[clip]], clip)
+        start += lengths[clip]
+    return found
+
+  def _segment(self, request: Request, number: int) -> Segment:
+    """A clip to make as a segment: its prompt tokens are given, the rest are zeros that the sampler replaces."""
+    shape = (request.frames, request.height, request.width)
+    latent_shape = self.grid.latent_shape(*shape)
+    latent = np.zeros((*latent_shape, self.codec.config.channels), np.float32)
+    given_frames = 0
+    if request.given_THWC is not None:
+      known = self.codec.encode(request.given_THWC[None])[0][: latent_shape[0]]
+      latent[: len(known)] = known
+      given_frames = len(known)
+    nt, nh, nw = self.grid.token_shape(*shape)
+    clean = np.arange(nt) < given_frames // self.grid.patch[0]
+    return Segment(
+      tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
+      positions_N3=self.grid.positions(*shape, request.fps),
+      clean_N=np.repeat(clean, nh * nw),
+      text_M=np.array(self.tokenizer.encode(request.prompt, self.config.train.row_text), np.int32),
+      size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
+      index=number,
+    )
+
+  def _row(self, segments: Sequence[Segment]) -> RowShape:
+    """The row that training used, or for a longer clip the next multiple of 128 tokens."""
+    train = self.config.train
+    longest = max(len(segment.tokens_NC) for segment in segments)
+    return RowShape(max(train.row_tokens, -(-longest // 128) * 128), train.row_text, train.row_segments)
+
+  def _batch(self, rows: list[list[int]], segments: Sequence[Segment], row: RowShape) -> PackedBatch:
+    return stack([pack_row([segments[clip] for clip in clips], row, self.channels) for clips in rows])
+
+  def _sample_tokens(self, params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
+    """Packed requests -> clean tokens (B, L, C)."""
+    model = nnx.merge(self.graph, params)
+    prediction = self.config.diffusion.prediction
+
+    def network(captions: bool):
+      kept = jnp.full(batch.weight_BS.shape, captions)
+      return lambda x_t, t: clean_from(model(x_t, t, batch, kept), x_t, t, prediction)
+
+    denoise = network(True)
+    if sampling.guidance != 1.0:
+      denoise = guided(denoise, network(False), sampling.guidance, sampling.interval)
+    keys = noise.clip_keys(jax.random.key(0), seeds_BS, "noise")
+    start = noise.token_noise(keys, batch.segments_BL, self.channels)
+    shift_BS = schedules.size_shift(objective.segment_tokens(batch), self.config.diffusion.base_tokens)
+    shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
+    return samplers.sample(denoise, start, batch.tokens_BLC, batch.clean_BL, shift_BL, sampling.steps, sampling.method)
+
+  def _decode(self, request: Request, tokens_NC: np.ndarray, number: int) -> Clip:
+    shape = (request.frames, request.height, request.width)
+    latent = unpatchify(tokens_NC, self.grid.latent_shape(*shape), self.grid.patch)
+    frames = self.codec.decode(latent[None], shape)[0]
+    return Clip(frames, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
+
+
+def sheet(clips: Sequence[Clip], columns: int = 5) -> np.ndarray:
+  """Clips as a picture, one a row, `columns` frames spread over each."""
+  rows = []
+  for clip in clips:
+    shown = np.unique(np.linspace(0, len(clip.frames_THWC) - 1, columns).round().astype(int))
+    rows.append([to_uint8(clip.frames_THWC[t]) for t in shown])
+  return contact_sheet(rows)

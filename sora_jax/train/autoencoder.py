@@ -1,0 +1,90 @@
+"""The autoencoder's task: L1 and KL on crops of clips; latent statistics at the end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.clips import contact_sheet, to_uint8
+from sora_jax.diffusion.noise import clip_keys
+from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, linear_start, pad_clip
+from sora_jax.train.state import Metrics, Params
+
+STATISTICS_BATCH = 32  # clips a pass when latent statistics are measured
+
+
+class AutoencoderTask:
+  """Batches are (frames (B, T, H, W, 3) float32, clip_index (B,) int32).
+
+  A perceptual or adversarial term would be one more summand in `loss`.
+  """
+
+  def __init__(self, config: AutoencoderConfig, kl_weight: float, probe_BTHWC: np.ndarray):
+    """`probe_BTHWC`: crops that are not trained on: they give the latent statistics and the preview."""
+    self.kl_weight = kl_weight
+    self.probe = np.asarray(pad_clip(probe_BTHWC, config.compression))
+    self.start = linear_start(self.probe, config, seed=0)
+    self.make = lambda key: Autoencoder(config, nnx.Rngs(params=key))
+    self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
+    self._posterior = jax.jit(lambda params, frames: self.model(params).posterior(frames)[:2])
+    self._rebuild = jax.jit(lambda params, frames: self._through(params, frames)[0])
+
+  def model(self, params: Params) -> Autoencoder:
+    return nnx.merge(self.graph, params)
+
+  def init(self, key: jax.Array) -> Params:
+    params = nnx.to_pure_dict(nnx.split(self.make(key))[1])
+    linear_in, linear_out = self.start
+    return {
+      **params,
+      "linear_in": {"kernel": jnp.asarray(linear_in)},
+      "linear_out": {"kernel": jnp.asarray(linear_out)},
+    }
+
+  def loss(self, params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean |x_hat - x| + kl_weight * KL(posterior, normal), the KL a mean over latent values (Kingma & Welling 2013,
+    eq. 10).
+    """
+    frames, clip_index = batch
+    frames = pad_clip(frames, self.model(params).config.compression)
+    mean, log_variance, _ = self.model(params).posterior(frames)
+    keys = clip_keys(key, clip_index, "posterior")
+    noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys)
+    rebuilt, _ = self.model(params).reconstruct(mean + jnp.exp(0.5 * log_variance) * noise)
+    error = rebuilt - frames
+    distance = jnp.mean(jnp.abs(error))
+    divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
+    psnr = 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(error)), 1e-10))
+    return distance + self.kl_weight * divergence, {"l1": distance, "kl": divergence, "psnr_db": psnr}
+
+  def evaluate(self, params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Metrics:
+    """PSNR in dB of the posterior's mean, over the whole batch (peak 2, the range [-1, 1])."""
+    rebuilt, frames = self._through(params, batch[0])
+    return {"psnr_db": 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(rebuilt - frames)), 1e-10))}
+
+  def preview(self, params: Params) -> np.ndarray:
+    """Probe clips, four frames each: the clip above, its reconstruction below."""
+    frames = self.probe[:3]
+    rebuilt = np.asarray(self._rebuild(params, frames))
+    shown = np.linspace(0, frames.shape[1] - 1, 4).round().astype(int)
+    pairs = [[clip[t] for clip in kind for t in shown] for kind in (to_uint8(frames), to_uint8(rebuilt))]
+    return contact_sheet(pairs)
+
+  def finish(self, params: Params) -> Params:
+    """Fills in the latents' mean and standard deviation a channel, over the probe."""
+    parts = [
+      np.asarray(self._posterior(params, self.probe[i : i + STATISTICS_BATCH])[0])
+      for i in range(0, len(self.probe), STATISTICS_BATCH)
+    ]
+    latents = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+    measured = {"latent_mean": latents.mean(0), "latent_deviation": np.maximum(latents.std(0), 1e-3)}
+    return {
+      **params,
+      **{k: jax.device_put(v.astype(np.float32), params[k].sharding) for k, v in measured.items()},
+    }
+
+  def _through(self, params: Params, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Frames there and back by the posterior's mean, and the padded frames they compare with."""
+    model = self.model(params)
+    frames = pad_clip(frames, model.config.compression)
+    return model.decode(model.encode(frames)[0])[0], frames

@@ -1,0 +1,62 @@
+"""The diffusion transformer's task: packed latents in, velocity loss out."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.diffusion import noise, objective
+from sora_jax.diffusion.denoiser import clean_from
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.packing import PackedBatch
+from sora_jax.train.state import Metrics, Params
+
+
+class DiffusionConfig(NamedTuple):
+  prediction: str  # what the network's output means: "x" or "v"
+  weighting: str  # "clip" or "token"
+  levels: objective.NoiseLevels
+  caption_drop: float  # the share of clips that train without their caption
+
+
+class DiTTask:
+  """Batches are `PackedBatch`es of clean latent patches."""
+
+  def __init__(
+    self, config: DiTConfig, diffusion: DiffusionConfig, preview: Callable[[Params], np.ndarray] | None = None
+  ):
+    """`preview`: draws samples from parameters into one picture."""
+    self.diffusion = diffusion
+    self.make = lambda key: DiT(config, nnx.Rngs(params=key))
+    self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
+    self._preview = preview
+
+  def init(self, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.split(self.make(key))[1])
+
+  def loss(self, params: Params, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    t_BS = objective.draw_times(batch, key, self.diffusion.levels)
+    x_t, t_BL = objective.corrupt(batch, t_BS, key)
+    dropped_BS = (
+      noise.clip_uniform(noise.clip_keys(key, batch.clip_index_BS, "caption_drop")) < self.diffusion.caption_drop
+    )
+    output = nnx.merge(self.graph, params)(x_t, t_BL, batch, ~dropped_BS)
+    x_hat = clean_from(output, x_t, t_BL, self.diffusion.prediction)
+    return objective.velocity_loss(x_hat, batch, t_BL, self.diffusion.weighting)
+
+  def evaluate(self, params: Params, batch: PackedBatch, key: jax.Array) -> Metrics:
+    """The same loss with captions kept."""
+    t_BS = objective.draw_times(batch, key, self.diffusion.levels)
+    x_t, t_BL = objective.corrupt(batch, t_BS, key)
+    output = nnx.merge(self.graph, params)(x_t, t_BL, batch, jnp.ones(batch.weight_BS.shape, bool))
+    x_hat = clean_from(output, x_t, t_BL, self.diffusion.prediction)
+    return objective.velocity_loss(x_hat, batch, t_BL, self.diffusion.weighting)[1]
+
+  def preview(self, params: Params) -> np.ndarray | None:
+    return self._preview(params) if self._preview else None
+
+  def finish(self, params: Params) -> Params:
+    return params

@@ -1,0 +1,67 @@
+"""The optimiser: Muon for the matrices inside blocks, AdamW for everything else; warm-up, constant, linear decay."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from sora_jax.sharding import path_name
+
+# The matrices that map a block's width to itself; first and last layers, tables and biases stay with AdamW
+# (Jordan et al. 2024: Muon is for hidden layers).
+MUON_PATHS = re.compile(r"(^|/)blocks/(.*/)?kernel$")
+# An orthogonal update scaled to the root mean square that AdamW's updates have (Liu et al. 2025, eq. 4), so that both
+# rates are of one kind.
+CONSISTENT_RMS = 0.2
+
+
+class OptimizerConfig(NamedTuple):
+  learning_rate: float  # of Muon
+  adam_learning_rate: float
+  warmup: int  # steps
+  decay_share: float  # the last share of the run over which the rates fall to zero
+  steps: int
+  weight_decay: float
+  clip_norm: float
+
+
+def schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
+  """Linear warm-up, constant, linear decay to zero at the last step."""
+  decay = max(round(config.steps * config.decay_share), 1)
+  warmup = min(config.warmup, config.steps - decay)
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(peak / max(warmup, 1), peak, warmup),
+      optax.constant_schedule(peak),
+      optax.linear_schedule(peak, 0.0, decay),
+    ],
+    [warmup, config.steps - decay],
+  )
+
+
+def muon_dimensions(params: Any) -> Any:
+  """Which axes of each parameter Muon orthogonalises (the last two: stacked layers are a batch), or None for AdamW."""
+
+  def choose(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+    if MUON_PATHS.search(path_name(path)) and leaf.ndim >= 2:
+      return MuonDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1)
+    return None
+
+  return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Gradient clipping by global norm, then Muon or AdamW a parameter."""
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.contrib.muon(
+      schedule(config.learning_rate, config),
+      adam_learning_rate=schedule(config.adam_learning_rate, config),
+      weight_decay=config.weight_decay,
+      adam_b2=0.95,
+      consistent_rms=CONSISTENT_RMS,
+      muon_weight_dimension_numbers=muon_dimensions,
+    ),
+  )

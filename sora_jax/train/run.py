@@ -1,0 +1,242 @@
+"""What `sora train` does: a config and a folder in, a workdir that sampling needs nothing beside out.
+
+    workdir/config.json  tokenizer.model  autoencoder/checkpoints  latents/  checkpoints  logs/
+
+Each step is skipped when the folder already holds its result, so a run that was stopped is taken up by the same
+command.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from sora_jax import __version__, precompute, sharding
+from sora_jax.codec import Codec, autoencoder_config
+from sora_jax.data import pipeline, sources
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.diffusion.objective import NoiseLevels
+from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
+from sora_jax.packing import RowShape
+from sora_jax.train.autoencoder import AutoencoderTask
+from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.loop import Batches, LoopConfig, Summary, fit
+from sora_jax.train.optimizer import OptimizerConfig
+
+# What may change when a run is taken up again; anything else would be another run.
+RESUMABLE = (
+  "train.checkpoint_every",
+  "train.keep",
+  "train.log_every",
+  "train.preview_every",
+  "sample.",
+  "mesh.",
+)
+PROBE = 64  # crops that the autoencoder's statistics are measured on
+
+
+class ConfigMismatch(ValueError):
+  """The workdir was made by another config."""
+
+
+def train(config: Any, workdir: str | pathlib.Path) -> Summary:
+  """Trains what `config.task` names, and first what that needs.
+
+  Raises:
+    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss: one line each, for the terminal.
+  """
+  workdir = pathlib.Path(workdir)
+  if config.task not in ("dit", "autoencoder"):
+    raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
+  mesh = sharding.make_mesh(config.mesh.to_dict())
+  source = sources.open_source(config.data, config.seed, frame_pixels(config))
+  claim(workdir, config)  # not before: a mistyped source must not bind the folder to it
+  report_dropped(source)
+  if config.task == "autoencoder":
+    return train_autoencoder(config, source, workdir, mesh)
+  codec = get_codec(config, source, workdir, mesh)
+  return train_dit(config, codec, source, workdir, mesh)
+
+
+def claim(workdir: pathlib.Path, config: Any) -> None:
+  """Writes the resolved config, or checks that the one that is there is the same run's.
+
+  Raises:
+    ConfigMismatch: names the first key that differs, and both values.
+  """
+  path = workdir / "config.json"
+  new = json.loads(config.to_json())
+  if path.exists():
+    old, now = flatten(json.loads(path.read_text())), flatten(new)
+    for key in sorted(old.keys() | now.keys()):
+      if old.get(key) != now.get(key) and not key.startswith(RESUMABLE):
+        raise ConfigMismatch(
+          f"{workdir} holds a run with config.{key}={old.get(key)!r}, not {now.get(key)!r}: "
+          "use that value or another --workdir"
+        )
+  workdir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")
+
+
+def report_dropped(source: sources.Source, most: int = 20) -> None:
+  """Names on stderr what a folder holds and training can't use."""
+  dropped = getattr(source, "dropped", [])
+  for each in dropped[:most]:
+    print(f"skipped {each.file or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
+  if len(dropped) > most:
+    print(f"skipped {len(dropped) - most} more", file=sys.stderr)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  parts = {}
+  for key, value in tree.items():
+    parts |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+  return parts
+
+
+def frame_pixels(config: Any) -> int | None:
+  """The pixels of a frame that the token budget of a clip leaves, for sources of files."""
+  shrink = autoencoder_config(config.autoencoder).compression
+  token_pixels = int(np.prod([c * p for c, p in zip(shrink[1:], config.model.patch[1:], strict=True)]))
+  time = shrink[0] * config.model.patch[0]
+  return sources.frame_pixels(token_pixels, config.data.max_tokens, config.data.max_frames, time)
+
+
+def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> Summary:
+  """Trains the autoencoder with the settings of `config.train`, into `folder`."""
+  section = config.autoencoder
+  probe = [
+    pipeline.crop(
+      pipeline.readable_frames(source, i % len(source)), section.crop, np.random.default_rng([config.seed, i])
+    )
+    for i in range(PROBE)
+  ]
+  task = AutoencoderTask(autoencoder_config(section), section.kl_weight, np.stack(probe))
+  batches = Batches(
+    pipeline.crop_batches(source, section.crop, section.batch, config.seed, this_host()),
+    tokens=lambda batch: (
+      batch[0].size // 3,
+      batch[0].size // 3,
+    ),  # an autoencoder's token is a pixel; none is padding
+    clips=lambda batch: batch[1].tolist(),
+  )
+  return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
+
+
+def get_codec(config: Any, source: sources.Source, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> Codec:
+  """The frozen autoencoder of a transformer: the one in the workdir, the config's, or one trained now."""
+  folder = workdir / "autoencoder"
+  section = config.autoencoder
+  if section.checkpoint:
+    # A workdir is all that sampling needs, so it keeps its own copy.
+    if not (folder / "checkpoints").exists():
+      Codec.load(section.checkpoint, section)
+      shutil.copytree(pathlib.Path(section.checkpoint) / "checkpoints", folder / "checkpoints")
+    return Codec.load(folder, section)
+  inner = config.copy_and_resolve_references()
+  inner.task = "autoencoder"
+  inner.train.update(
+    steps=section.steps,
+    learning_rate=section.learning_rate,
+    adam_learning_rate=section.learning_rate / 10,
+    ema_decay=0.99,
+  )
+  train_autoencoder(inner, source, folder, mesh)
+  return Codec.load(folder, section)
+
+
+def train_dit(
+  config: Any, codec: Codec, source: sources.Source, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> Summary:
+  """Encodes the source once, trains the tokenizer and the transformer."""
+  store = precompute.encode_source(codec, source, workdir / "latents")
+  tokenizer_path = workdir / "tokenizer.model"
+  if not tokenizer_path.exists():
+    captions = (text for entry in store.entries for text in entry["captions"].values())
+    Tokenizer.train(captions, config.model.vocabulary).save(tokenizer_path)
+  tokenizer = Tokenizer.load(tokenizer_path)
+  row = RowShape(config.train.row_tokens, config.train.row_text, config.train.row_segments)
+  rows = pipeline.PackedRows(
+    store,
+    tokenizer,
+    codec.grid(config.model.patch),
+    row,
+    config.seed,
+    config.data.long_captions,
+    config.diffusion.condition_share,
+  )
+  model = dit_config(config, tokenizer.vocabulary)
+  generator = Generator(codec, model, None, tokenizer, config)
+
+  def preview(params: Any) -> np.ndarray:
+    generator.params = params
+    picks = [store[i] for i in np.linspace(0, len(store) - 1, 6).astype(int)]
+    requests = [
+      Request(c.captions["short"], int(c.size_4[2]), int(c.size_4[1]), c.frames, c.size_4[3], i)
+      for i, c in enumerate(picks)
+    ]
+    return sheet(generator.sample(requests, Sampling.of(config)))
+
+  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens)
+  diffusion = DiffusionConfig(
+    config.diffusion.prediction, config.diffusion.weighting, levels, config.diffusion.caption_drop
+  )
+  batches = Batches(
+    pipeline.packed_batches(rows, config.train.rows, this_host()),
+    tokens=lambda batch: (int((batch.segments_BL > 0).sum()), batch.segments_BL.size),
+    clips=lambda batch: batch.clip_index_BS[batch.weight_BS > 0].tolist(),
+  )
+  return fit(
+    DiTTask(model, diffusion, preview),
+    batches,
+    loop_config(config, "transformer"),
+    workdir,
+    mesh,
+    meta(config),
+  )[1]
+
+
+def loop_config(config: Any, name: str) -> LoopConfig:
+  train = config.train
+  optimizer = OptimizerConfig(
+    train.learning_rate,
+    train.adam_learning_rate,
+    train.warmup,
+    train.decay_share,
+    train.steps,
+    train.weight_decay,
+    train.clip_norm,
+  )
+  return LoopConfig(
+    name,
+    config.seed,
+    optimizer,
+    train.ema_decay,
+    train.checkpoint_every,
+    train.keep,
+    train.log_every,
+    train.preview_every,
+  )
+
+
+def meta(config: Any) -> dict:
+  """What a checkpoint says of itself."""
+  text = json.dumps(json.loads(config.to_json()), sort_keys=True)
+  return {
+    "config": json.loads(text),
+    "config_hash": hashlib.sha256(text.encode()).hexdigest(),
+    "task": config.task,
+    "sora_jax": __version__,
+    "jax": jax.__version__,
+  }
+
+
+def this_host() -> grain.sharding.ShardOptions:
+  return grain.sharding.ShardOptions(jax.process_index(), jax.process_count())

@@ -1,0 +1,85 @@
+"""The train state, a plain tree of arrays, and the one step that moves it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from sora_jax import sharding
+
+Params = Any  # a nested dict of arrays
+Metrics = dict[str, jax.Array]
+
+
+class Task(Protocol):
+  """All that the loop knows of a model."""
+
+  def init(self, key: jax.Array) -> Params:
+    """Fresh parameters."""
+
+  def loss(self, params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """The scalar to minimise and what to log. Draws are keyed by clip, so `key` is the same on every device."""
+
+  def evaluate(self, params: Params, batch: Any, key: jax.Array) -> Metrics:
+    """Metrics on a batch that is not trained on."""
+
+  def preview(self, params: Params) -> np.ndarray | None:
+    """A picture (H, W, 3) uint8 of what the model does now, for the log."""
+
+  def finish(self, params: Params) -> Params:
+    """Parameters as they are kept after the last step, say with measured statistics filled in."""
+
+
+class TrainState(NamedTuple):
+  params: Params
+  optimizer: Any
+  ema: Params
+  step: jax.Array  # int32, steps done
+  rng: jax.Array  # key data of the run's seed; step and clip are folded in at use, so it never moves
+
+
+def make_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+  """A fresh state, made in place on the mesh: no host ever holds the whole of it."""
+
+  def build() -> TrainState:
+    key = jax.random.key(seed)
+    params = task.init(jax.random.fold_in(key, 0))
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(params, optimizer.init(params), ema, jnp.zeros((), jnp.int32), jax.random.key_data(key))
+
+  return jax.jit(build, out_shardings=state_shardings(jax.eval_shape(build), mesh))()
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+  """How a state lies on the mesh: moments and EMA as their parameter does."""
+  whole = sharding.replicated(mesh)
+  params, moments, ema = (sharding.param_shardings(tree, mesh) for tree in (state.params, state.optimizer, state.ema))
+  return TrainState(params, moments, ema, whole, whole)
+
+
+def ema_decay(step: jax.Array, most: float) -> jax.Array:
+  """The decay of step `step`: shorter memory at first, so that the average is not of the initialisation."""
+  return jnp.minimum(most, (1.0 + step) / (10.0 + step))
+
+
+def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float) -> Callable:
+  """The function (state, batch) -> (state, metrics). A step whose loss or gradient is not finite changes nothing."""
+
+  def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
+    (loss, metrics), gradient = jax.value_and_grad(task.loss, has_aux=True)(state.params, batch, key)
+    norm = optax.global_norm(gradient)
+    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep = ema_decay(state.step, decay)
+    ema = jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, state.ema, params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = TrainState(params, moments, ema, state.step + 1, state.rng)
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    return kept, {"loss": loss, "gradient_norm": norm, "finite": finite, **metrics}
+
+  return step

@@ -1,0 +1,89 @@
+"""Encoding a source: every clip once, again only when weights or clips change, bad files skipped and named."""
+
+import numpy as np
+import pytest
+
+from sora_jax.clips import Clip
+from sora_jax.data.sources import WorldSource
+from sora_jax.data.video_io import UnreadableFile
+from sora_jax.precompute import encode_source
+
+
+class FakeCodec:
+  """Its latents are the frames times its one weight; it counts the clips it encodes."""
+
+  def __init__(self, weight: float = 2.0):
+    self.params = {"kernel": np.array([weight], np.float32)}
+    self.encoded = 0
+
+  def encode(self, frames_BTHWC):
+    self.encoded += len(frames_BTHWC)
+    return np.asarray(frames_BTHWC) * self.params["kernel"][0]
+
+
+class DamagedSource(WorldSource):
+  """A world of which some clips can't be read."""
+
+  def __init__(self, *args, broken=(), **more):
+    super().__init__(*args, **more)
+    self.broken = broken
+
+  def __getitem__(self, index: int) -> Clip:
+    if index in self.broken:
+      raise UnreadableFile(f"damaged-{index}")
+    return super().__getitem__(index)
+
+
+def make_source(broken=(), seed=0) -> DamagedSource:
+  return DamagedSource("shapes", 8, [(8, 8), (8, 12)], (1, 3), 8.0, seed, broken=broken)
+
+
+def test_every_clip_is_there_with_its_size_rate_and_captions(tmp_path):
+  source = make_source()
+  store = encode_source(FakeCodec(), source, tmp_path)
+  found = {store[i].id: store[i] for i in range(len(store))}
+  assert len(store) == len(found) == len(source)
+  for index in range(len(source)):
+    clip, entry = source[index], found[source[index].id]
+    frames, height, width = source.shape(index)
+    np.testing.assert_array_equal(entry.latent_thwC, clip.frames_THWC * 2)
+    assert entry.size_4 == (frames / 8, height, width, 8.0)
+    assert (entry.frames, entry.captions) == (frames, source.captions(index))
+
+
+def test_the_same_weights_and_clips_are_not_encoded_again(tmp_path):
+  first = encode_source(FakeCodec(), make_source(), tmp_path)
+  codec = FakeCodec()
+  second = encode_source(codec, make_source(), tmp_path)
+  assert codec.encoded == 0
+  np.testing.assert_array_equal(first[3].latent_thwC, second[3].latent_thwC)
+
+
+@pytest.mark.parametrize(("weight", "seed"), [(3.0, 0), (2.0, 1)], ids=["weights", "clips"])
+def test_other_weights_or_clips_are_encoded(tmp_path, weight, seed):
+  encode_source(FakeCodec(), make_source(), tmp_path)
+  codec = FakeCodec(weight)
+  store = encode_source(codec, make_source(seed=seed), tmp_path)
+  assert codec.encoded == 8
+  ids = [store[i].id for i in range(8)]
+  source = make_source(seed=seed)
+  np.testing.assert_array_equal(store[ids.index(source[5].id)].latent_thwC, source[5].frames_THWC * weight)
+
+
+def test_a_clip_that_can_t_be_read_is_left_out_and_named(tmp_path, capsys):
+  source = make_source(broken=(1, 6))
+  store = encode_source(FakeCodec(), source, tmp_path)
+  assert {store[i].id for i in range(len(store))} == {source[i].id for i in range(8) if i not in (1, 6)}
+  said = capsys.readouterr().err
+  assert "skipped 2" in said and "damaged-1" in said and "damaged-6" in said
+
+
+def test_a_whole_size_that_can_t_be_read_is_left_out(tmp_path):
+  source = make_source(broken=(0, 4))
+  assert len({source.shape(0), source.shape(4)}) == 1
+  assert len(encode_source(FakeCodec(), source, tmp_path)) == 6
+
+
+def test_nothing_readable_is_an_error_with_the_count(tmp_path):
+  with pytest.raises(ValueError, match="8 clips.*damaged-0"):
+    encode_source(FakeCodec(), make_source(broken=range(8)), tmp_path)

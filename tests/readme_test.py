@@ -1,0 +1,90 @@
+"""What the README tells a newcomer to type: every command exists, parses and, in the slow run, works in that order."""
+
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sora_jax import cli
+from sora_jax.data import video_io
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What makes a training command of the README end in seconds; everything else is run as it stands there.
+SMALL = (
+  "--config.autoencoder.steps=2 --config.autoencoder.stages=(((2,4,4),16,1),) --config.autoencoder.channels=8 "
+  "--config.autoencoder.crop=(3,16,16) --config.autoencoder.batch=2 --config.train.steps=2 --config.train.rows=2 "
+  "--config.model.width=32 --config.model.depth=1 --config.model.heads=2 --config.model.text_width=16 "
+  "--config.model.text_depth=1 --config.model.text_heads=1 --config.data.max_tokens=64 --config.data.max_frames=5 "
+  "--config.data.clips=4 --config.data.sizes=('32x32',) --config.data.frames=(1,5) --config.train.row_tokens=128 "
+  "--config.train.row_text=128 --config.train.preview_every=0 --config.sample.steps=2 --config.diffusion.base_tokens=64"
+).split()
+
+
+def fenced(language: str) -> list[str]:
+  """The fenced blocks of one language."""
+  return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+  """Every command line of the bash blocks, as words."""
+  lines = (line for block in fenced("bash") for line in block.splitlines())
+  return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def sora_commands() -> list[list[str]]:
+  return [words for words in commands() if words[0] == "sora"]
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests():
+  assert commands()[:2] == [["make", "demo"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "make"], ids=" ".join)
+def test_make_knows_its_targets(words):
+  assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("words", sora_commands(), ids=lambda words: " ".join(words[:4]))
+def test_flags_and_configs_of_every_command_are_known(words, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert words[1] in cli.COMMANDS
+  for word in words[2:]:
+    flag = word.removeprefix("--").split("=")[0].split(".")[0]
+    assert not word.startswith("--") or flag in cli.FLAGS, word
+  for word in words:
+    if word.startswith("configs/"):
+      assert (ROOT / word.split(":")[0]).is_file()
+
+
+def test_the_captions_example_is_json_with_the_keys_that_folders_need():
+  (line,) = fenced("json")[0].strip().splitlines()
+  assert {"file", "short", "long"} <= json.loads(line).keys()
+
+
+@pytest.mark.slow
+def test_the_commands_work_in_the_order_in_which_they_stand(tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  clips = tmp_path / "clips"
+  clips.mkdir()
+  rng = np.random.default_rng(0)
+  video_io.write(clips / "dog.mp4", rng.uniform(-1, 1, (6, 48, 64, 3)).astype(np.float32), 8.0)
+  video_io.write(clips / "dog.png", rng.uniform(-1, 1, (1, 48, 64, 3)).astype(np.float32), 8.0)
+  rows = [{"file": name, "short": "a dog", "long": "a dog runs"} for name in ("dog.mp4", "dog.png")]
+  (clips / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for words in sora_commands():
+    small = SMALL if words[1] == "train" else []
+    done = subprocess.run(
+      [sys.executable, "-m", "sora_jax.cli", *words[1:], *small],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-2000:]}"
+  assert (tmp_path / "dog.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
+  assert (tmp_path / "alive.mp4").is_file()

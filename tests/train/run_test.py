@@ -1,0 +1,208 @@
+"""A workdir: claimed by one config, taken up again where it was stopped, and made from own files as from worlds."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from sora_jax import checkpoint
+from sora_jax.codec import Codec
+from sora_jax.data import pipeline, video_io
+from sora_jax.data.folder import scan
+from sora_jax.generate import Generator, Request, Sampling
+from sora_jax.train.metrics import read_metrics
+from sora_jax.train.run import ConfigMismatch, claim, flatten, frame_pixels, train
+
+PREPARED = ("config.json", "tokenizer.model", "autoencoder", "latents")  # what a run has before its first step
+
+
+def test_flatten_joins_keys():
+  assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+class TestClaim:
+  def test_the_resolved_config_is_written_and_the_same_may_come_again(self, tiny_config, tmp_path):
+    claim(tmp_path / "w", tiny_config)
+    written = (tmp_path / "w" / "config.json").read_text()
+    assert json.loads(written)["model"]["width"] == tiny_config.model.width
+    claim(tmp_path / "w", tiny_config)
+    assert (tmp_path / "w" / "config.json").read_text() == written
+
+  @pytest.mark.parametrize(
+    ("key", "value"), [("model.width", 48), ("seed", 1), ("data.source", "worlds:uniform"), ("train.steps", 7)]
+  )
+  def test_another_run_s_config_is_refused_with_the_key_and_both_values(self, tiny_config, tmp_path, key, value):
+    claim(tmp_path, tiny_config)
+    written = (tmp_path / "config.json").read_text()
+    old = flatten(json.loads(tiny_config.to_json()))[key]
+    tiny_config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigMismatch) as caught:
+      claim(tmp_path, tiny_config)
+    for part in (key, repr(old), repr(value), str(tmp_path)):
+      assert part in str(caught.value)
+    assert (tmp_path / "config.json").read_text() == written
+
+  @pytest.mark.parametrize(
+    ("key", "value"), [("train.keep", 9), ("train.log_every", 1), ("sample.guidance", 1.5), ("mesh.data", -1)]
+  )
+  def test_what_may_change_may_change(self, tiny_config, tmp_path, key, value):
+    claim(tmp_path, tiny_config)
+    tiny_config.update_from_flattened_dict({key: value})
+    claim(tmp_path, tiny_config)
+    assert flatten(json.loads((tmp_path / "config.json").read_text()))[key] == value
+
+
+def test_the_token_budget_gives_the_pixels_of_a_frame(tiny_config):
+  assert frame_pixels(tiny_config) == 24 // 3 * 64  # 5 frames are 3 latent frames; a token is 8 x 8 pixels
+  tiny_config.data.max_tokens = 0
+  assert frame_pixels(tiny_config) is None
+
+
+def test_an_unknown_task_is_named_and_nothing_is_written(tiny_config, tmp_path):
+  tiny_config.task = "captioner"
+  with pytest.raises(ValueError, match="'captioner'"):
+    train(tiny_config, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+
+
+def steps_of(folder: pathlib.Path) -> list[int]:
+  with checkpoint.reader(folder) as steps:
+    return sorted(steps.all_steps())
+
+
+def prepared(trained: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """A copy of the trained workdir from before the transformer's first step."""
+  folder.mkdir()
+  for name in PREPARED:
+    (shutil.copytree if (trained / name).is_dir() else shutil.copy)(trained / name, folder / name)
+  return folder
+
+
+class TestResume:
+  def test_a_workdir_holds_all_that_is_needed(self, trained, tiny_config):
+    assert {path.name for path in trained.iterdir()} >= {*PREPARED, "checkpoints", "logs"}
+    assert steps_of(trained) == [3, 6] and steps_of(trained / "autoencoder")[-1] == tiny_config.autoencoder.steps
+    meta = checkpoint.load_meta(trained)
+    assert meta["task"] == "dit" and meta["config"] == json.loads((trained / "config.json").read_text())
+    assert len(meta["config_hash"]) == 64
+
+  def test_a_finished_run_takes_no_step(self, trained, tiny_config, tmp_path):
+    folder = prepared(trained, tmp_path / "w")
+    for name in ("checkpoints", "logs"):
+      shutil.copytree(trained / name, folder / name)
+    summary = train(tiny_config, folder)
+    assert (summary.step, summary.steps_run, summary.resumed_from) == (6, 0, 6)
+    assert checkpoint.digest(folder) == checkpoint.digest(trained)
+    assert read_metrics(folder / "logs") == read_metrics(trained / "logs")
+
+  def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(self, trained, tiny_config, tmp_path, monkeypatch):
+    folder = prepared(trained, tmp_path / "w")
+    opened = pipeline.packed_batches
+
+    class Stopped:
+      def __init__(self, iterator):
+        self.iterator, self.left = iterator, 5
+        self.get_state = iterator.get_state
+
+      def __next__(self):
+        if not self.left:
+          raise KeyboardInterrupt
+        self.left -= 1
+        return next(self.iterator)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+      patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args)))
+      train(tiny_config, folder)
+    assert steps_of(folder) == [3]
+    summary = train(tiny_config, folder)
+    assert (summary.resumed_from, summary.steps_run) == (3, 3)
+    assert checkpoint.digest(folder) == checkpoint.digest(trained)
+    lines, wanted = read_metrics(folder / "logs"), read_metrics(trained / "logs")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    # Line 4 covers what was taken again, step 4 alone; the others have the same steps behind them.
+    for number in (0, 2):
+      assert lines[number]["loss"] == wanted[number]["loss"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> pathlib.Path:
+  """A folder of a video, an image and three files that can't be used."""
+  folder = tmp_path_factory.mktemp("own")
+  rng = np.random.default_rng(0)
+  smooth = rng.uniform(0, 255, (6, 1, 1, 3)) + np.arange(30)[None, :, None, None] * np.ones((6, 30, 26, 3))
+  video_io.write(folder / "cat.mp4", smooth.clip(0, 255).astype(np.uint8), 8)
+  video_io.write(folder / "dog.png", smooth[:1].clip(0, 255).astype(np.uint8), 1)
+  (folder / "broken.mp4").write_bytes((folder / "cat.mp4").read_bytes()[:100])
+  whole = (folder / "cat.mp4").read_bytes()
+  start = whole.index(b"mdat") + 4
+  size = int.from_bytes(whole[start - 8 : start - 4], "big") - 8
+  # Its packets are listed as they should be: only decoding tells that they hold nothing.
+  (folder / "void.mp4").write_bytes(whole[:start] + bytes(size) + whole[start + size :])
+  names = {
+    "void.mp4": "A void.",
+    "cat.mp4": "A cat jumps.",
+    "dog.png": "A dog.",
+    "broken.mp4": "Nothing.",
+    "absent.mp4": "Gone.",
+  }
+  lines = [json.dumps({"file": file, "caption": caption}) for file, caption in names.items()]
+  (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+  assert [entry.file for entry in scan(folder)[0]] == ["void.mp4", "cat.mp4", "dog.png"]
+  return folder
+
+
+def own_config(config: ml_collections.ConfigDict, own: pathlib.Path) -> ml_collections.ConfigDict:
+  config.data.source = str(own)
+  config.train.update(steps=2, checkpoint_every=2, log_every=1)
+  config.autoencoder.steps = 2
+  return config
+
+
+class TestOwnData:
+  """An autoencoder on own files, and a transformer that takes it."""
+
+  def test_both_train_and_name_what_they_skip_and_one_workdir_is_all_that_sampling_needs(
+    self, tiny_config, own, tmp_path, capfd
+  ):
+    autoencoder = tmp_path / "autoencoder"
+    config = own_config(tiny_config, own)
+    config.task = "autoencoder"
+    summary = train(config, autoencoder)
+    assert summary.steps_run == 2 and np.isfinite(summary.loss)
+    assert checkpoint.load_meta(autoencoder)["task"] == "autoencoder"
+    said = capfd.readouterr().err
+    for name in ("broken.mp4", "absent.mp4", "void.mp4"):
+      assert name in said
+    assert "cat.mp4" not in said
+
+    config.task = "dit"
+    config.autoencoder.checkpoint = str(autoencoder)
+    summary = train(config, tmp_path / "w")
+    assert summary.steps_run == 2 and 0 < summary.useful_tokens <= 1
+    index = json.loads((tmp_path / "w" / "latents" / "index.json").read_text())
+    assert sorted(clip["id"] for clip in index["clips"]) == ["cat.mp4", "dog.png"]
+    codec = Codec.load(autoencoder, config.autoencoder)
+    shutil.rmtree(autoencoder)
+    generator = Generator.load(tmp_path / "w")
+    clip = generator.sample([Request("A cat.", 20, 12, 3, 8.0, 0)], Sampling.of(config))[0]
+    assert clip.frames_THWC.shape == (3, 12, 20, 3)
+    jax.tree.map(np.testing.assert_array_equal, generator.codec.params, codec.params)
+
+  def test_a_missing_autoencoder_is_named(self, tiny_config, tmp_path):
+    tiny_config.autoencoder.checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(checkpoint.CheckpointError, match="nowhere"):
+      train(tiny_config, tmp_path / "w")
+
+  def test_nothing_usable_is_an_error_with_the_counts(self, tiny_config, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"no video")
+    lines = [json.dumps({"file": file, "caption": "x"}) for file in ("a.mp4", "b.mp4", "c.mp4")]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"own.*3 dropped.*2 file missing.*1 unreadable"):
+      train(own_config(tiny_config, folder), tmp_path / "w")
+    assert not (tmp_path / "w").exists()  # the folder is not bound to a source that never opened
