@@ -91,9 +91,10 @@ class Processors:
 
     Children count once they have ended.
     """
-    if self.start is None:
+    end = self._read()
+    if self.start is None or end is None:
       return None
-    used, own, wall = (now - then for now, then in zip(self._read(), self.start, strict=True))
+    used, own, wall = (now - then for now, then in zip(end, self.start, strict=True))
     return max(0.0, used - own) / (wall * (os.cpu_count() or 1))
 
   @staticmethod

@@ -157,9 +157,10 @@ class Generator:
     latent = np.zeros((*latent_shape, self.codec.config.channels), np.float32)
     given_frames = 0
     if request.given_THWC is not None:
-      known = self.codec.encode(request.given_THWC[None])[0][: latent_shape[0]]
-      latent[: len(known)] = known
-      given_frames = len(known)
+      # A latent frame that the given frames fill only in part is not given.
+      whole = 1 + (len(request.given_THWC) - 1) // self.grid.compression[0]
+      given_frames = min(whole, latent_shape[0])
+      latent[:given_frames] = self.codec.encode(request.given_THWC[None])[0][:given_frames]
     nt, nh, nw = self.grid.token_shape(*shape)
     clean = np.arange(nt) < given_frames // self.grid.patch[0]
     return Segment(

@@ -33,6 +33,20 @@ class Grid(NamedTuple):
   def tokens(self, frames: int, height: int, width: int) -> int:
     return math.prod(self.token_shape(frames, height, width))
 
+  def fit(self, frames: int, height: int, width: int, most: int) -> tuple[int, int]:
+    """The largest (height, width) of this aspect ratio, never above the clip's own, with at most `most` tokens.
+
+    A clip with more token frames than `most` becomes one pixel, which is still too long: shorten it.
+    """
+    sized = lambda scale: (max(round(height * scale), 1), max(round(width * scale), 1))
+    if self.tokens(frames, height, width) <= most:
+      return height, width
+    low, high = 0.0, 1.0
+    for _ in range(40):
+      middle = (low + high) / 2
+      low, high = (middle, high) if self.tokens(frames, *sized(middle)) <= most else (low, middle)
+    return sized(low)
+
   def positions(self, frames: int, height: int, width: int, fps: float) -> np.ndarray:
     """Centres of a clip's tokens in (seconds, pixels down, pixels right), float32 (N, 3), time slowest.
 

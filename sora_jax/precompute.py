@@ -25,7 +25,8 @@ def encode_source(codec: Codec, source: Source, folder: pathlib.Path) -> latents
   Raises:
     ValueError: not one clip could be read.
   """
-  parts = {"autoencoder": checkpoint.tree_digest(codec.params), "source": source.fingerprint, "layout": "1"}
+  parts = {"autoencoder": checkpoint.tree_digest(codec.params), "source": source.fingerprint}
+  parts["shapes"] = latents.key_of({str(i): str(source.shape(i)) for i in range(len(source))})
   return latents.build(folder, parts, lambda: _encode(codec, source))
 
 

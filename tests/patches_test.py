@@ -99,3 +99,18 @@ def test_a_longer_clip_starts_with_the_positions_of_the_shorter():
   grid = Grid((2, 4, 4), (1, 2, 2))
   short, long = grid.positions(5, 20, 12, 7.0), grid.positions(21, 20, 12, 7.0)
   np.testing.assert_array_equal(long[: len(short)], short)
+
+
+@hypothesis.given(
+  frames=st.integers(1, 40), height=st.integers(1, 900), width=st.integers(1, 900), most=st.integers(21, 400)
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_a_fitted_clip_keeps_its_budget_and_about_its_aspect(frames, height, width, most):
+  grid = Grid((2, 4, 4), (1, 2, 2))
+  fitted = grid.fit(frames, height, width, most)
+  assert grid.tokens(frames, *fitted) <= most
+  assert fitted[0] <= height and fitted[1] <= width
+  if grid.tokens(frames, height, width) <= most:
+    assert fitted == (height, width)
+  scale = fitted[0] / height if height > width else fitted[1] / width  # the longer side is rounded the least
+  assert abs(fitted[0] - height * scale) <= 1 and abs(fitted[1] - width * scale) <= 1

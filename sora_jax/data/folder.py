@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 from sora_jax import clips
 from sora_jax.data import video_io
@@ -195,6 +196,9 @@ def _unnamed(root: pathlib.Path, named: set[pathlib.Path]) -> list[str]:
   return sorted(name.encode("utf-8", "replace").decode("utf-8") for name in names)
 
 
+Fit = Callable[[int, int, int], tuple[int, int]]  # (frames, height, width) -> (height, width)
+
+
 class FolderSource:
   """The clips of a folder, by index, in the order of captions.jsonl.
 
@@ -204,24 +208,24 @@ class FolderSource:
     fingerprint: sha256 (hex) over the sorted names, sizes and captions: changes when the data does.
   """
 
-  def __init__(self, folder: str | os.PathLike, *, fps: float = 0.0, max_frames: int, max_pixels: int | None = None):
+  def __init__(self, folder: str | os.PathLike, *, fps: float = 0.0, max_frames: int, fit: Fit | None = None):
     """Reads captions.jsonl and probes each file; decodes nothing yet.
 
     Args:
       folder: see the head of this file.
       fps: frames per second of every clip; 0 keeps each clip's own mean rate.
       max_frames: a clip is cut after this many, >= 1.
-      max_pixels: H * W of a frame above which it is scaled down, aspect kept; None keeps every size.
+      fit: the size that a clip of (frames, height, width) is scaled to; None keeps every size.
 
     Raises:
       ValueError: as `scan` does, or an argument out of range.
     """
-    if not 0 <= fps < math.inf or max_frames < 1 or (max_pixels is not None and max_pixels < 1):
-      raise ValueError(f"fps >= 0, max_frames >= 1, max_pixels >= 1 or None: got {fps}, {max_frames}, {max_pixels}")
+    if not 0 <= fps < math.inf or max_frames < 1:
+      raise ValueError(f"fps >= 0 and max_frames >= 1 are needed: got {fps} and {max_frames}")
     self.entries, self.dropped = scan(folder)
     self.fingerprint = _fingerprint(pathlib.Path(folder), self.entries)
     self._folder = pathlib.Path(folder)
-    self._fps, self._max_frames, self._max_pixels = fps, max_frames, max_pixels
+    self._fps, self._max_frames, self._fit = fps, max_frames, fit
 
   def __len__(self) -> int:
     return len(self.entries)
@@ -236,11 +240,8 @@ class FolderSource:
     frames = 1
     if probe.seconds > 0:
       frames = video_io.frame_count(probe.seconds, self.fps(index), self._max_frames)
-    height, width = probe.height, probe.width
-    if self._max_pixels is not None and height * width > self._max_pixels:
-      scale = math.sqrt(self._max_pixels / (height * width))
-      height, width = max(1, round(height * scale)), max(1, round(width * scale))
-    return frames, height, width
+    size = (probe.height, probe.width)
+    return (frames, *(self._fit(frames, *size) if self._fit else size))
 
   def captions(self, index: int) -> dict[str, str]:
     """{"short": ..., "long": ...} of clip `index`."""

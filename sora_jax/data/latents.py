@@ -55,7 +55,8 @@ def build(folder: pathlib.Path, parts: dict[str, str], make: Callable[[], Iterab
   """
   folder = pathlib.Path(folder)
   index_path = folder / "index.json"
-  if index_path.exists() and json.loads(index_path.read_text())["key"] == key_of(parts):
+  complete = index_path.exists() and (folder / "latents.npy").exists()
+  if complete and json.loads(index_path.read_text())["key"] == key_of(parts):
     return LatentStore(folder)
   folder.mkdir(parents=True, exist_ok=True)
   index_path.unlink(missing_ok=True)

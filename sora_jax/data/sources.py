@@ -5,14 +5,13 @@ read. Clips have their native size and duration; a budget in the config is the o
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from sora_jax.clips import Clip
-from sora_jax.data.folder import FolderSource
+from sora_jax.data.folder import Fit, FolderSource
 from sora_jax.worlds.world import State, get_world
 
 
@@ -91,23 +90,13 @@ def parse_size(text: str) -> tuple[int, int]:
   return int(parts[1]), int(parts[0])
 
 
-def frame_pixels(token_pixels: int, max_tokens: int, max_frames: int, compression_time: int) -> int | None:
-  """The pixels a frame may have so that a clip of `max_frames` frames stays within `max_tokens` tokens; None: no
-  limit.
-  """
-  if not max_tokens:
-    return None
-  latent_frames = 1 + math.ceil((max_frames - 1) / compression_time)
-  return max(max_tokens // latent_frames, 1) * token_pixels
-
-
-def open_source(section, seed: int, pixels: int | None, held_out: bool = False) -> Source:
+def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool = False) -> Source:
   """The source that a config's `data` section names: `worlds:NAME`, or a folder with captions.jsonl.
 
   Args:
     section: `source`, `clips`, `sizes`, `frames`, `fps`, `max_frames`.
     seed: of the world's states.
-    pixels: budget of a frame; larger files are shrunk to it with their aspect ratio kept.
+    fit: the size that a file of (frames, height, width) is scaled to; None keeps every size.
     held_out: for a world, the combinations that are kept from training.
 
   Raises:
@@ -117,4 +106,4 @@ def open_source(section, seed: int, pixels: int | None, held_out: bool = False) 
     sizes = [parse_size(size) for size in section.sizes]
     name = section.source.removeprefix("worlds:")
     return WorldSource(name, section.clips, sizes, section.frames, section.fps, seed, held_out)
-  return FolderSource(section.source, fps=section.fps, max_frames=section.max_frames, max_pixels=pixels)
+  return FolderSource(section.source, fps=section.fps, max_frames=section.max_frames, fit=fit)

@@ -20,7 +20,7 @@ class AutoencoderTask:
   """
 
   def __init__(self, config: AutoencoderConfig, kl_weight: float, probe_BTHWC: np.ndarray):
-    """`probe_BTHWC`: crops that are not trained on: they give the latent statistics and the preview."""
+    """`probe_BTHWC`: crops of the source: they give the linear start, the latent statistics and the preview."""
     self.kl_weight = kl_weight
     self.probe = np.asarray(pad_clip(probe_BTHWC, config.compression))
     self.start = linear_start(self.probe, config, seed=0)

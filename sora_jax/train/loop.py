@@ -43,7 +43,7 @@ class Summary:
   step: int
   steps_run: int
   resumed_from: int | None
-  loss: float  # mean over the last logged interval
+  loss: float | None  # mean over the last logged interval; None where no step was left to run
   seconds: float
   tokens_per_second: float
   useful_tokens: float  # share of tokens that are not padding
@@ -55,7 +55,7 @@ class Batches:
 
   iterator: Any
   tokens: Callable[[Any], tuple[int, int]]  # (useful, all)
-  clips: Callable[[Any], list[int]]  # clip indices, for the error that names them
+  clips: Callable[[Any], list[str]]  # which clips, for the error that names them
 
 
 def fit(
@@ -131,14 +131,14 @@ class _Meter:
     self.values: list[dict[str, float]] = []
     self.useful = self.all = self.useful_since = 0
     self.steps_run = 0
-    self.last: dict[str, float] = {"loss": float("nan")}
+    self.last: dict[str, float] = {}
     self.first_step_done: float | None = None
     self.useful_timed = 0
 
   def add(self, step: int, batch: Any, metrics: dict[str, jax.Array]) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not values.pop("finite"):
-      clips = ", ".join(map(str, self.batches.clips(batch)[:16]))
+      clips = ", ".join(self.batches.clips(batch)[:16])
       raise NonFiniteLoss(
         f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; nothing was written. "
         f"Clips of the batch: {clips}. Lower the learning rate, or look at these clips"
@@ -178,7 +178,7 @@ class _Meter:
       step=max(total, first),
       steps_run=self.steps_run,
       resumed_from=resumed_from,
-      loss=self.last["loss"],
+      loss=self.last.get("loss"),
       seconds=now - self.started,
       tokens_per_second=self.useful_timed / timed if timed > 0 else 0.0,
       useful_tokens=self.useful / self.all if self.all else 0.0,

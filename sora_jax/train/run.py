@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -24,6 +25,7 @@ from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
 from sora_jax.packing import RowShape
+from sora_jax.patches import Grid
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.loop import Batches, LoopConfig, Summary, fit
@@ -55,11 +57,13 @@ def train(config: Any, workdir: str | pathlib.Path) -> Summary:
   if config.task not in ("dit", "autoencoder"):
     raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
-  source = sources.open_source(config.data, config.seed, frame_pixels(config))
-  claim(workdir, config)  # not before: a mistyped source must not bind the folder to it
+  source = sources.open_source(config.data, config.seed, budget(config))
+  if config.autoencoder.checkpoint:
+    Codec.load(config.autoencoder.checkpoint, config.autoencoder)
+  claim(workdir, config)  # not before: a mistyped source or checkpoint must not bind the folder to it
   report_dropped(source)
   if config.task == "autoencoder":
-    return train_autoencoder(config, source, workdir, mesh)
+    return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
   codec = get_codec(config, source, workdir, mesh)
   return train_dit(config, codec, source, workdir, mesh)
 
@@ -101,12 +105,12 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
   return parts
 
 
-def frame_pixels(config: Any) -> int | None:
-  """The pixels of a frame that the token budget of a clip leaves, for sources of files."""
-  shrink = autoencoder_config(config.autoencoder).compression
-  token_pixels = int(np.prod([c * p for c, p in zip(shrink[1:], config.model.patch[1:], strict=True)]))
-  time = shrink[0] * config.model.patch[0]
-  return sources.frame_pixels(token_pixels, config.data.max_tokens, config.data.max_frames, time)
+def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
+  """The size that the token budget leaves a file of (frames, height, width); None where there is no budget."""
+  if not config.data.max_tokens:
+    return None
+  grid = Grid(autoencoder_config(config.autoencoder).compression, tuple(config.model.patch))
+  return lambda frames, height, width: grid.fit(frames, height, width, config.data.max_tokens)
 
 
 def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> Summary:
@@ -121,11 +125,8 @@ def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path,
   task = AutoencoderTask(autoencoder_config(section), section.kl_weight, np.stack(probe))
   batches = Batches(
     pipeline.crop_batches(source, section.crop, section.batch, config.seed, this_host()),
-    tokens=lambda batch: (
-      batch[0].size // 3,
-      batch[0].size // 3,
-    ),  # an autoencoder's token is a pixel; none is padding
-    clips=lambda batch: batch[1].tolist(),
+    tokens=lambda batch: (batch[0].size // 3,) * 2,  # an autoencoder's token is a pixel; none is padding
+    clips=lambda batch: [f"number {index}" for index in batch[1]],
   )
   return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
 
@@ -137,19 +138,22 @@ def get_codec(config: Any, source: sources.Source, workdir: pathlib.Path, mesh: 
   if section.checkpoint:
     # A workdir is all that sampling needs, so it keeps its own copy.
     if not (folder / "checkpoints").exists():
-      Codec.load(section.checkpoint, section)
-      shutil.copytree(pathlib.Path(section.checkpoint) / "checkpoints", folder / "checkpoints")
+      part = folder / "checkpoints.part"
+      shutil.rmtree(part, ignore_errors=True)
+      shutil.copytree(pathlib.Path(section.checkpoint) / "checkpoints", part)
+      part.rename(folder / "checkpoints")
     return Codec.load(folder, section)
+  train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh)
+  return Codec.load(folder, section)
+
+
+def autoencoder_run(config: Any, steps: int) -> Any:
+  """The config with the autoencoder's own rates in the place of the transformer's."""
   inner = config.copy_and_resolve_references()
   inner.task = "autoencoder"
-  inner.train.update(
-    steps=section.steps,
-    learning_rate=section.learning_rate,
-    adam_learning_rate=section.learning_rate / 10,
-    ema_decay=0.99,
-  )
-  train_autoencoder(inner, source, folder, mesh)
-  return Codec.load(folder, section)
+  rate = config.autoencoder.learning_rate
+  inner.train.update(steps=steps, learning_rate=rate, adam_learning_rate=rate / 10, ema_decay=0.99)
+  return inner
 
 
 def train_dit(
@@ -191,7 +195,7 @@ def train_dit(
   batches = Batches(
     pipeline.packed_batches(rows, config.train.rows, this_host()),
     tokens=lambda batch: (int((batch.segments_BL > 0).sum()), batch.segments_BL.size),
-    clips=lambda batch: batch.clip_index_BS[batch.weight_BS > 0].tolist(),
+    clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
   )
   return fit(
     DiTTask(model, diffusion, preview),

@@ -148,12 +148,16 @@ class TestScan:
     assert folder.describe_dropped([]) == "none dropped"
 
 
+def half(frames: int, height: int, width: int) -> tuple[int, int]:
+  return height // 2, width // 2
+
+
 class TestFolderSource:
   def test_clips_keep_what_shape_promises(self, own: pathlib.Path):
     for fps in (0.0, 3.0, 12.0, 29.97):
       for max_frames in (1, 7, 100):
-        for max_pixels in (None, 500):
-          source = FolderSource(own, fps=fps, max_frames=max_frames, max_pixels=max_pixels)
+        for fit in (None, half):
+          source = FolderSource(own, fps=fps, max_frames=max_frames, fit=fit)
           for index in range(len(source)):
             clip = source[index]
             assert clip.frames_THWC.shape == (*source.shape(index), 3)
@@ -162,25 +166,25 @@ class TestFolderSource:
             assert clip.caption == source.captions(index)["long"]
 
   def test_shapes_rates_and_ids(self, own: pathlib.Path):
-    source = FolderSource(own, fps=0.0, max_frames=100, max_pixels=None)
+    source = FolderSource(own, fps=0.0, max_frames=100)
     assert [source.shape(k) for k in range(3)] == [(1, 33, 47), (5, 20, 90), (12, 48, 64)]
     assert [source[k].fps for k in range(3)] == pytest.approx([folder.IMAGE_FPS, 10, 12])
     assert [source[k].id for k in range(3)] == ["still.png", "more/wide.gif", "fade.mp4"]
-    small = FolderSource(own, fps=6.0, max_frames=4, max_pixels=768)
-    assert [small.shape(k) for k in range(3)] == [(1, 23, 33), (3, 13, 59), (4, 24, 32)]
+    small = FolderSource(own, fps=6.0, max_frames=4, fit=half)
+    assert [small.shape(k) for k in range(3)] == [(1, 16, 23), (3, 10, 45), (4, 24, 32)]
     assert source.dropped == [] and len(source) == 3
     with pytest.raises(IndexError):
       source[3]
 
   def test_times_and_values(self, own: pathlib.Path):
     """Half the rate takes every other frame; shrinking a flat picture keeps its shade."""
-    clip = FolderSource(own, fps=6.0, max_frames=100, max_pixels=500)[2]
+    clip = FolderSource(own, fps=6.0, max_frames=100, fit=half)[2]
     shades = frames(12, 1, 1)[::2, 0, 0, 0].astype(np.float32) / 127.5 - 1
     assert clip.frames_THWC.mean(axis=(1, 2, 3)) == pytest.approx(shades, abs=0.02)
 
   def test_fingerprint(self, own: pathlib.Path):
     def fingerprint() -> str:
-      return FolderSource(own, fps=8, max_frames=9, max_pixels=None).fingerprint
+      return FolderSource(own, fps=8, max_frames=9).fingerprint
 
     first = fingerprint()
     lines = (own / folder.CAPTIONS).read_text().splitlines()
@@ -193,7 +197,7 @@ class TestFolderSource:
     assert fingerprint() != first
 
   def test_fewer_frames_than_promised(self, own: pathlib.Path):
-    source = FolderSource(own, fps=12.0, max_frames=100, max_pixels=None)
+    source = FolderSource(own, fps=12.0, max_frames=100)
     video_io.write(own / "fade.mp4", frames(11, 48, 64), 12)
     clip = source[2]
     assert len(clip.frames_THWC) == 12 and (clip.frames_THWC[10] == clip.frames_THWC[11]).all()
@@ -206,10 +210,10 @@ class TestFolderSource:
     with pytest.raises(video_io.UnreadableFile, match=r"^fade.mp4: the file is empty"):
       source[2]
 
-  @pytest.mark.parametrize("bad", [{"fps": -1}, {"fps": float("nan")}, {"max_frames": 0}, {"max_pixels": 0}])
+  @pytest.mark.parametrize("bad", [{"fps": -1}, {"fps": float("nan")}, {"max_frames": 0}])
   def test_arguments(self, own: pathlib.Path, bad: dict):
     with pytest.raises(ValueError, match="max_frames >= 1"):
-      FolderSource(own, **({"fps": 8.0, "max_frames": 9, "max_pixels": None} | bad))
+      FolderSource(own, **({"fps": 8.0, "max_frames": 9} | bad))
 
 
 class TestRealFiles:
@@ -217,11 +221,11 @@ class TestRealFiles:
     for place, max_frames in ((CORPUS, 3), (CORPUS / "broken", 40)):
       if not place.exists():
         continue
-      source = FolderSource(place, fps=8.0, max_frames=max_frames, max_pixels=64 * 64)
+      source = FolderSource(place, fps=8.0, max_frames=max_frames, fit=lambda t, h, w: (48, 64))
       lines = (place / folder.CAPTIONS).read_text().splitlines()
       assert len(source) == len(lines)
       assert all(each.reason == "no caption" for each in source.dropped)
       for index in range(0, len(source), 4 if place == CORPUS else 1):
         count, height, width = source.shape(index)
         assert source[index].frames_THWC.shape == (count, height, width, 3)
-        assert abs(height * width / 64**2 - 1) < 0.1
+        assert (height, width) == (48, 64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data import video_io
-from sora_jax.data.sources import WorldSource, frame_pixels, open_source, parse_size
+from sora_jax.data.sources import WorldSource, open_source, parse_size
 
 SIZES = [(16, 16), (12, 20)]
 
@@ -95,30 +95,19 @@ class TestParseSize:
     assert repr(text) in str(caught.value)
 
 
-class TestFramePixels:
-  def test_no_budget_is_no_limit(self):
-    assert frame_pixels(64, 0, 17, 2) is None
-
-  @pytest.mark.parametrize(
-    ("tokens", "frames", "time", "expected"), [(90, 17, 2, 640), (90, 1, 2, 5760), (1, 99, 4, 64)]
-  )
-  def test_the_longest_clip_stays_in_the_budget(self, tokens, frames, time, expected):
-    assert frame_pixels(64, tokens, frames, time) == expected
-
-
 class TestOpenSource:
   def test_a_world(self):
-    source = open_source(section(), seed=5, pixels=None)
+    source = open_source(section(), seed=5)
     assert len(source) == 7
     assert {source.shape(index) for index in range(7)} == {(1, 12, 20), (3, 12, 20)}
     assert source.fingerprint == WorldSource("shapes", 7, [(12, 20)], (1, 3), 8.0, 5).fingerprint
 
   def test_held_out_states_of_a_world(self):
-    assert open_source(section(), 5, None, held_out=True).held_out
+    assert open_source(section(), 5, held_out=True).held_out
 
   def test_an_unknown_world_is_answered_with_the_nearest(self):
     with pytest.raises(ValueError, match="'shaped'.*'shapes'"):
-      open_source(section(source="worlds:shaped"), 0, None)
+      open_source(section(source="worlds:shaped"), 0)
 
   def test_a_folder(self, tmp_path: pathlib.Path):
     rng = np.random.default_rng(0)
@@ -126,12 +115,12 @@ class TestOpenSource:
     video_io.write(tmp_path / "b.png", rng.integers(0, 255, (1, 40, 20, 3), np.uint8), 1)
     rows = [{"file": "a.mp4", "caption": "Snow."}, {"file": "b.png", "short": "Rain.", "long": "Rain falls."}]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = open_source(section(source=str(tmp_path)), 0, pixels=400)
-    assert [source.shape(0), source.shape(1)] == [(4, 16, 24), (1, 28, 14)]  # cut to 4 frames; shrunk to 400 pixels
+    source = open_source(section(source=str(tmp_path)), 0, fit=lambda frames, height, width: (height - frames, width))
+    assert [source.shape(0), source.shape(1)] == [(4, 12, 24), (1, 39, 20)]  # cut to 4 frames, then fitted
     assert source.captions(1) == {"short": "Rain.", "long": "Rain falls."}
     for index in range(2):
       assert source[index].frames_THWC.shape == (*source.shape(index), 3)
 
   def test_a_missing_folder_is_named(self, tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match="nowhere"):
-      open_source(section(source=str(tmp_path / "nowhere")), 0, None)
+      open_source(section(source=str(tmp_path / "nowhere")), 0)

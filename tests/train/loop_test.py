@@ -75,7 +75,7 @@ def run(folder: pathlib.Path, config: LoopConfig, iterator: Counter | None = Non
   batches = Batches(
     iterator,
     tokens=lambda batch: (6, 8),
-    clips=lambda batch: [10 * int(batch["number"][0]), 10 * int(batch["number"][0]) + 1],
+    clips=lambda batch: [f"{10 * int(batch['number'][0]) + i}" for i in range(2)],
   )
   return fit(task or Line(), batches, config, folder, sharding.make_mesh(), META)
 
