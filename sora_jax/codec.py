@@ -9,9 +9,10 @@ from flax import nnx
 
 from sora_jax import checkpoint
 from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage, pad_clip
-from sora_jax.patches import Grid
+from sora_jax.patches import Grid, pad_edge
 
 CHUNK = 8  # latent frames coded at a time
+GROUP = 16  # clips coded at a time, so that any number of clips of one size runs the same compiled program
 
 
 def autoencoder_config(section: Any) -> AutoencoderConfig:
@@ -46,23 +47,32 @@ class Codec:
     """Clips of one size (B, T, H, W, 3) in [-1, 1] -> normalised latents (B, t, h, w, C), float32."""
     frames = np.asarray(pad_clip(np.asarray(frames_BTHWC, np.float32), self.config.compression))
     step = CHUNK * self.config.compression[0]
-    starts = [0, *range(1 + step, frames.shape[1], step)]
-    parts, past = [], None
-    for start, end in zip(starts, [*starts[1:], frames.shape[1]], strict=True):
-      latent, past = self._encode(self.params, frames[:, start:end], past)
-      parts.append(np.asarray(latent))
-    return np.concatenate(parts, 1)
+    return np.concatenate([self._in_chunks(self._encode, group, step) for group in groups(frames)])[: len(frames)]
 
   def decode(self, latent_BthwC: np.ndarray, shape_THW: tuple[int, int, int]) -> np.ndarray:
     """The inverse: latents -> clips (B, T, H, W, 3), float32 in [-1, 1], cropped to `shape_THW`."""
     T, H, W = shape_THW
-    starts = [0, *range(1 + CHUNK, latent_BthwC.shape[1], CHUNK)]
+    latents = np.asarray(latent_BthwC, np.float32)
+    parts = [self._in_chunks(self._decode, group, CHUNK) for group in groups(latents)]
+    return np.clip(np.concatenate(parts)[: len(latents), :T, :H, :W], -1.0, 1.0)
+
+  def _in_chunks(self, code: Any, x_BTHWC: np.ndarray, step: int) -> np.ndarray:
+    """Runs `code` on the first frame and `step` more, then on `step` at a time; each chunk hears of the one before."""
+    starts = [0, *range(1 + step, x_BTHWC.shape[1], step)]
     parts, past = [], None
-    for start, end in zip(starts, [*starts[1:], latent_BthwC.shape[1]], strict=True):
-      frames, past = self._decode(self.params, np.asarray(latent_BthwC[:, start:end], np.float32), past)
-      parts.append(np.asarray(frames))
-    return np.clip(np.concatenate(parts, 1)[:, :T, :H, :W], -1.0, 1.0)
+    for start, end in zip(starts, [*starts[1:], x_BTHWC.shape[1]], strict=True):
+      part, past = code(self.params, x_BTHWC[:, start:end], past)
+      parts.append(np.asarray(part))
+    return np.concatenate(parts, 1)
 
   def grid(self, patch: tuple[int, int, int]) -> Grid:
     """How this autoencoder and a patch turn pixels into tokens."""
     return Grid(self.config.compression, tuple(patch))
+
+
+def groups(clips_B: np.ndarray) -> list[np.ndarray]:
+  """GROUP clips at a time; the last group of several is filled up with copies of its last clip."""
+  if len(clips_B) <= GROUP:
+    return [clips_B]
+  whole = -(-len(clips_B) // GROUP) * GROUP
+  return np.split(pad_edge(clips_B, (whole,)), whole // GROUP)

@@ -132,7 +132,9 @@ def still_images(generator: Generator, sampling: Sampling) -> list[demo_page.Sho
     "a magenta circle",
     "a cyan square",
   )
-  requests = [Request(prompt, 32, 32, 1, generator.config.data.fps, 7 + i) for i, prompt in enumerate(prompts)]
+  data = generator.config.data
+  height, width = parse_size(data.sizes[0])
+  requests = [Request(prompt, width, height, 1, data.fps, 7 + i) for i, prompt in enumerate(prompts)]
   return [demo_page.Shown(clip.caption, clip, {}) for clip in generator.sample(requests, sampling)]
 
 

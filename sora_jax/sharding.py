@@ -28,12 +28,12 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"(query|key|value|qkv|key_value|gate_up)/kernel", PartitionSpec("fsdp", "tensor")),
   (r"(attention_out|down)/kernel", PartitionSpec("tensor", "fsdp")),
   (
-    r"(patch_in|patch_out|time_in|time_out|size_in|size_out|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
+    r"(patch_in|patch_out|place_in|caption_in|time_in|time_out|size_in|size_out|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
     PartitionSpec("fsdp", None),
   ),
-  (r"(mix_space|mix_time|mix_again|stage_in|stage_out)/kernel", PartitionSpec("fsdp", None)),
+  (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec("fsdp", None)),
   (r"embedding", PartitionSpec(None, "fsdp")),
-  (r"bias|table|latent_mean|latent_deviation|ns_coeffs", PartitionSpec()),
+  (r"bias|table|taps|latent_mean|latent_deviation|ns_coeffs", PartitionSpec()),
 )
 
 

@@ -78,6 +78,19 @@ def test_a_clip_longer_than_a_chunk_uses_several(coder, monkeypatch):
   assert seen == [5, 4]
 
 
+def test_any_number_of_clips_runs_in_groups_of_one_size(coder, monkeypatch):
+  monkeypatch.setattr(codec, "GROUP", 2)
+  seen, encode = set(), coder._encode
+  monkeypatch.setattr(coder, "_encode", lambda params, x, past: (seen.add(x.shape[0]), encode(params, x, past))[1])
+  many = clips(5, 3, 4, 4)
+  latents = coder.encode(many)
+  assert seen == {2} and len(latents) == 5
+  decoded = coder.decode(latents, (3, 4, 4))
+  for clip, latent, frames in zip(many, latents, decoded, strict=True):
+    np.testing.assert_allclose(latent, coder.encode(clip[None])[0], atol=1e-5)
+    np.testing.assert_allclose(frames, coder.decode(latent[None], (3, 4, 4))[0], atol=1e-5)
+
+
 def test_the_grid_joins_compression_and_patch(coder):
   assert coder.grid([1, 2, 3]) == Grid((2, 2, 2), (1, 2, 3))
 

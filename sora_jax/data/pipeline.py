@@ -22,7 +22,7 @@ from sora_jax.patches import Grid, pad_edge, patchify
 
 # What a draw is for; part of its key, so that one draw never depends on another.
 CAPTION, CONDITION, CROP, ORDER = range(4)
-CACHED_BYTES = 2**29  # of decoded frames kept for crops
+CACHED_BYTES = 2**30  # of decoded frames kept for crops
 ENDLESS = 2**40  # rows; more than any run takes
 CONDITIONS = ("first", "last", "both", "any")  # which latent frames a conditioning mask gives
 

@@ -1,7 +1,7 @@
 """The diffusion transformer: packed noisy patches, noise levels and captions in, clean patches out.
 
     tokens -> patch_in -> [ self attention -> cross attention -> SwiGLU ] x depth -> patch_out -> clean tokens
-    noise level of each token + size of its clip -> modulation (adaLN-single), shared by all blocks
+    noise level of each token + size and mean caption vector of its clip -> modulation (adaLN-single), for all blocks
     caption tokens -> text encoder -> keys and values of the cross attention
 
 After Peebles & Xie 2023 (DiT), Chen et al. 2023 (adaLN-single, cross attention), Polyak et al. 2024 (RMSNorm and
@@ -25,6 +25,7 @@ from sora_jax.sharding import constrain
 
 TIME_FEATURES = 64
 SIZE_FEATURES = 16
+PLACE_FEATURES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,10 @@ class DiT(nnx.Module):
     D = config.width
     self.config = config
     self.patch_in = layers.Dense(config.channels, D, rngs, bias=True)
+    self.place_in = layers.Dense(3 * 2 * PLACE_FEATURES, D, rngs)
     self.time_in = layers.Dense(2 * TIME_FEATURES, D, rngs, bias=True)
     self.size_in = layers.Dense(4 * 2 * SIZE_FEATURES, D, rngs, bias=True)
+    self.caption_in = layers.Dense(config.text.width, D, rngs)
     self.modulation = layers.Dense(D, 8 * D, rngs, bias=True, scale=0.1)
     self.text_encoder = TextEncoder(config.text, rngs)
     self.blocks = layers.make_stack(lambda r: Block(config, r), config.depth, rngs)
@@ -118,12 +121,13 @@ class DiT(nnx.Module):
     B, L, _ = x_BLC.shape
     D, dtype = self.config.width, jnp.dtype(self.config.dtype)
     text_BMD, text_segments_BM = self.encode_text(batch, caption_kept_BS, dtype)
-    modulation_N8D = self.modulation(self.condition(t_BL, batch)).reshape(B * L, 8, D)
+    caption_BSD = pooled(text_BMD, text_segments_BM, batch.weight_BS.shape[1])
+    modulation_N8D = self.modulation(self.condition(t_BL, caption_BSD, batch)).reshape(B * L, 8, D)
     angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths)
     rotary = (jnp.cos(angles), jnp.sin(angles))
 
-    x = self.patch_in(x_BLC.astype(dtype).reshape(B * L, -1)).reshape(B, L, D)
-    x = constrain(x, "batch", "tokens", "embed")
+    x = self.patch_in(x_BLC.astype(dtype).reshape(B * L, -1)) + self.place(batch).astype(dtype)
+    x = constrain(x.reshape(B, L, D), "batch", "tokens", "embed")
     call = lambda block, carry: block(
       carry, modulation_N8D[:, :6], batch.segments_BL, rotary, text_BMD, text_segments_BM
     )
@@ -131,14 +135,26 @@ class DiT(nnx.Module):
     x = layers.modulate(x, modulation_N8D[:, 6], modulation_N8D[:, 7])
     return self.patch_out(x.astype(jnp.float32)).reshape(B, L, -1)
 
-  def condition(self, t_BL: jax.Array, batch: PackedBatch) -> jax.Array:
-    """Noise level of each token and size of its clip -> (N, D), float32."""
+  def place(self, batch: PackedBatch) -> jax.Array:
+    """Where each token lies between the first and last moment and the edges of its clip -> (N, D), float32.
+
+    Rotary positions tell distances only; a clip's walls and its beginning are known from these fractions, which mean
+    the same at every size (NaViT, Dehghani et al. 2023, section 2.1).
+    """
+    size_BL3 = per_token(batch.size_BS4, batch.segments_BL)[..., :3]
+    fraction_BL3 = batch.positions_BL3 / jnp.maximum(size_BL3, 1e-3)
+    features = layers.fourier_features(fraction_BL3, PLACE_FEATURES, jnp.pi / 2, 16 * jnp.pi)
+    return self.place_in(features.reshape(-1, 3 * 2 * PLACE_FEATURES))
+
+  def condition(self, t_BL: jax.Array, caption_BSD: jax.Array, batch: PackedBatch) -> jax.Array:
+    """Noise level of each token, size and mean caption vector of its clip -> (N, D), float32."""
     B, L = t_BL.shape
     time = self.time_in(layers.fourier_features(t_BL, TIME_FEATURES, 1.0, 1000.0).reshape(B * L, -1))
     size_BS4 = jnp.log(jnp.maximum(batch.size_BS4, 1e-3))
     features = layers.fourier_features(size_BS4, SIZE_FEATURES, 0.2, 20.0)
-    size = self.size_in(features.reshape(-1, 4 * 2 * SIZE_FEATURES)).reshape(B, -1, self.config.width)
-    return jax.nn.silu(time + per_token(size, batch.segments_BL).reshape(B * L, -1))
+    clip = self.size_in(features.reshape(-1, 4 * 2 * SIZE_FEATURES))
+    clip = clip + self.caption_in(caption_BSD.astype(jnp.float32).reshape(len(clip), -1))
+    return jax.nn.silu(time + per_token(clip.reshape(B, -1, self.config.width), batch.segments_BL).reshape(B * L, -1))
 
   def encode_text(
     self, batch: PackedBatch, caption_kept_BS: jax.Array, dtype: jnp.dtype
@@ -149,3 +165,10 @@ class DiT(nnx.Module):
     kept_BM = per_token(caption_kept_BS, ids_BM).astype(bool) | starts_BM
     segments_BM = jnp.where(kept_BM, ids_BM, 0)
     return self.text_encoder(batch.text_BM, segments_BM, dtype), segments_BM
+
+
+def pooled(text_BMD: jax.Array, segments_BM: jax.Array, segments: int) -> jax.Array:
+  """The mean vector of each segment's tokens (B, S, D); zero where a segment has none."""
+  member_BSM = (segments_BM[:, None] == jnp.arange(1, segments + 1)[None, :, None]).astype(text_BMD.dtype)
+  total_BSD = jnp.einsum("BSM,BMD->BSD", member_BSM, text_BMD)
+  return total_BSD / jnp.maximum(member_BSM.sum(-1, keepdims=True), 1.0)

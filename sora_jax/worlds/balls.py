@@ -6,6 +6,7 @@ square shows more of the plane beyond it. How the balls move is in `physics.py`.
 Shape letters: N balls, T frames, H height, W width, C colours; the 2 of `centres_NT2` is (x, y).
 """
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -46,20 +47,20 @@ def _scale(height: int, width: int) -> float:
   return min(height, width) / WORLD_SIDE
 
 
-class Balls:
+class Balls(abc.ABC):
   """What the three worlds share; a world adds its states, motion and words."""
 
   name: str
   attributes: tuple[str, ...]
   colours: tuple[str, ...]
 
+  @abc.abstractmethod
   def radii(self, state: Any) -> np.ndarray:
     """(N,) world units."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def centres(self, state: Any, times_T: np.ndarray) -> np.ndarray:
     """(N, T, 2): x and y of every ball at the given seconds."""
-    raise NotImplementedError
 
   def render(self, state: Any, height: int, width: int, frames: int, fps: float) -> np.ndarray:
     """Frames of the state, float32 (T, H, W, 3) in [-1, 1]; see `world.World`."""

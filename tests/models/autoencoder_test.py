@@ -13,6 +13,7 @@ from sora_jax.models.autoencoder import (
   AutoencoderConfig,
   Stage,
   depth_to_space,
+  neighbours,
   pad_clip,
   space_to_depth,
 )
@@ -166,6 +167,21 @@ def test_depth_to_space_inverts_space_to_depth(shrink, blocks, later):
 def test_the_first_time_block_is_filled_with_the_first_frame():
   x = np.array([5.0, 6.0, 7.0], np.float32).reshape(1, 3, 1, 1, 1)
   np.testing.assert_array_equal(np.ravel(space_to_depth(x, (2, 1, 1), first=True)), [5, 5, 6, 7])
+
+
+def test_neighbours_is_a_grouped_convolution_within_each_frame():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 5, 4, 6)).astype(np.float32)
+  taps = rng.normal(size=(9, 6)).astype(np.float32)
+  wanted = jax.lax.conv_general_dilated(
+    x.reshape(6, 5, 4, 6),
+    taps.reshape(3, 3, 1, 6),
+    (1, 1),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=6,
+  )
+  np.testing.assert_allclose(neighbours(jnp.asarray(x), jnp.asarray(taps)), wanted.reshape(x.shape), atol=1e-5)
 
 
 @hypothesis.settings(max_examples=40, deadline=None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.dit import DiT, DiTConfig, pooled
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import RowShape, Segment, pack_row, stack
 
@@ -45,6 +45,7 @@ class Model:
 
   def __init__(self, config: DiTConfig):
     graph, state = nnx.split(nnx.eval_shape(lambda: DiT(config, nnx.Rngs(params=0))))
+    self.graph = graph
     rng = np.random.default_rng(0)
     size = lambda leaf: leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * size(leaf), jnp.float32)
@@ -199,11 +200,28 @@ def test_the_size_conditions_the_output(model, which):
   np.testing.assert_array_equal(before[1], after[1])
 
 
-def test_only_relative_positions_matter(model):
-  shifted = A._replace(positions_N3=A.positions_N3 + np.array([[1.5, 40, 24]], np.float32))
-  np.testing.assert_allclose(model.outputs([shifted])[0], model.outputs([A])[0], atol=1e-4)
+def test_where_a_token_lies_in_its_clip_matters(model):
+  """Rotary positions alone tell distances; walls and beginnings are known by the place within the clip."""
+  shifted = A._replace(positions_N3=A.positions_N3 + np.array([[0.5, 8, 8]], np.float32))
+  assert (np.abs(model.outputs([shifted])[0] - model.outputs([A])[0]).max(-1) > 1e-4).all()
   swapped = A._replace(positions_N3=A.positions_N3[::-1].copy())
   assert np.abs(model.outputs([swapped])[0] - model.outputs([A])[0]).max() > 1e-3
+
+
+def test_places_are_fractions_of_the_clip(model):
+  """The same corner of a larger clip has the same place, whatever it is packed with."""
+  larger = A._replace(positions_N3=A.positions_N3 * np.float32(3), size_4=A.size_4 * np.array([3, 3, 3, 1], np.float32))
+  dit = nnx.merge(model.graph, model.params)
+  place = lambda *clips: np.asarray(dit.place(stack([pack_row(clips, ROW, CHANNELS)])))
+  np.testing.assert_allclose(place(larger)[: len(A.tokens_NC)], place(A)[: len(A.tokens_NC)], atol=1e-4)
+  np.testing.assert_array_equal(place(A, B)[: len(A.tokens_NC)], place(A)[: len(A.tokens_NC)])
+
+
+def test_captions_are_pooled_by_segment():
+  text = np.arange(12, dtype=np.float32).reshape(1, 6, 2)
+  found = pooled(jnp.asarray(text), jnp.array([[1, 1, 3, 3, 3, 0]]), segments=4)
+  wanted = [text[0, :2].mean(0), np.zeros(2), text[0, 2:5].mean(0), np.zeros(2)]
+  np.testing.assert_allclose(found, np.array(wanted, np.float32)[None], rtol=1e-6)
 
 
 def test_bfloat16_blocks_are_near_float32_and_return_float32(model):
