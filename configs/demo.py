@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model.update(width=96, depth=5, heads=3, text_width=64, text_depth=1, text_heads=2, vocabulary=512)
   config.model.update(seconds=(0.5, 4.0), pixels=(16.0, 128.0), dtype="float32", remat=False)
   config.diffusion.update(base_tokens=20, condition_share=0.2)
-  config.train.update(steps=3500, rows=12, row_tokens=90, row_text=64, row_segments=4)
+  config.train.update(steps=2800, rows=12, row_tokens=90, row_text=64, row_segments=4)
   config.train.update(learning_rate=1e-2, adam_learning_rate=6e-3, warmup=50, decay_share=0.6, ema_decay=0.99)
   config.train.update(checkpoint_every=1000, log_every=100, preview_every=1000)
   config.sample.update(steps=25, guidance=2.5)

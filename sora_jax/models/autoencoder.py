@@ -26,6 +26,7 @@ from sora_jax.sharding import constrain
 
 TIME_TAPS = 3  # a time mix sees its own frame and the two before
 EXPANSION = 4  # of the feed-forward in a block
+LEAST_VARIANCE = 1e-4  # of a component of the linear start, as a share of the largest one's
 FIRST_LOG_VARIANCE = -8.0  # of the posterior at initialisation: with more noise the decoder at first hears nothing else
 
 
@@ -216,14 +217,15 @@ def pad_clip(frames_BTHWC: jax.Array, compression: tuple[int, int, int]) -> jax.
   return pad_edge(frames_BTHWC, (B, 1 + (t - 1) * compression[0], h * compression[1], w * compression[2]))
 
 
-def linear_start(frames_BTHWC: np.ndarray, config: AutoencoderConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """The best linear code of blocks of pixels: principal components, turned so that every channel has the same variance.
+def linear_start(frames_BTHWC: np.ndarray, config: AutoencoderConfig) -> tuple[np.ndarray, np.ndarray]:
+  """The best linear code of blocks of pixels: principal components, the largest first, each scaled to unit variance.
 
-  A rotation keeps distances, so errors of latents weigh what they weigh in pixels.
+  A plain background has most of the variance of a clip and edges have little. Channels of unit variance that are
+  not correlated keep edges as far above a given noise level as the background; were the components mixed, the
+  transformer's tokens would settle shape and motion last and each alone.
 
   Args:
     frames_BTHWC: clips to fit, float32; at least as many blocks as a block has values is good.
-    seed: of the rotation.
 
   Returns:
     Kernels of `linear_in` (block values, channels) and `linear_out` (channels, block values), float32.
@@ -231,7 +233,6 @@ def linear_start(frames_BTHWC: np.ndarray, config: AutoencoderConfig, seed: int)
   blocks = np.asarray(space_to_depth(jnp.asarray(frames_BTHWC), config.compression, first=True))
   blocks = blocks.reshape(-1, blocks.shape[-1]).astype(np.float64)
   values, directions = np.linalg.eigh(blocks.T @ blocks / len(blocks))
-  rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(config.channels, config.channels)))[0]
-  code = directions[:, -config.channels :] @ rotation
-  scale = np.sqrt(max(values[-config.channels :].mean(), 1e-12))
-  return (code / scale).astype(np.float32), (code.T * scale).astype(np.float32)
+  code, values = directions[:, : -config.channels - 1 : -1], values[: -config.channels - 1 : -1]
+  scale = np.sqrt(np.maximum(values, max(LEAST_VARIANCE * values[0], 1e-12)))
+  return (code / scale).astype(np.float32), (code * scale).T.astype(np.float32)

@@ -23,7 +23,7 @@ class AutoencoderTask:
     """`probe_BTHWC`: crops of the source: they give the linear start, the latent statistics and the preview."""
     self.kl_weight = kl_weight
     self.probe = np.asarray(pad_clip(probe_BTHWC, config.compression))
-    self.start = linear_start(self.probe, config, seed=0)
+    self.start = linear_start(self.probe, config)
     self.make = lambda key: Autoencoder(config, nnx.Rngs(params=key))
     self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
     self._posterior = jax.jit(lambda params, frames: self.model(params).posterior(frames)[:2])

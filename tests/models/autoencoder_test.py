@@ -13,6 +13,7 @@ from sora_jax.models.autoencoder import (
   AutoencoderConfig,
   Stage,
   depth_to_space,
+  linear_start,
   neighbours,
   pad_clip,
   space_to_depth,
@@ -182,6 +183,21 @@ def test_neighbours_is_a_grouped_convolution_within_each_frame():
     feature_group_count=6,
   )
   np.testing.assert_allclose(neighbours(jnp.asarray(x), jnp.asarray(taps)), wanted.reshape(x.shape), atol=1e-5)
+
+
+def test_the_linear_start_codes_in_uncorrelated_channels_of_unit_variance():
+  rng = np.random.default_rng(0)
+  frames = np.repeat(rng.normal(size=(64, 1 + TIME, 1, 1, 3)), 4, 2).repeat(4, 3) + 0.3 * rng.normal(
+    size=(64, 5, 4, 4, 3)
+  )
+  linear_in, linear_out = linear_start(frames.astype(np.float32), CONFIG)
+  blocks = np.asarray(space_to_depth(jnp.asarray(frames, jnp.float32), CONFIG.compression, first=True))
+  blocks = blocks.reshape(-1, blocks.shape[-1])
+  code = blocks @ linear_in
+  np.testing.assert_allclose(code.T @ code / len(code), np.eye(3), atol=1e-3)
+  values = np.linalg.eigvalsh(blocks.T.astype(np.float64) @ blocks / len(blocks))
+  lost = np.square(blocks - code @ linear_out).sum(1).mean()
+  np.testing.assert_allclose(lost, values[:-3].sum(), rtol=1e-3)
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
