@@ -28,7 +28,7 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"(query|key|value|qkv|key_value|gate_up)/kernel", PartitionSpec("fsdp", "tensor")),
   (r"(attention_out|down)/kernel", PartitionSpec("tensor", "fsdp")),
   (
-    r"(patch_in|patch_out|place_in|caption_in|time_in|time_out|size_in|size_out|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
+    r"(patch_in|patch_out|place_in|caption_in|time_in|size_in|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
     PartitionSpec("fsdp", None),
   ),
   (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec("fsdp", None)),

@@ -90,8 +90,7 @@ def spread(values_C: nnx.Param) -> jax.Array:
 class CausalBlock(nnx.Module):
   """x + a residual: each channel's 3x3 within the frame, then a feed-forward over the last three frames at each place.
 
-  A 3x3 of each channel alone and a wide feed-forward (Liu et al. 2022, "A ConvNet for the 2020s", section 2.6) see as
-  far as full 3x3 convolutions at about half their cost.
+  Filters of single channels and a wide feed-forward are after Liu et al. 2022, "A ConvNet for the 2020s", section 2.
   """
 
   def __init__(self, width: int, rngs: nnx.Rngs):
@@ -221,8 +220,7 @@ def linear_start(frames_BTHWC: np.ndarray, config: AutoencoderConfig) -> tuple[n
   """The best linear code of blocks of pixels: principal components, the largest first, each scaled to unit variance.
 
   A plain background has most of the variance of a clip and edges have little. Channels of unit variance that are
-  not correlated keep edges as far above a given noise level as the background; were the components mixed, the
-  transformer's tokens would settle shape and motion last and each alone.
+  not correlated keep edges as far above a given noise level as the background.
 
   Args:
     frames_BTHWC: clips to fit, float32; at least as many blocks as a block has values is good.
