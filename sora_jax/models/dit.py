@@ -1,7 +1,7 @@
 """The diffusion transformer: packed noisy patches, noise levels and captions in, clean patches out.
 
     tokens -> patch_in -> [ self attention -> cross attention -> SwiGLU ] x depth -> patch_out -> clean tokens
-    noise level of each token + size and mean caption vector of its clip -> modulation (adaLN-single), for all blocks
+    noise level of each token + size and mean word vector of its clip -> modulation (adaLN-single), for all blocks
     caption tokens -> text encoder -> keys and values of the cross attention
 
 After Peebles & Xie 2023 (DiT), Chen et al. 2023 (adaLN-single, cross attention), Polyak et al. 2024 (RMSNorm and
@@ -65,11 +65,12 @@ class Block(nnx.Module):
     # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
     self.table = nnx.Param(jnp.zeros((6, D), jnp.float32))
 
-  def __call__(self, x_BLD, modulation_N6D, segments_BL, rotary_BLh, text_BMD, text_segments_BM):
+  def __call__(self, x_BLD, modulation_6ND, segments_BL, rotary_BLh, text_BMD, text_segments_BM):
     B, L, D = x_BLD.shape
     M, K, H = text_BMD.shape[1], self.heads, D // self.heads
-    table_6D = self.table[...]
-    shift1, scale1, gate1, shift2, scale2, gate2 = (modulation_N6D[:, i] + table_6D[None, i] for i in range(6))
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+      shared_ND + own_D[None] for shared_ND, own_D in zip(modulation_6ND, self.table[...], strict=True)
+    )
     cosine, sine = (table[:, :, None] for table in rotary_BLh)
     x = x_BLD.reshape(B * L, D)
 
@@ -121,18 +122,19 @@ class DiT(nnx.Module):
     B, L, _ = x_BLC.shape
     D, dtype = self.config.width, jnp.dtype(self.config.dtype)
     text_BMD, text_segments_BM = self.encode_text(batch, caption_kept_BS, dtype)
-    caption_BSD = pooled(text_BMD, text_segments_BM, batch.weight_BS.shape[1])
-    modulation_N8D = self.modulation(self.condition(t_BL, caption_BSD, batch)).reshape(B * L, 8, D)
+    caption_BSD = pooled(self.text_encoder.words(batch.text_BM, dtype), text_segments_BM, batch.weight_BS.shape[1])
+    # Eight arrays, not slices of one: the gradient of a slice is as large as the whole.
+    *modulation_6ND, last_scale, last_shift = jnp.split(
+      self.modulation(self.condition(t_BL, caption_BSD, batch)), 8, -1
+    )
     angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths)
     rotary = (jnp.cos(angles), jnp.sin(angles))
 
     x = self.patch_in(x_BLC.astype(dtype).reshape(B * L, -1)) + self.place(batch).astype(dtype)
     x = constrain(x.reshape(B, L, D), "batch", "tokens", "embed")
-    call = lambda block, carry: block(
-      carry, modulation_N8D[:, :6], batch.segments_BL, rotary, text_BMD, text_segments_BM
-    )
+    call = lambda block, carry: block(carry, modulation_6ND, batch.segments_BL, rotary, text_BMD, text_segments_BM)
     x = layers.apply_stack(self.blocks, x, call, self.config.remat).reshape(B * L, D)
-    x = layers.modulate(x, modulation_N8D[:, 6], modulation_N8D[:, 7])
+    x = layers.modulate(x, last_scale, last_shift)
     return self.patch_out(x.astype(jnp.float32)).reshape(B, L, -1)
 
   def place(self, batch: PackedBatch) -> jax.Array:
@@ -147,7 +149,11 @@ class DiT(nnx.Module):
     return self.place_in(features.reshape(-1, 3 * 2 * PLACE_FEATURES))
 
   def condition(self, t_BL: jax.Array, caption_BSD: jax.Array, batch: PackedBatch) -> jax.Array:
-    """Noise level of each token, size and mean caption vector of its clip -> (N, D), float32."""
+    """Noise level of each token, size and mean word vector of its clip -> (N, D), float32.
+
+    Words before the text encoder has mixed them: a pair of words that training never saw together is then a sum of
+    two that it knows.
+    """
     B, L = t_BL.shape
     time = self.time_in(layers.fourier_features(t_BL, TIME_FEATURES, 1.0, 1000.0).reshape(B * L, -1))
     size_BS4 = jnp.log(jnp.maximum(batch.size_BS4, 1e-3))

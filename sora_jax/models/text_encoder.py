@@ -56,8 +56,12 @@ class TextEncoder(nnx.Module):
     self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocabulary, config.width), jnp.float32))
     self.blocks = layers.make_stack(lambda r: TextBlock(config, r), config.depth, rngs)
 
+  def words(self, text_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Each token's own vector (B, M, D), before attention has mixed it with its neighbours."""
+    return self.embedding[...].astype(dtype)[text_BM]
+
   def __call__(self, text_BM: jax.Array, segments_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    x = constrain(self.embedding[...].astype(dtype)[text_BM], "batch", None, "embed")
+    x = constrain(self.words(text_BM, dtype), "batch", None, "embed")
     # Attention is within segments and rotary positions are relative, so row positions serve as caption positions.
     places_BM1 = jnp.broadcast_to(jnp.arange(text_BM.shape[1])[None, :, None], (*text_BM.shape, 1))
     angles = layers.rotary_angles(places_BM1, self.config.width // self.config.heads, WAVELENGTHS)

@@ -224,6 +224,22 @@ def test_captions_are_pooled_by_segment():
   np.testing.assert_allclose(found, np.array(wanted, np.float32)[None], rtol=1e-6)
 
 
+def test_modulation_hears_a_caption_as_a_sum_of_words(model):
+  """So that two words that training never saw together are no news: only cross attention knows their order."""
+  silent = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf * 0 if "cross" in jax.tree_util.keystr(path) else leaf, model.params
+  )
+  outputs = lambda words: np.asarray(
+    model._forward(silent, *model.inputs([A._replace(text_M=np.array([START, *words], np.int32))]))
+  )
+  np.testing.assert_allclose(outputs([9, 11, 7]), outputs([7, 9, 11]), atol=1e-5)
+  assert np.abs(outputs([7, 9, 12]) - outputs([7, 9, 11])).max() > 1e-3
+  assert (
+    np.abs(model.outputs([A._replace(text_M=np.array([START, 9, 11, 7], np.int32))])[0] - model.outputs([A])[0]).max()
+    > 1e-3
+  )
+
+
 def test_bfloat16_blocks_are_near_float32_and_return_float32(model):
   half = Model(dataclasses.replace(CONFIG, dtype="bfloat16")).outputs([A, B])
   for found, wanted in zip(half, model.outputs([A, B]), strict=True):
