@@ -111,7 +111,7 @@ def make_sections(
   return [
     demo_page.Section(
       "Text to video",
-      "Colour and shape pairs that training never showed, at 16:9, 1:1 and 9:16. Nothing is picked by hand.",
+      "Colour and shape pairs that training never showed, at 5:3, 1:1 and 3:5. Nothing is picked by hand.",
       videos,
     ),
     demo_page.Section("Text to image", "An image is a clip of one frame.", images),
