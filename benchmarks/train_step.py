@@ -140,7 +140,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   keys = jax.random.split(jax.random.key(1), 5)
   inputs = {
     "x": jax.random.normal(keys[0], (rows, tokens, width)),
-    "modulation": jax.random.normal(keys[1], (rows * tokens, 6, width)) * 0.1,
+    "modulation": [jax.random.normal(key, (rows * tokens, width)) * 0.1 for key in jax.random.split(keys[1], 6)],
   }
   target = jax.random.normal(keys[2], (rows, tokens, width))
   text_BMD = jax.random.normal(keys[3], (rows, shape.text_tokens, shape.text_width))
@@ -149,7 +149,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   segments = jnp.tile(jnp.array(segment_ids(tokens, shape.segments)), (rows, 1))
   text_segments = jnp.tile(jnp.array(segment_ids(shape.text_tokens, shape.segments)), (rows, 1))
 
-  def loss(params: Any, inputs: dict[str, jax.Array], data: Any) -> jax.Array:
+  def loss(params: Any, inputs: dict[str, Any], data: Any) -> jax.Array:
     target, text_BMD, rotary, segments, text_segments = data
     call = lambda block, x: block(x, inputs["modulation"], segments, rotary, text_BMD, text_segments)
     out = layers.apply_stack(nnx.merge(graph, params), inputs["x"], call, False)
