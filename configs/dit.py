@@ -102,6 +102,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   sample.method = "euler"  # or "heun"
   sample.guidance = 4.0
   sample.interval = (0.1, 0.95)  # noise levels at which guidance acts
+  sample.first_frame = False  # make a clip's first frame as an image, then animate it
 
   config.mesh = mesh = ml_collections.ConfigDict()
   mesh.data, mesh.fsdp, mesh.context, mesh.tensor = 1, -1, 1, 1  # devices along each axis; -1 = the rest

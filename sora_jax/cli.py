@@ -34,6 +34,7 @@ flags.DEFINE_string("from", None, "sample: the .json beside a clip; makes that c
 flags.DEFINE_integer("sample_steps", None, "sample, animate: steps of the sampler")
 flags.DEFINE_enum("method", None, ["euler", "heun"], "sample, animate: the sampler")
 flags.DEFINE_float("guidance", None, "sample, animate: how strongly the prompt steers; 1 is not at all")
+flags.DEFINE_bool("first_frame", None, "sample: make the first frame as an image, then animate it")
 flags.DEFINE_integer("step", None, "sample, checkpoint: which step; the newest by default")
 flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 
@@ -154,7 +155,12 @@ def _make(size: str | None, image: str | None) -> dict:
     out=FLAGS.out,
     image=image,
     step=FLAGS.step,
-    overrides={"steps": FLAGS.sample_steps, "method": FLAGS.method, "guidance": FLAGS.guidance},
+    overrides={
+      "steps": FLAGS.sample_steps,
+      "method": FLAGS.method,
+      "guidance": FLAGS.guidance,
+      "first_frame": FLAGS.first_frame,
+    },
   )
   return outputs.make(order)
 

@@ -1,6 +1,8 @@
 """A trained autoencoder, ready for use: clips of any size and duration in and out of latents, in bounded memory."""
 
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,15 +28,21 @@ def abstract_params(make: Any) -> Any:
   return nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))[1])
 
 
+@functools.lru_cache(maxsize=8)  # two codecs of one config share what is compiled
+def _programs(config: AutoencoderConfig) -> tuple[Callable, Callable]:
+  graph = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, nnx.Rngs(params=0))))[0]
+  encode = jax.jit(lambda params, frames, past: nnx.merge(graph, params).encode(frames, past))
+  decode = jax.jit(lambda params, latent, past: nnx.merge(graph, params).decode(latent, past))
+  return encode, decode
+
+
 class Codec:
   """Encodes and decodes whole clips in chunks of latent frames; equal to the whole at once to float32 rounding."""
 
   def __init__(self, config: AutoencoderConfig, params: Any):
     self.config = config
     self.params = params
-    graph = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, nnx.Rngs(params=0))))[0]
-    self._encode = jax.jit(lambda params, frames, past: nnx.merge(graph, params).encode(frames, past))
-    self._decode = jax.jit(lambda params, latent, past: nnx.merge(graph, params).decode(latent, past))
+    self._encode, self._decode = _programs(config)
 
   @classmethod
   def load(cls, folder: str | pathlib.Path, section: Any) -> "Codec":

@@ -78,10 +78,10 @@ def say(text: str) -> None:
 
 
 def exam_source(config: Any) -> WorldSource:
-  """Held-out combinations at the training sizes and durations, images left out: 288 clips."""
+  """Held-out combinations at the training sizes and durations, images left out: 192 clips."""
   sizes = [parse_size(size) for size in config.data.sizes]
   frames = [count for count in config.data.frames if count > 1]
-  return WorldSource("shapes", 288, sizes, frames, config.data.fps, EXAM_SEED, held_out=True)
+  return WorldSource("shapes", 192, sizes, frames, config.data.fps, EXAM_SEED, held_out=True)
 
 
 def reconstruction(config: Any, codec: Codec) -> tuple[float, float]:
@@ -107,23 +107,33 @@ def make_sections(
   """What the page shows: exam clips at three aspect ratios, images, and an image brought to life."""
   order = np.argsort([len(clip.frames_THWC) for clip in exam.clips], kind="stable")[::-1][:SHOWN]
   videos = [demo_page.Shown(exam.clips[i].caption, exam.clips[i], exam.marks[i]) for i in order]
-  images = still_images(generator, sampling)
+  stills, (picks, animations) = still_requests(generator), animation_requests(source)
+  clips = generator.sample([*stills, *animations], sampling)
   return [
     demo_page.Section(
       "Text to video",
-      "Colour and shape pairs that training never showed, at 5:3, 1:1 and 3:5. Nothing is picked by hand.",
+      "Colour and shape pairs that training never showed, at 16:9, 1:1 and 9:16. Nothing is picked by hand.",
       videos,
     ),
-    demo_page.Section("Text to image", "An image is a clip of one frame.", images),
+    demo_page.Section(
+      "Text to image",
+      "An image is a clip of one frame.",
+      [demo_page.Shown(clip.caption, clip, {}) for clip in clips[: len(stills)]],
+    ),
     demo_page.Section(
       "An image brought to life",
       "The first frame is given as a clean token; the rest is generated.",
-      animated(generator, source, sampling),
+      [
+        demo_page.Shown(
+          clip.caption, clip, source.world.examine(clip.frames_THWC, clip.fps, source.state(i)), request.given_THWC[0]
+        )
+        for i, request, clip in zip(picks, animations, clips[len(stills) :], strict=True)
+      ],
     ),
   ]
 
 
-def still_images(generator: Generator, sampling: Sampling) -> list[demo_page.Shown]:
+def still_requests(generator: Generator) -> list[Request]:
   prompts = (
     "a red circle",
     "a blue square",
@@ -134,33 +144,19 @@ def still_images(generator: Generator, sampling: Sampling) -> list[demo_page.Sho
   )
   data = generator.config.data
   height, width = parse_size(data.sizes[0])
-  requests = [Request(prompt, width, height, 1, data.fps, 7 + i) for i, prompt in enumerate(prompts)]
-  return [demo_page.Shown(clip.caption, clip, {}) for clip in generator.sample(requests, sampling)]
+  return [Request(prompt, width, height, 1, data.fps, 7 + i) for i, prompt in enumerate(prompts)]
 
 
-def animated(generator: Generator, source: WorldSource, sampling: Sampling, count: int = 6) -> list[demo_page.Shown]:
-  """First frames of held-out clips, continued by the model with the caption that names the motion."""
-  picks = [i for i in range(len(source)) if source.shape(i)[0] == max(source.shape(j)[0] for j in range(len(source)))][
-    :count
-  ]
-  starts = [source[i].frames_THWC[:1] for i in picks]
-  requests = [
-    Request(
-      source.captions(i)["long"],
-      start.shape[2],
-      start.shape[1],
-      source.shape(i)[0],
-      source.fps,
-      70 + i,
-      start,
-    )
-    for i, start in zip(picks, starts, strict=True)
-  ]
-  clips = generator.sample(requests, sampling)
-  return [
-    demo_page.Shown(clip.caption, clip, source.world.examine(clip.frames_THWC, clip.fps, source.state(i)), start[0])
-    for i, start, clip in zip(picks, starts, clips, strict=True)
-  ]
+def animation_requests(source: WorldSource, count: int = 9) -> tuple[list[int], list[Request]]:
+  """The first of the longest held-out clips, and requests to continue their first frame by their caption."""
+  longest = max(source.shape(i)[0] for i in range(len(source)))
+  picks = [i for i in range(len(source)) if source.shape(i)[0] == longest][:count]
+  requests = []
+  for i in picks:
+    frames, height, width = source.shape(i)
+    start_THWC = source[i].frames_THWC[:1]
+    requests.append(Request(source.captions(i)["long"], width, height, frames, source.fps, 70 + i, start_THWC))
+  return picks, requests
 
 
 def write_clips(folder: pathlib.Path, sections: list[demo_page.Section]) -> None:

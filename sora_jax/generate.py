@@ -23,8 +23,9 @@ from sora_jax.diffusion.denoiser import clean_from, guided
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, per_token, plan, stack
-from sora_jax.patches import Grid, patchify, unpatchify
+from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
 
+ROWS = 8  # sampled at a time: this bounds memory, and any larger number of clips runs one compiled program
 MAX_SIDE = 8192  # pixels
 MAX_FRAMES = 7200  # two minutes at 60 frames a second
 
@@ -65,17 +66,22 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the sampler runs."""
+  """How the sampler runs.
+
+  Attributes:
+    first_frame: a clip's first frame is made as an image, then the clip is animated from it.
+  """
 
   steps: int
   method: str
   guidance: float
   interval: tuple[float, float]
+  first_frame: bool
 
   @classmethod
   def of(cls, config: Any) -> "Sampling":
     section = config.sample
-    return cls(section.steps, section.method, section.guidance, tuple(section.interval))
+    return cls(section.steps, section.method, section.guidance, tuple(section.interval), section.first_frame)
 
 
 def dit_config(config: Any, vocabulary: int) -> DiTConfig:
@@ -135,34 +141,64 @@ class Generator:
     Raises:
       ValueError: bad sampling settings; the message names the setting.
     """
-    segments = [self._segment(request, number) for number, request in enumerate(requests)]
+    given = [self._given_latent(request) for request in requests]
+    if sampling.first_frame:
+      later = [n for n, request in enumerate(requests) if request.frames > 1 and not len(given[n])]
+      images = [dataclasses.replace(requests[n], frames=1) for n in later]
+      for n, latent in zip(later, self._sample_latents(images, [given[n] for n in later], sampling), strict=True):
+        given[n] = latent
+    latents = self._sample_latents(requests, given, sampling)
+    return self._decode(requests, latents)
+
+  def _sample_latents(
+    self, requests: Sequence[Request], given: Sequence[np.ndarray], sampling: Sampling
+  ) -> list[np.ndarray]:
+    """The latent (t, h, w, C) of every request, which begins with its given latent frames; all packed together."""
+    if not requests:
+      return []
+    segments = [self._segment(*each, number) for number, each in enumerate(zip(requests, given, strict=True))]
     row = self._row(segments)
     lengths = [len(segment.tokens_NC) for segment in segments]
     rows = plan(lengths, [len(segment.text_M) for segment in segments], row)
     batch = self._batch(rows, segments, row)
     seeds = np.array([request.seed for request in requests], np.int32)[batch.clip_index_BS]
-    tokens_BLC = np.asarray(self._run(self.params, batch, seeds, sampling))
-    found: list[Clip | None] = [None] * len(requests)
+    tokens_BLC = self._in_groups(batch, seeds, sampling)
+    found: list[np.ndarray | None] = [None] * len(requests)
     for number, clips in enumerate(rows):
       start = 0
       for clip in clips:
-        found[clip] = self._decode(requests[clip], tokens_BLC[number, start : start + lengths[clip]], clip)
+        tokens_NC = tokens_BLC[number, start : start + lengths[clip]]
+        found[clip] = unpatchify(tokens_NC, self._latent_shape(requests[clip]), self.grid.patch)
         start += lengths[clip]
     return found
 
-  def _segment(self, request: Request, number: int) -> Segment:
+  def _in_groups(self, batch: PackedBatch, seeds_BS: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Samples ROWS rows at a time; the last group of several is filled up with copies of its last row."""
+    count = len(seeds_BS)
+    parts = []
+    for start in range(0, count, ROWS):
+      fill = lambda rows, start=start: pad_edge(rows[start : start + ROWS], (min(ROWS, count),))
+      parts.append(np.asarray(self._run(self.params, *jax.tree.map(fill, (batch, seeds_BS)), sampling)))
+    return np.concatenate(parts)[:count]
+
+  def _latent_shape(self, request: Request) -> tuple[int, int, int]:
+    return self.grid.latent_shape(request.frames, request.height, request.width)
+
+  def _given_latent(self, request: Request) -> np.ndarray:
+    """The latent frames (t, h, w, C) that the given frames fill whole; t is 0 where none is given."""
+    frames, height, width = self._latent_shape(request)
+    if request.given_THWC is None:
+      return np.zeros((0, height, width, self.codec.config.channels), np.float32)
+    whole = 1 + (len(request.given_THWC) - 1) // self.grid.compression[0]
+    return self.codec.encode(request.given_THWC[None])[0][: min(whole, frames)]
+
+  def _segment(self, request: Request, given_thwC: np.ndarray, number: int) -> Segment:
     """A clip to make as a segment: its prompt tokens are given, the rest are zeros that the sampler replaces."""
     shape = (request.frames, request.height, request.width)
-    latent_shape = self.grid.latent_shape(*shape)
-    latent = np.zeros((*latent_shape, self.codec.config.channels), np.float32)
-    given_frames = 0
-    if request.given_THWC is not None:
-      # A latent frame that the given frames fill only in part is not given.
-      whole = 1 + (len(request.given_THWC) - 1) // self.grid.compression[0]
-      given_frames = min(whole, latent_shape[0])
-      latent[:given_frames] = self.codec.encode(request.given_THWC[None])[0][:given_frames]
+    latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
+    latent[: len(given_thwC)] = given_thwC
     nt, nh, nw = self.grid.token_shape(*shape)
-    clean = np.arange(nt) < given_frames // self.grid.patch[0]
+    clean = np.arange(nt) < len(given_thwC) // self.grid.patch[0]
     return Segment(
       tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
       positions_N3=self.grid.positions(*shape, request.fps),
@@ -199,11 +235,17 @@ class Generator:
     shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
     return samplers.sample(denoise, start, batch.tokens_BLC, batch.clean_BL, shift_BL, sampling.steps, sampling.method)
 
-  def _decode(self, request: Request, tokens_NC: np.ndarray, number: int) -> Clip:
-    shape = (request.frames, request.height, request.width)
-    latent = unpatchify(tokens_NC, self.grid.latent_shape(*shape), self.grid.patch)
-    frames = self.codec.decode(latent[None], shape)[0]
-    return Clip(frames, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
+  def _decode(self, requests: Sequence[Request], latents: Sequence[np.ndarray]) -> list[Clip]:
+    """The clips of the latents, those of one shape decoded together."""
+    found: list[Clip | None] = [None] * len(requests)
+    shapes = [(request.frames, request.height, request.width) for request in requests]
+    for shape in dict.fromkeys(shapes):
+      numbers = [number for number, other in enumerate(shapes) if other == shape]
+      frames_BTHWC = self.codec.decode(np.stack([latents[number] for number in numbers]), shape)
+      for number, frames_THWC in zip(numbers, frames_BTHWC, strict=True):
+        request = requests[number]
+        found[number] = Clip(frames_THWC, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
+    return found
 
 
 def sheet(clips: Sequence[Clip], columns: int = 5) -> np.ndarray:

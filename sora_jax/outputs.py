@@ -39,6 +39,7 @@ SAMPLING_TYPES: dict[str, Any] = {
   "method": str | None,
   "guidance": float | int | None,
   "interval": list | tuple | None,
+  "first_frame": bool | None,
 }
 
 

@@ -7,6 +7,7 @@ cropped back exactly.
 Shape letters: T frames, H height, W width, C channels, N tokens; lower case t, h, w on the latent grid.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -48,19 +49,26 @@ class Grid(NamedTuple):
     return sized(low)
 
   def positions(self, frames: int, height: int, width: int, fps: float) -> np.ndarray:
-    """Centres of a clip's tokens in (seconds, pixels down, pixels right), float32 (N, 3), time slowest.
+    """Centres of a clip's tokens in (seconds, pixels down, pixels right), float32 (N, 3), time slowest; read-only.
 
     Latent frame 0 shows frame 0; latent frame k > 0 shows the `time` frames that end with frame k * time.
     """
-    ct, ch, cw = self.compression
-    nt, nh, nw = self.token_shape(frames, height, width)
-    pt, ph, pw = self.patch
-    latent_frames = np.arange(nt * pt)
-    centre = np.where(latent_frames == 0, 0.0, latent_frames * ct - (ct - 1) / 2)
-    seconds = centre.reshape(nt, pt).mean(1) / fps
-    rows = (np.arange(nh) + 0.5) * ph * ch
-    columns = (np.arange(nw) + 0.5) * pw * cw
-    return np.stack(np.meshgrid(seconds, rows, columns, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
+    return _positions(self, frames, height, width, fps)
+
+
+@functools.lru_cache(maxsize=4096)  # a data set has few shapes, and making one takes as long as packing it
+def _positions(grid: Grid, frames: int, height: int, width: int, fps: float) -> np.ndarray:
+  ct, ch, cw = grid.compression
+  nt, nh, nw = grid.token_shape(frames, height, width)
+  pt, ph, pw = grid.patch
+  latent_frames = np.arange(nt * pt)
+  centre = np.where(latent_frames == 0, 0.0, latent_frames * ct - (ct - 1) / 2)
+  seconds = centre.reshape(nt, pt).mean(1) / fps
+  rows = (np.arange(nh) + 0.5) * ph * ch
+  columns = (np.arange(nw) + 0.5) * pw * cw
+  positions = np.stack(np.meshgrid(seconds, rows, columns, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
+  positions.flags.writeable = False
+  return positions
 
 
 def pad_edge(x: np.ndarray | jax.Array, shape: tuple[int, ...]) -> np.ndarray | jax.Array:

@@ -64,6 +64,22 @@ class TestSample:
     free = one(generator, dataclasses.replace(VIDEO, seed=1), sampling)
     assert np.abs(free[0] - kept).max() > 0.05
 
+  def test_a_first_frame_is_made_as_an_image_and_then_animated(self, generator, sampling):
+    sampling = dataclasses.replace(sampling, first_frame=True)
+    image, clip, other, wide = generator.sample(
+      [dataclasses.replace(VIDEO, frames=1), VIDEO, dataclasses.replace(VIDEO, prompt="a blue cross"), WIDE], sampling
+    )
+    np.testing.assert_allclose(clip.frames_THWC[:1], image.frames_THWC, atol=1e-4)
+    assert np.abs(clip.frames_THWC[1:] - image.frames_THWC).max() > 1e-3
+    assert np.abs(other.frames_THWC[:1] - image.frames_THWC).max() > 1e-4
+    assert wide.frames_THWC.shape == (5, 16, 24, 3)
+
+  def test_a_given_first_frame_is_not_made_again(self, generator, sampling):
+    given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    request = dataclasses.replace(VIDEO, given_THWC=given)
+    clips = [one(generator, request, dataclasses.replace(sampling, first_frame=on)) for on in (False, True)]
+    np.testing.assert_array_equal(*clips)
+
   @pytest.mark.parametrize(
     ("change", "message"), [({"method": "magic"}, "'magic'.*euler"), ({"steps": 0}, "0 sampling steps")]
   )

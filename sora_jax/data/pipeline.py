@@ -24,7 +24,7 @@ from sora_jax.patches import Grid, pad_edge, patchify
 CAPTION, CONDITION, CROP, ORDER = range(4)
 CACHED_BYTES = 2**30  # of decoded frames kept for crops
 ENDLESS = 2**40  # rows; more than any run takes
-CONDITIONS = ("first", "last", "both", "any")  # which latent frames a conditioning mask gives
+CONDITIONS = ("first", "first", "first", "last", "both", "any")  # which latent frames a conditioning mask gives
 
 
 def crop_batches(
@@ -32,11 +32,13 @@ def crop_batches(
 ) -> Any:
   """Endless (frames (B, T, H, W, 3) float32, clip_index (B,) int32).
 
-  Every pixel of the source is as likely as any other, so a long or large clip gives more crops than an image. Shorter
-  clips freeze, smaller ones repeat their edge.
+  Every pixel of the source is as likely as any other, so a long or large clip gives more crops than an image; a clip
+  shorter than a crop freezes, and counts for the share of the crop's frames that it fills. Smaller ones repeat their
+  edge.
   """
-  pixels = np.array([np.prod(source.shape(index)) for index in range(len(source))], np.float64)
-  share = np.cumsum(pixels) / pixels.sum()
+  shapes = np.array([source.shape(index) for index in range(len(source))], np.float64)
+  pixels, filled = shapes.prod(1), np.minimum(shapes[:, 0] / crop_THW[0], 1.0)
+  share = np.cumsum(pixels * filled) / (pixels * filled).sum()
 
   @functools.lru_cache(maxsize=max(int(CACHED_BYTES / (12 * pixels.mean())), 1))
   def load(index: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from sora_jax.clips import Clip
 from sora_jax.data.folder import Fit, FolderSource
 from sora_jax.worlds.world import State, get_world
 
+STILL = 1  # the purpose of a draw: which images are captioned without their motion
+
 
 class Source(Protocol):
   """Clips by number.
@@ -62,20 +64,23 @@ class WorldSource:
     return self.clips
 
   def state(self, index: int) -> State:
-    rng = np.random.default_rng([self.seed, index, int(self.held_out)])
-    return self.world.sample(rng, held_out=self.held_out)
+    return self.world.sample(self._rng(index), held_out=self.held_out)
 
   def shape(self, index: int) -> tuple[int, int, int]:
     return self.shapes[index % len(self.shapes)]
 
   def captions(self, index: int) -> dict[str, str]:
-    still = self.shape(index)[0] == 1
+    # Every other image keeps the words of its motion: the first frame of a clip is asked for in the clip's words.
+    still = self.shape(index)[0] == 1 and bool(self._rng(index, STILL).random() < 0.5)
     return {style: self.world.caption(self.state(index), style, still=still) for style in ("short", "long")}
 
   def __getitem__(self, index: int) -> Clip:
     frames, height, width = self.shape(index)
     pixels = self.world.render(self.state(index), height, width, frames, self.fps)
     return Clip(pixels, self.fps, self.captions(index)["long"], f"{self.world.name}-{self.seed}-{index}")
+
+  def _rng(self, index: int, *purpose: int) -> np.random.Generator:
+    return np.random.default_rng([self.seed, index, int(self.held_out), *purpose])
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -78,7 +78,10 @@ class Block(nnx.Module):
     query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
     key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
     query = constrain(query, "batch", "tokens", "heads", None)
-    mixed = attention(query, key, qkv[:, :, 2], segments_BL, segments_BL)
+    # Values turn with their token and back at the query, so what is gathered tells where it lay relative to the query
+    # (Miyato et al. 2024, "GTA", section 3).
+    value = layers.rotate(qkv[:, :, 2], cosine, sine)
+    mixed = layers.rotate(attention(query, key, value, segments_BL, segments_BL), cosine, -sine)
     x = x + gate1.astype(x.dtype) * self.attention_out(mixed.reshape(B * L, D))
 
     query = layers.rms_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))

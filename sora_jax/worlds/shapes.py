@@ -44,6 +44,9 @@ _REACH = {
   "triangle": (_TRIANGLE_OUT, _TRIANGLE_OUT / 2, _TRIANGLE_OUT * 0.75**0.5, _TRIANGLE_OUT * 0.75**0.5),
   "cross": (_CROSS_LENGTH,) * 4,
 }
+# Fifths of the free way down and across, as captions name them.
+_ROWS = ("at the top", "near the top", "in the middle", "near the bottom", "at the bottom")
+_COLUMNS = ("far left", "left", "centre", "right", "far right")
 _WORDS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
 _NOTHING = "none"  # what is read where nothing can be told
 
@@ -153,7 +156,8 @@ class Shapes:
   def caption(self, state: ShapesState, style: str, still: bool = False) -> str:
     """The state in words.
 
-    The direction is the first one and the walls are the world's rule, so the words fit any duration.
+    The long caption also says in which fifth of its free way the shape starts, down and across. The direction is
+    the first one and the walls are the world's rule, so the words fit any duration.
 
     Args:
       state: what is shown.
@@ -161,7 +165,8 @@ class Shapes:
       still: for an image: says nothing of motion.
     """
     short = f"a {state.colour} {state.shape}"
-    long = f"A {state.size} {state.colour} {state.shape} on a {state.background} background"
+    row, column = (names[min(int(5 * part), 4)] for names, part in ((_ROWS, state.y), (_COLUMNS, state.x)))
+    long = f"A {state.size} {state.colour} {state.shape} {row} {column} of a {state.background} background"
     if not still:
       speed = {"slow": "slowly", "fast": "fast"}[state.speed]
       short += f" moves {state.direction}"

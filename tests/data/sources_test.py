@@ -38,15 +38,18 @@ class TestWorldSource:
     assert {shapes.count(shape) for shape in shapes} == {3}
     assert set(shapes) == {(t, h, w) for t in (1, 5) for h, w in SIZES}
 
-  def test_an_image_s_caption_tells_no_motion(self):
-    source = make_source()
+  def test_every_other_image_s_caption_tells_no_motion(self):
+    source, found = make_source(), []
     for index in range(len(source)):
       frames = source.shape(index)[0]
       still = source.world.caption(source.state(index), "long", still=True)
       moving = source.world.caption(source.state(index), "long", still=False)
       assert still != moving
-      assert source.captions(index)["long"] == (still if frames == 1 else moving)
+      said = source.captions(index)["long"]
+      assert said in ((still, moving) if frames == 1 else (moving,))
+      found += [said == still] if frames == 1 else []
       assert source[index].caption == source.captions(index)["long"]
+    assert 0.2 < np.mean(found) < 0.8
 
   def test_a_number_is_the_same_clip_whatever_was_asked_before(self):
     first, second = make_source(), make_source()

@@ -208,6 +208,22 @@ def test_where_a_token_lies_in_its_clip_matters(model):
   assert np.abs(model.outputs([swapped])[0] - model.outputs([A])[0]).max() > 1e-3
 
 
+def test_what_attention_gathers_tells_where_it_lay(model):
+  """Values turn with their token and back at the query: distances count even where every token is heard alike."""
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf * 0 if "place_in" in jax.tree_util.keystr(path) else leaf, model.params
+  )
+  qkv = params["blocks"]["qkv"]["kernel"]
+  params["blocks"]["qkv"]["kernel"] = qkv.at[..., : 2 * CONFIG.width].set(0.0)
+  output = lambda move_N3: np.asarray(
+    model._forward(params, *model.inputs([A._replace(positions_N3=A.positions_N3 + np.float32(move_N3))]))
+  )[0, : len(A.tokens_NC)]
+  one_moved = np.zeros_like(A.positions_N3)
+  one_moved[0] = [0.3, 5.0, 0.0]
+  np.testing.assert_allclose(output([0.5, 8.0, 3.0]), output(0.0), atol=1e-4)
+  assert (np.abs(output(one_moved) - output(0.0)).max(-1) > 1e-4).all()
+
+
 def test_places_are_fractions_of_the_clip(model):
   """The same corner of a larger clip has the same place, whatever it is packed with."""
   larger = A._replace(positions_N3=A.positions_N3 * np.float32(3), size_4=A.size_4 * np.array([3, 3, 3, 1], np.float32))

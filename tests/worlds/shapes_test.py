@@ -195,9 +195,18 @@ def test_captions_name_the_state():
     assert len(set(words) & set(shapes.COLOURS)) == len(set(words) & set(shapes.SHAPES)) == 1
     assert "moves" not in WORLD.caption(state, "short", still=True) + WORLD.caption(state, "long", still=True)
   assert WORLD.caption(_state(), "short", still=True) == "a red circle"
-  assert WORLD.caption(_state(), "long", still=True) == "A small red circle on a dark background."
+  assert WORLD.caption(_state(), "long", still=True) == "A small red circle in the middle left of a dark background."
   with pytest.raises(ValueError, match="short, long"):
     WORLD.caption(_state(), "poem")
+
+
+@pytest.mark.parametrize(
+  ("y", "x", "place"),
+  [(0.0, 0.0, "at the top far left"), (1.0, 1.0, "at the bottom far right"), (0.39, 0.41, "near the top centre")],
+)
+def test_the_long_caption_names_the_fifths_in_which_a_shape_starts(y, x, place):
+  assert f" {place} of a dark background" in WORLD.caption(_state(x=x, y=y), "long")
+  assert place not in WORLD.caption(_state(x=x, y=y), "short")
 
 
 @pytest.mark.parametrize("shape", shapes.SHAPES)
