@@ -89,7 +89,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   train.adam_learning_rate = 3e-4  # AdamW, everything else
   train.warmup = 1000  # steps
   train.decay_share = 0.2  # last share of the steps, in which the rates fall to zero
-  train.weight_decay = 0.0
   train.clip_norm = 1.0
   train.ema_decay = 0.9999
   train.checkpoint_every = 1000  # steps

@@ -23,7 +23,6 @@ class OptimizerConfig(NamedTuple):
   warmup: int  # steps
   decay_share: float  # the last share of the run over which the rates fall to zero
   steps: int
-  weight_decay: float
   clip_norm: float
 
 
@@ -59,7 +58,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     optax.contrib.muon(
       schedule(config.learning_rate, config),
       adam_learning_rate=schedule(config.adam_learning_rate, config),
-      weight_decay=config.weight_decay,
       adam_b2=0.95,
       consistent_rms=CONSISTENT_RMS,
       muon_weight_dimension_numbers=muon_dimensions,

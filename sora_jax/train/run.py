@@ -215,7 +215,6 @@ def loop_config(config: Any, name: str) -> LoopConfig:
     train.warmup,
     train.decay_share,
     train.steps,
-    train.weight_decay,
     train.clip_norm,
   )
   return LoopConfig(

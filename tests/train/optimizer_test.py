@@ -12,7 +12,7 @@ from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.sharding import path_name
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer, muon_dimensions, schedule
 
-CONFIG = OptimizerConfig(0.02, 0.02, warmup=10, decay_share=0.2, steps=100, weight_decay=0.0, clip_norm=1.0)
+CONFIG = OptimizerConfig(0.02, 0.02, warmup=10, decay_share=0.2, steps=100, clip_norm=1.0)
 
 
 class TestSchedule:
