@@ -56,7 +56,7 @@ class Grid(NamedTuple):
     return _positions(self, frames, height, width, fps)
 
 
-@functools.lru_cache(maxsize=4096)  # a data set has few shapes, and making one takes as long as packing it
+@functools.lru_cache(maxsize=4096)  # a data set has few shapes and many clips
 def _positions(grid: Grid, frames: int, height: int, width: int, fps: float) -> np.ndarray:
   ct, ch, cw = grid.compression
   nt, nh, nw = grid.token_shape(frames, height, width)

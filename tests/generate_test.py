@@ -8,7 +8,7 @@ import pytest
 
 from sora_jax.checkpoint import CheckpointError
 from sora_jax.clips import Clip
-from sora_jax.generate import Generator, Request, Sampling, sheet
+from sora_jax.generate import ROWS, Generator, Request, Sampling, sheet
 
 VIDEO = Request("a red circle moves left", 16, 16, 5, 8.0, 11)
 WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
@@ -31,6 +31,13 @@ class TestSample:
     for request, clip in zip(requests, together, strict=True):
       np.testing.assert_allclose(clip.frames_THWC, one(generator, request, sampling), atol=1e-4)
       assert (clip.caption, clip.fps) == (request.prompt, request.fps)
+
+  def test_a_clip_of_many_rows_equals_itself_alone(self, generator, sampling):
+    requests = [dataclasses.replace(WIDE, seed=seed) for seed in range(4 * ROWS + 1)]  # the last group is not full
+    clips = generator.sample(requests, sampling)
+    assert len(clips) == len(requests)
+    for number in (0, len(requests) // 2, len(requests) - 1):
+      np.testing.assert_allclose(clips[number].frames_THWC, one(generator, requests[number], sampling), atol=1e-4)
 
   def test_the_same_seed_gives_the_same_bits_and_another_another_clip(self, generator, sampling):
     first = one(generator, VIDEO, sampling)

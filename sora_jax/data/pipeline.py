@@ -38,7 +38,8 @@ def crop_batches(
   """
   shapes = np.array([source.shape(index) for index in range(len(source))], np.float64)
   pixels, filled = shapes.prod(1), np.minimum(shapes[:, 0] / crop_THW[0], 1.0)
-  share = np.cumsum(pixels * filled) / (pixels * filled).sum()
+  share = np.cumsum(pixels * filled)
+  share /= share[-1]
 
   @functools.lru_cache(maxsize=max(int(CACHED_BYTES / (12 * pixels.mean())), 1))
   def load(index: int) -> np.ndarray:

@@ -16,14 +16,12 @@ from PIL import Image
 from sora_jax.data import decode, video_io
 from sora_jax.data.decode import Probe, UnreadableFile
 
-_BESIDE = pathlib.Path(__file__).resolve().parents[2] / "../shared/corpus"
-CORPUS = pathlib.Path(os.environ.get("SORA_CORPUS") or _BESIDE)
 
-
-def corpus_rows(name: str) -> list[dict]:
-  """Lines of a list of real files; none on a machine without them."""
-  path = CORPUS / name
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def listed(path: pathlib.Path) -> list[dict]:
+  """Lines of a list of real files."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert rows, f"{path} lists no file"
+  return rows
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:
@@ -270,10 +268,10 @@ class TestVideos:
 
 
 class TestRealFiles:
-  def test_sizes_rates_and_first_frames(self):
+  def test_sizes_rates_and_first_frames(self, corpus):
     wrong = []
-    for row in corpus_rows("captions.jsonl"):
-      path = CORPUS / row["file"]
+    for row in listed(corpus / "captions.jsonl"):
+      path = corpus / row["file"]
       probe = decode.probe(path)
       frames = video_io.read(path, fps=8, max_frames=2)
       size = row["height"], row["width"]
@@ -283,11 +281,11 @@ class TestRealFiles:
         wrong.append((row["file"], probe, row["frames"], row["fps"]))
     assert not wrong
 
-  def test_broken_files_read_or_are_refused_in_time(self):
+  def test_broken_files_read_or_are_refused_in_time(self, corpus):
     refused = {"truncated_moov_missing.mp4", "zero_byte.mp4", "audio_only.mp4"}
     refused.add("bomb_declared_100000x100000.png")
-    for row in corpus_rows("broken/expected.jsonl"):
-      path, begun = CORPUS / "broken" / row["file"], time.monotonic()
+    for row in listed(corpus / "broken" / "expected.jsonl"):
+      path, begun = corpus / "broken" / row["file"], time.monotonic()
       try:
         probe = decode.probe(path)
         frames = video_io.read(path, fps=10, max_frames=8)
@@ -299,20 +297,18 @@ class TestRealFiles:
         assert len(frames) == (video_io.frame_count(probe.seconds, 10, 8) if probe.fps else 1), row["file"]
       assert time.monotonic() - begun < 20, row["file"]
 
-  def test_what_the_makers_say(self):
+  def test_what_the_makers_say(self, corpus):
     """Upright where a display matrix turns; half of the promised frames in a cut file; damage skipped."""
-    folder = CORPUS / "broken"
-    if not folder.exists():
-      return
+    folder = corpus / "broken"
     turned = first_frame(folder / "rotated_90_display_matrix.mp4")
-    source = video_io.resize(first_frame(CORPUS / "flower_bloom.mp4"), turned.shape[:2])
+    source = video_io.resize(first_frame(corpus / "flower_bloom.mp4"), turned.shape[:2])
     assert close(turned, source) < 5 < 20 < close(turned[::-1, ::-1], source)
     cut = decode.probe(folder / "truncated_faststart.mp4")
     left = video_io.read(folder / "truncated_faststart.mp4", fps=cut.fps, max_frames=99)
     assert 30 < cut.frames == len(left) < 45
     damaged = video_io.read(folder / "corrupt_middle.mp4", fps=30, max_frames=99)
     assert len(damaged) == 72
-    sound = video_io.read(CORPUS / "bee_thistle.mp4", fps=30, max_frames=72, size=damaged.shape[1:3])
+    sound = video_io.read(corpus / "bee_thistle.mp4", fps=30, max_frames=72, size=damaged.shape[1:3])
     assert close(damaged[5], sound[5]) < 8
     upright = decode.probe(folder / "uhd_portrait_60fps.mp4")
     assert (upright.height, upright.width) == (3840, 2160)

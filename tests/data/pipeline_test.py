@@ -197,6 +197,18 @@ def open_crops(index=0, count=1, broken=(), seed=0):
   return crop_batches(FakeSource(broken), (2, 4, 4), 4, seed, shard(index, count))
 
 
+def test_an_image_counts_for_the_frames_of_a_crop_that_it_fills():
+  """Five images of 1 frame and five clips of 4: by pixels 1 to 4, of a crop's frames 1 to 4 again: 1 crop of 17."""
+
+  class Mixed(FakeSource):
+    def shape(self, index):
+      return (4 if index % 2 else 1, 6, 6)
+
+  batches = crop_batches(Mixed(), (4, 4, 4), 50, 0, shard(0, 1))
+  drawn = np.concatenate([next(batches)[1] for _ in range(40)])
+  assert np.mean(drawn % 2 == 0) == pytest.approx(1 / 17, abs=0.02)
+
+
 def open_seed(seed):
   return open_crops(seed=seed)
 
