@@ -57,7 +57,7 @@ def shape_of(tree, path: str) -> tuple[int, ...]:
 
 
 def test_moments_lie_as_their_parameters_do(params):
-  optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 2, 0.2, 10, 0.0, 1.0))
+  optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 2, 0.2, 10, 1.0))
   moments, laid_out = specs(jax.eval_shape(optimizer.init, params)), specs(params)
   for path, spec in laid_out.items():
     mine = [found for name, found in moments.items() if name.endswith(f"/mu/{path}")]
@@ -149,7 +149,7 @@ from sora_jax.train.state import make_state, make_step, state_shardings
 text = TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2)
 config = DiTConfig(8, 32, 1, 4, text, ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0)))
 task = DiTTask(config, DiffusionConfig("x", "clip", NoiseLevels(0.8, 0.8, 8), 0.1))
-optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 1, 0.2, 10, 0.0, 1.0))
+optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 1, 0.2, 10, 1.0))
 rng = np.random.default_rng(0)
 def clip(index, tokens):
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)

@@ -113,7 +113,7 @@ def test_an_unknown_setting_is_named(params, change, message):
 
 def test_one_clip_is_learned_by_heart():
   task = make_task()
-  optimizer = make_optimizer(OptimizerConfig(0.05, 0.02, 5, 0.3, 80, 0.0, 10.0))
+  optimizer = make_optimizer(OptimizerConfig(0.05, 0.02, 5, 0.3, 80, 10.0))
   state = make_state(task, optimizer, 0, sharding.make_mesh())
   step = jax.jit(make_step(task, optimizer, 0.9))
   batch = packed([0], [0], [0], [0])

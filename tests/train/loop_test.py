@@ -65,7 +65,7 @@ class Counter:
 
 
 def loop_config(steps: int = 12, **changes) -> LoopConfig:
-  optimizer = OptimizerConfig(0.05, 0.05, 2, 0.2, steps, 0.0, 10.0)
+  optimizer = OptimizerConfig(0.05, 0.05, 2, 0.2, steps, 10.0)
   given = {"checkpoint_every": 4, "keep": 9, "log_every": 4, "preview_every": 0}
   return LoopConfig(name="toy", seed=0, optimizer=optimizer, ema_decay=0.9, **(given | changes))
 
