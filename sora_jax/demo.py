@@ -208,7 +208,7 @@ def write_report(
     ("sora_jax", __version__),
     ("JAX", f"{jax.__version__} on {jax.devices()[0].device_kind}"),
     ("Machine", f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
-    ("Exam", f"{len(exam.clips)} clips of held-out combinations ({len(short.clips)} with short prompts), 95 % intervals"),
+    ("Exam", f"held-out combinations: {len(exam.clips)} clips, {len(short.clips)} with short prompts; 95 % intervals"),
     ("Sampler", str(dataclasses.asdict(Sampling.of(config)))),
   ]
   demo_page.write_page(
