@@ -191,9 +191,7 @@ def write_report(
 ) -> None:
   named = [(score.attribute, score) for score in exam.scores]
   named += [(f"{name}, short prompt", score) for name, score in reported(short).items()]
-  rows = [
-    demo_page.ExamRow(name, (s.mean, s.low, s.high), s.ceiling, s.autoencoder, s.chance) for name, s in named
-  ]
+  rows = [demo_page.ExamRow(name, (s.mean, s.low, s.high), s.ceiling, s.autoencoder, s.chance) for name, s in named]
   section = autoencoder_config(config.autoencoder)
   numbers = [
     ("Autoencoder, held-out clips", f"{result['psnr_db']:.1f} dB", "30 dB or more"),
