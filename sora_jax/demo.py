@@ -129,7 +129,7 @@ def make_sections(
     ),
     demo_page.Section(
       "An image brought to life",
-      "The first frame is given as a clean token; the rest is generated.",
+      "The first frame is given, as clean tokens; the rest is generated.",
       [
         demo_page.Shown(
           clip.caption, clip, source.world.examine(clip.frames_THWC, clip.fps, source.state(i)), request.given_THWC[0]

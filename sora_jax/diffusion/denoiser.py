@@ -44,9 +44,10 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float, interval:
   low, high = interval
 
   def denoise(x_t_BLC: jax.Array, t_BL: jax.Array) -> jax.Array:
+    acts_BL = (t_BL >= low) & (t_BL <= high)
     x_cond = conditional(x_t_BLC, t_BL)
-    x_free = unconditional(x_t_BLC, t_BL)
-    weight_BL = jnp.where((t_BL >= low) & (t_BL <= high), scale, 1.0)
-    return x_free + weight_BL[..., None] * (x_cond - x_free)
+    # Half of the work, and of no use while no token is in the interval.
+    x_free = jax.lax.cond(acts_BL.any(), unconditional, lambda x_t, t: x_cond, x_t_BLC, t_BL)
+    return jnp.where(acts_BL[..., None], x_free + scale * (x_cond - x_free), x_cond)
 
   return denoise

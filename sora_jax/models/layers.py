@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Block = TypeVar("Block", bound=nnx.Module)
@@ -82,10 +83,14 @@ def rotary_angles(positions: jax.Array, head_width: int, wavelengths: tuple[tupl
 
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-  """Turns each pair (x[i], x[i + H/2]) of the last dimension by its angle; cosine and sine are (..., H / 2)."""
-  first, second = jnp.split(x, 2, -1)
+  """Turns each pair (x[i], x[i + H/2]) of the last dimension by its angle; cosine and sine are (..., H / 2).
+
+  The halves change places by a product with a permutation: cut and joined instead, XLA's CPU code takes twice as long.
+  """
+  width = x.shape[-1]
+  swap = np.roll(np.eye(width, dtype=np.float32), width // 2, axis=1)
   cosine, sine = cosine.astype(x.dtype), sine.astype(x.dtype)
-  return jnp.concatenate([first * cosine - second * sine, first * sine + second * cosine], -1)
+  return x * jnp.concatenate([cosine, cosine], -1) + (x @ swap.astype(x.dtype)) * jnp.concatenate([-sine, sine], -1)
 
 
 def fourier_features(x: jax.Array, count: int, low: float, high: float) -> jax.Array:

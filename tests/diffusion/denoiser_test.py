@@ -1,5 +1,6 @@
 """Predictions convert without contradiction; guidance acts inside its interval alone."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -61,3 +62,22 @@ def test_guidance_acts_inside_the_interval_and_nowhere_else(scale):
   with_guidance = unconditional(x_t, t) + scale * (conditional(x_t, t) - unconditional(x_t, t))
   np.testing.assert_allclose(found[inside], with_guidance[inside], atol=1e-5)
   np.testing.assert_allclose(found[~inside], conditional(x_t, t)[~inside], atol=1e-5)
+
+
+def test_the_unconditional_network_runs_only_while_guidance_acts():
+  _, _, t, x_t = draw()
+  calls = []
+
+  def counted(x_t, t):
+    jax.debug.callback(lambda: calls.append(1))
+    return unconditional(x_t, t)
+
+  denoise = jax.jit(guided(conditional, counted, 2.0, (0.3, 0.7)))
+  denoise(x_t, np.full_like(t, 0.2)).block_until_ready()
+  jax.effects_barrier()
+  assert calls == []
+  t[:] = 0.2
+  t[0, 0] = 0.5
+  denoise(x_t, t).block_until_ready()
+  jax.effects_barrier()
+  assert calls == [1]

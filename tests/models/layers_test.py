@@ -76,6 +76,14 @@ def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
   return layers.rotate(x, jnp.cos(angles), jnp.sin(angles))
 
 
+def test_rotation_multiplies_pairs_as_complex_numbers():
+  x, angles = normal(0, 9, 14), normal(1, 9, 7) * 3
+  pairs = (np.asarray(x[:, :7]) + 1j * np.asarray(x[:, 7:])) * np.exp(1j * np.asarray(angles))
+  turned = layers.rotate(x, jnp.cos(angles), jnp.sin(angles))
+  np.testing.assert_allclose(turned, np.concatenate([pairs.real, pairs.imag], -1), atol=1e-5)
+  assert layers.rotate(x.astype(jnp.bfloat16), jnp.cos(angles), jnp.sin(angles)).dtype == jnp.bfloat16
+
+
 def test_rotation_keeps_the_norm():
   x = normal(0, 9, 14)
   turned = rotated(x, normal(1, 9, 3) * 10)
