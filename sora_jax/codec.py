@@ -1,6 +1,7 @@
 """A trained autoencoder, ready for use: clips of any size and duration in and out of latents, in bounded memory."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage, p
 from sora_jax.patches import Grid, pad_edge
 
 CHUNK = 8  # latent frames coded at a time
-GROUP = 16  # clips coded at a time, so that any number of clips of one size runs the same compiled program
+GROUP, GROUP_PIXELS = 16, 2**18  # most clips coded at a time, and most pixels of them (of all frames)
 
 
 def autoencoder_config(section: Any) -> AutoencoderConfig:
@@ -55,13 +56,14 @@ class Codec:
     """Clips of one size (B, T, H, W, 3) in [-1, 1] -> normalised latents (B, t, h, w, C), float32."""
     frames = np.asarray(pad_clip(np.asarray(frames_BTHWC, np.float32), self.config.compression))
     step = CHUNK * self.config.compression[0]
-    return np.concatenate([self._in_chunks(self._encode, group, step) for group in groups(frames)])[: len(frames)]
+    parts = [self._in_chunks(self._encode, group, step) for group in groups(frames, frames.shape[1:4])]
+    return np.concatenate(parts)[: len(frames)]
 
   def decode(self, latent_BthwC: np.ndarray, shape_THW: tuple[int, int, int]) -> np.ndarray:
     """The inverse: latents -> clips (B, T, H, W, 3), float32 in [-1, 1], cropped to `shape_THW`."""
     T, H, W = shape_THW
     latents = np.asarray(latent_BthwC, np.float32)
-    parts = [self._in_chunks(self._decode, group, CHUNK) for group in groups(latents)]
+    parts = [self._in_chunks(self._decode, group, CHUNK) for group in groups(latents, shape_THW)]
     return np.clip(np.concatenate(parts)[: len(latents), :T, :H, :W], -1.0, 1.0)
 
   def _in_chunks(self, code: Any, x_BTHWC: np.ndarray, step: int) -> np.ndarray:
@@ -78,9 +80,11 @@ class Codec:
     return Grid(self.config.compression, tuple(patch))
 
 
-def groups(clips_B: np.ndarray) -> list[np.ndarray]:
-  """GROUP clips at a time; the last group of several is filled up with copies of its last clip."""
-  if len(clips_B) <= GROUP:
-    return [clips_B]
-  whole = -(-len(clips_B) // GROUP) * GROUP
-  return np.split(pad_edge(clips_B, (whole,)), whole // GROUP)
+def groups(clips_B: np.ndarray, shape_THW: tuple[int, int, int]) -> list[np.ndarray]:
+  """Clips (or their latents) in groups of one number, the last filled up with copies of the last clip.
+
+  The number depends on the size alone, so that any number of clips of one size runs the same compiled program.
+  """
+  size = min(max(GROUP_PIXELS // math.prod(shape_THW), 1), GROUP)
+  whole = -(-len(clips_B) // size) * size
+  return np.split(pad_edge(clips_B, (whole,)), whole // size)

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from sora_jax import __version__
-from sora_jax.clips import Clip
 from sora_jax.codec import Codec, autoencoder_config
 from sora_jax.data import video_io
 from sora_jax.data.sources import WorldSource, parse_size
@@ -167,17 +166,16 @@ def animation_requests(source: WorldSource, count: int = 9) -> tuple[list[int], 
 
 
 def write_clips(folder: pathlib.Path, sections: list[demo_page.Section]) -> None:
-  """Every shown clip as a file, and a contact sheet of all."""
-  clips: list[Clip] = []
+  """Every shown clip as a file, and a contact sheet of each section."""
+  folder.mkdir(parents=True, exist_ok=True)
   for section in sections:
-    for number, shown in enumerate(section.shown):
-      suffix = "png" if len(shown.clip.frames_THWC) == 1 else "mp4"
-      name = f"{section.title.lower().replace(' ', '_')}_{number}.{suffix}"
-      folder.mkdir(parents=True, exist_ok=True)
-      video_io.write(folder / name, shown.clip.frames_THWC, shown.clip.fps)
-      clips.append(shown.clip)
-  picture = sheet(clips, columns=9)
-  Image.fromarray(picture.repeat(4, 0).repeat(4, 1)).save(folder / "sheet.png")
+    title = section.title.lower().replace(" ", "_")
+    clips = [shown.clip for shown in section.shown]
+    for number, clip in enumerate(clips):
+      suffix = "png" if len(clip.frames_THWC) == 1 else "mp4"
+      video_io.write(folder / f"{title}_{number}.{suffix}", clip.frames_THWC, clip.fps)
+    picture = sheet(clips, columns=9)
+    Image.fromarray(picture.repeat(4, 0).repeat(4, 1)).save(folder / f"{title}.png")
 
 
 def write_report(

@@ -116,3 +116,14 @@ def test_a_workdir_of_another_autoencoder_is_refused(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match=f"no checkpoints under {tmp_path / 'nowhere'}"):
     Codec.load(tmp_path / "nowhere", SECTION)
+
+
+@pytest.mark.parametrize(
+  ("shape_THW", "size"), [((7, 24, 43), 16), ((1, 128, 128), 16), ((1, 256, 256), 4), ((33, 1080, 1920), 1)]
+)
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_group_has_a_number_of_clips_that_their_size_alone_decides(shape_THW, size, count):
+  clips = np.arange(count, dtype=np.float32).reshape(count, 1, 1, 1, 1)
+  groups = codec.groups(clips, shape_THW)
+  assert {len(group) for group in groups} == {size}
+  np.testing.assert_array_equal(np.concatenate(groups)[:count], clips)

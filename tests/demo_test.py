@@ -59,7 +59,7 @@ def test_reconstruction_measures_the_codec_against_a_linear_code(tiny_config):
   assert linear == same_linear
 
 
-def test_every_shown_clip_is_a_file_and_the_sheet_shows_all(tmp_path: pathlib.Path):
+def test_every_shown_clip_is_a_file_and_a_sheet_shows_each_section(tmp_path: pathlib.Path):
   rng = np.random.default_rng(0)
   clips = [Clip(rng.uniform(-1, 1, (t, 16, 24, 3)).astype(np.float32), 8.0, "a", "") for t in (1, 5, 9)]
   sections = [
@@ -68,14 +68,15 @@ def test_every_shown_clip_is_a_file_and_the_sheet_shows_all(tmp_path: pathlib.Pa
   ]
   demo.write_clips(tmp_path / "clips", sections)
   assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == [
+    "images.png",
     "images_0.png",
-    "sheet.png",
+    "text_to_video.png",
     "text_to_video_0.mp4",
     "text_to_video_1.mp4",
   ]
   assert len(video_io.read(tmp_path / "clips" / "text_to_video_1.mp4", fps=8, max_frames=99)) == 9
-  width, height = Image.open(tmp_path / "clips" / "sheet.png").size
-  assert height >= 3 * 16 * 4 and width >= 9 * 24 * 4
+  width, height = Image.open(tmp_path / "clips" / "text_to_video.png").size
+  assert height >= 2 * 16 * 4 and width >= 9 * 24 * 4
 
 
 def test_a_checkout_without_the_config_is_told_so(tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ def test_the_whole_demo_writes_its_page_and_goes_on_where_it_was(tmp_path, monke
   page = pathlib.Path(result["page"]).read_text()
   assert page.lower().startswith("<!doctype html")
   assert page.count("data:image/webp") >= 12
-  assert (tmp_path / "out" / "clips" / "sheet.png").is_file()
+  assert (tmp_path / "out" / "clips" / "text_to_video.png").is_file()
   assert sorted(path.name for path in (tmp_path / "out" / "run" / "logs").glob("preview_*")) == ["preview_0000006.png"]
   again = demo.run(tmp_path / "out")
   assert (again["alignment"], again["psnr_db"]) == (result["alignment"], result["psnr_db"])
