@@ -46,7 +46,7 @@ def run(out: pathlib.Path) -> dict:
   config = runpy.run_path(str(CONFIG))["get_config"]()
   summary = training.train(config, out / "run")
   generator = Generator.load(out / "run")
-  sampling = Sampling.of(generator.config)
+  sampling = Sampling.of(config)
   say("sampling clips of held-out combinations")
   held_out = exam_source(config, EXAM_CLIPS)
   exam = simulation.examine(generator, held_out, sampling, EXAM_SEED)
