@@ -17,7 +17,7 @@ DEMO = pathlib.Path(__file__).parents[2] / "configs" / "demo.py"
 @pytest.mark.slow
 def test_one_clip_is_learnt_by_heart(tmp_path):
   config = runpy.run_path(str(DEMO))["get_config"]()
-  config.data.update(clips=1, sizes=("32x32",), frames=(17,))
+  config.data.update(clips=1, sizes=("24x24",), frames=(7,))
   config.autoencoder.update(steps=300)
   config.train.update(steps=500, rows=4, checkpoint_every=0, preview_every=0)
   train(config, tmp_path)
