@@ -23,10 +23,10 @@ demo: .venv/.installed  ## train a small model on this machine's CPU and write a
 	@$(BIN)/sora demo --out out/demo --json
 
 test: .venv/.installed  ## run the tests, but not the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow" tests
+	@$(BIN)/python -m pytest -q -rs -m "not slow" tests
 
 test-slow: .venv/.installed  ## run the slow tests only
-	@$(BIN)/python -m pytest -q -m slow tests
+	@$(BIN)/python -m pytest -q -rs -m slow tests
 
 lint: .venv/.installed  ## check style and layout; changes nothing
 	@$(BIN)/ruff check .

@@ -24,6 +24,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.train.update(steps=2700, rows=10, row_tokens=264, row_text=180, row_segments=7)
   config.train.update(learning_rate=1e-2, adam_learning_rate=6e-3, warmup=50, decay_share=0.6, ema_decay=0.99)
   config.train.update(checkpoint_every=1000, log_every=100, preview_every=900)
-  # Few steps: the last one ends where training has few clips. Guidance to the end turns tokens into a mosaic.
+  # More steps would end at noise levels that training hardly draws, and guidance down there makes a mosaic of tokens.
   config.sample.update(steps=10, guidance=2.5, interval=(0.6, 1.0), first_frame=True)
   return config
