@@ -13,7 +13,7 @@ import ml_collections
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = runpy.run_path(str(pathlib.Path(__file__).with_name("dit.py")))["get_config"](arg)
   # Mostly images: they are cheap, and a clip's first frame is made as one.
-  config.data.update(clips=6144, sizes=("24x24", "43x24", "24x43"), frames=(1,) * 10 + (5, 7), fps=10.0)
+  config.data.update(clips=6144, sizes=("24x24", "43x24", "24x43"), frames=(1,) * 9 + (5, 7), fps=10.0)
   config.data.update(max_frames=7, max_tokens=264, long_captions=0.8)
   config.autoencoder.update(channels=8, stages=(((2, 4, 4), 64, 6),), crop=(7, 24, 24), batch=8)
   config.autoencoder.update(steps=1500, learning_rate=1e-2, kl_weight=1e-6)
@@ -21,9 +21,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model.update(text_width=32, text_depth=1, text_heads=1, vocabulary=512)
   config.model.update(seconds=(0.5, 4.0), pixels=(16.0, 128.0), dtype="float32", remat=False)
   config.diffusion.update(base_tokens=20, condition_share=0.7)
-  config.train.update(steps=2700, rows=10, row_tokens=264, row_text=180, row_segments=7)
+  config.train.update(steps=3300, rows=10, row_tokens=264, row_text=180, row_segments=7)
   config.train.update(learning_rate=1e-2, adam_learning_rate=6e-3, warmup=50, decay_share=0.6, ema_decay=0.99)
-  config.train.update(checkpoint_every=1000, log_every=100, preview_every=900)
+  config.train.update(checkpoint_every=1000, log_every=100, preview_every=1100)
   # More steps would end at noise levels that training hardly draws, and guidance down there makes a mosaic of tokens.
   config.sample.update(steps=10, guidance=2.5, interval=(0.6, 1.0), first_frame=True)
   return config

@@ -10,7 +10,7 @@ from sora_jax.checkpoint import CheckpointError
 from sora_jax.clips import Clip
 from sora_jax.generate import ROWS, Generator, Request, Sampling, sheet
 
-VIDEO = Request("a red circle moves left", 16, 16, 5, 8.0, 11)
+VIDEO = Request("a red circle moves leftwards", 16, 16, 5, 8.0, 11)
 WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
 IMAGE = Request("a green cross", 16, 16, 1, 8.0, 13)
 

@@ -31,7 +31,7 @@ def loaded_once(generator, trained, monkeypatch):
 def order(trained, tmp_path) -> Order:
   return Order(
     checkpoint=str(trained),
-    prompts=("a red circle moves left",),
+    prompts=("a red circle moves leftwards",),
     size="24x16",
     frames=5,
     fps=None,

@@ -47,7 +47,6 @@ _REACH = {
 # Fifths of the free way down and across, as captions name them.
 _ROWS = ("at the top", "near the top", "in the middle", "near the bottom", "at the bottom")
 _COLUMNS = ("far left", "left", "centre", "right", "far right")
-_WORDS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
 _NOTHING = "none"  # what is read where nothing can be told
 
 # What the examiner still accepts.
@@ -157,7 +156,8 @@ class Shapes:
     """The state in words.
 
     The long caption also says in which fifth of its free way the shape starts, down and across. The direction is
-    the first one and the walls are the world's rule, so the words fit any duration.
+    the first one and the walls are the world's rule, so the words fit any duration. No word of motion is a word of
+    place too: "leftwards" is never "left".
 
     Args:
       state: what is shown.
@@ -169,8 +169,8 @@ class Shapes:
     long = f"A {state.size} {state.colour} {state.shape} {row} {column} of a {state.background} background"
     if not still:
       speed = {"slow": "slowly", "fast": "fast"}[state.speed]
-      short += f" moves {state.direction}"
-      long += f" moves {speed} {_WORDS[state.direction]} and bounces off the walls"
+      short += f" moves {state.direction}wards"
+      long += f" moves {speed} {state.direction}wards and bounces off the walls"
     return scene.in_style({"short": short, "long": long + "."}, style)
 
   def describe(self, state: ShapesState) -> dict[str, str]:

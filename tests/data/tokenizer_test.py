@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sora_jax.data.tokenizer import START, Tokenizer
 
-CAPTIONS = ["a red circle moves left", "a blue square moves right", "a green cross on a dark background"] * 3
+CAPTIONS = ["a red circle moves leftwards", "a blue square moves rightwards", "a green cross on a dark background"] * 3
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_frequent_words_are_pieces_and_the_vocabulary_is_bounded(tokenizer):
 
 
 @pytest.mark.parametrize(
-  "text", ["a red circle moves left", "zyxwvq", "a fox \N{FOX FACE} jumps", "\u4e00\u53ea\u732b", "caf\u00e9 5%"]
+  "text", ["a red circle moves leftwards", "zyxwvq", "a fox \N{FOX FACE} jumps", "\u4e00\u53ea\u732b", "caf\u00e9 5%"]
 )
 def test_every_string_reads_back(tokenizer, text):
   ids = tokenizer.encode(text, 999)

@@ -185,13 +185,12 @@ def test_every_value_is_drawn_and_states_are_json():
 def test_captions_name_the_state():
   rng = np.random.default_rng(0)
   speeds = {"slow": "slowly", "fast": "fast"}
-  directions = {"left": "left", "right": "right", "up": "upwards", "down": "downwards"}
   for state in (WORLD.sample(rng) for _ in range(50)):
     short, long = (WORLD.caption(state, style) for style in ("short", "long"))
-    assert short == f"a {state.colour} {state.shape} moves {state.direction}"
+    assert short == f"a {state.colour} {state.shape} moves {state.direction}wards"
     words = long.rstrip(".").split()
     named = (state.size, state.colour, state.shape, state.background, speeds[state.speed])
-    assert set(named) | {directions[state.direction]} <= set(words)
+    assert set(named) | {f"{state.direction}wards"} <= set(words)
     assert len(set(words) & set(shapes.COLOURS)) == len(set(words) & set(shapes.SHAPES)) == 1
     assert "moves" not in WORLD.caption(state, "short", still=True) + WORLD.caption(state, "long", still=True)
   assert WORLD.caption(_state(), "short", still=True) == "a red circle"
