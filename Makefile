@@ -17,7 +17,7 @@ help:  ## print this list
 
 install: .venv/.installed  ## build .venv with the pinned dependencies (about a minute, once)
 
-install-studio: .venv/.installed-studio  ## add what the web page needs (sora serve)
+install-studio: .venv/.installed-studio  ## add the dependencies of the extra "studio"
 
 demo: .venv/.installed  ## train a small model on this machine's CPU and write a page of samples to out/demo
 	@$(BIN)/sora demo --out out/demo --json
