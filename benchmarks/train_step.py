@@ -126,7 +126,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   import optax
   from flax import nnx
 
-  from sora_jax.host import keep_freed_memory, step_compiler_options
+  from sora_jax.host import keep_freed_memory
   from sora_jax.models import layers
   from sora_jax.models.dit import Block, DiTConfig
   from sora_jax.models.text_encoder import TextEncoderConfig
@@ -163,7 +163,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
     updates, moments = optimizer.update(gradient, moments, params)
     return (optax.apply_updates(params, updates), moments), (value, input_gradient)
 
-  compiled = jax.jit(step, donate_argnums=0, compiler_options=step_compiler_options())
+  compiled = jax.jit(step, donate_argnums=0)
   data = (target, text_BMD, rotary, segments, text_segments)
   holder = [(params, optimizer.init(params))]
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sora_jax import checkpoint, host, sharding
+from sora_jax import checkpoint, sharding
 from sora_jax.train.metrics import MetricsLog, progress
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import Task, TrainState, make_state, make_step, state_shardings
@@ -81,7 +81,6 @@ def fit(
       make_step(task, optimizer, config.ema_decay),
       donate_argnums=0,
       out_shardings=(state_shardings(state, mesh), sharding.replicated(mesh)),
-      compiler_options=host.step_compiler_options(),
     )
     bar, meter, pending = progress(config.name, total, first), _Meter(batches), None
     for step in range(first + 1, total + 1):
