@@ -60,6 +60,7 @@ def main() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.set_verbosity(logging.ERROR)
   host.keep_freed_memory()
+  host.compile_sooner()
   if len(sys.argv) < 2 or sys.argv[1] in ("help", "-h", "--help"):
     print(USAGE)
     sys.exit(0 if len(sys.argv) > 1 else 2)

@@ -4,8 +4,9 @@ Shape letters: B rows, L tokens, S segments, C values a token.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, per_token, plan, stack
 from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
 
-ROWS = 8  # sampled at a time: this bounds memory, and any larger number of clips runs one compiled program
+GROUP_TOKENS = 2048  # sampled at a time, or one row where that is longer
 MAX_SIDE = 8192  # pixels
 MAX_FRAMES = 7200  # two minutes at 60 frames a second
 
@@ -100,6 +101,30 @@ def dit_config(config: Any, vocabulary: int) -> DiTConfig:
   )
 
 
+@functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
+def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
+  """The sampler, jitted: (params, batch, seeds (B, S), `Sampling`) -> clean tokens (B, L, C)."""
+  graph = nnx.split(nnx.eval_shape(lambda: DiT(model, nnx.Rngs(params=0))))[0]
+
+  def sample_tokens(params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
+    dit = nnx.merge(graph, params)
+
+    def network(captions: bool):
+      kept = jnp.full(batch.weight_BS.shape, captions)
+      return lambda x_t, t: clean_from(dit(x_t, t, batch, kept), x_t, t, prediction)
+
+    denoise = network(True)
+    if sampling.guidance != 1.0:
+      denoise = guided(denoise, network(False), sampling.guidance, sampling.interval)
+    keys = noise.clip_keys(jax.random.key(0), seeds_BS, "noise")
+    start = noise.token_noise(keys, batch.segments_BL, model.channels)
+    shift_BS = schedules.size_shift(objective.segment_tokens(batch), base_tokens)
+    shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
+    return samplers.sample(denoise, start, batch.tokens_BLC, batch.clean_BL, shift_BL, sampling.steps, sampling.method)
+
+  return jax.jit(sample_tokens, static_argnums=3)
+
+
 class Generator:
   """An autoencoder, a transformer and a tokenizer that were trained together."""
 
@@ -108,9 +133,8 @@ class Generator:
     self.codec, self.params, self.tokenizer, self.config = codec, params, tokenizer, config
     self.step: int | None = None  # of the checkpoint, when it came from one
     self.grid: Grid = codec.grid(config.model.patch)
-    self.graph = nnx.split(nnx.eval_shape(lambda: DiT(model, nnx.Rngs(params=0))))[0]
     self.channels = model.channels
-    self._run = jax.jit(self._sample_tokens, static_argnums=3)
+    self._run = _program(model, config.diffusion.prediction, config.diffusion.base_tokens)
 
   @classmethod
   def load(cls, workdir: str | pathlib.Path, step: int | None = None) -> "Generator":
@@ -173,13 +197,16 @@ class Generator:
     return found
 
   def _in_groups(self, batch: PackedBatch, seeds_BS: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Samples ROWS rows at a time; the last group of several is filled up with copies of its last row."""
-    count = len(seeds_BS)
+    """Samples some rows at a time, the last ones filled up with copies of the last.
+
+    How many depends on the length of a row alone, so any number of clips runs one compiled program.
+    """
+    size = max(GROUP_TOKENS // batch.segments_BL.shape[1], 1)
     parts = []
-    for start in range(0, count, ROWS):
-      fill = lambda rows, start=start: pad_edge(rows[start : start + ROWS], (min(ROWS, count),))
+    for start in range(0, len(seeds_BS), size):
+      fill = lambda rows, start=start: pad_edge(rows[start : start + size], (size,))
       parts.append(np.asarray(self._run(self.params, *jax.tree.map(fill, (batch, seeds_BS)), sampling)))
-    return np.concatenate(parts)[:count]
+    return np.concatenate(parts)[: len(seeds_BS)]
 
   def _latent_shape(self, request: Request) -> tuple[int, int, int]:
     return self.grid.latent_shape(request.frames, request.height, request.width)
@@ -212,28 +239,11 @@ class Generator:
     """The row that training used, or for a longer clip the next multiple of 128 tokens."""
     train = self.config.train
     longest = max(len(segment.tokens_NC) for segment in segments)
-    return RowShape(max(train.row_tokens, -(-longest // 128) * 128), train.row_text, train.row_segments)
+    tokens = train.row_tokens if longest <= train.row_tokens else -(-longest // 128) * 128
+    return RowShape(tokens, train.row_text, train.row_segments)
 
   def _batch(self, rows: list[list[int]], segments: Sequence[Segment], row: RowShape) -> PackedBatch:
     return stack([pack_row([segments[clip] for clip in clips], row, self.channels) for clips in rows])
-
-  def _sample_tokens(self, params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
-    """Packed requests -> clean tokens (B, L, C)."""
-    model = nnx.merge(self.graph, params)
-    prediction = self.config.diffusion.prediction
-
-    def network(captions: bool):
-      kept = jnp.full(batch.weight_BS.shape, captions)
-      return lambda x_t, t: clean_from(model(x_t, t, batch, kept), x_t, t, prediction)
-
-    denoise = network(True)
-    if sampling.guidance != 1.0:
-      denoise = guided(denoise, network(False), sampling.guidance, sampling.interval)
-    keys = noise.clip_keys(jax.random.key(0), seeds_BS, "noise")
-    start = noise.token_noise(keys, batch.segments_BL, self.channels)
-    shift_BS = schedules.size_shift(objective.segment_tokens(batch), self.config.diffusion.base_tokens)
-    shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
-    return samplers.sample(denoise, start, batch.tokens_BLC, batch.clean_BL, shift_BL, sampling.steps, sampling.method)
 
   def _decode(self, requests: Sequence[Request], latents: Sequence[np.ndarray]) -> list[Clip]:
     """The clips of the latents, those of one shape decoded together."""

@@ -18,6 +18,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import pytest
 from absl import flags
 
+from sora_jax import host
+
+host.compile_sooner()
+
 # Grain's workers read absl flags, which outside `app.run` nobody has parsed.
 flags.FLAGS.mark_as_parsed()
 

@@ -8,7 +8,7 @@ import pytest
 
 from sora_jax.checkpoint import CheckpointError
 from sora_jax.clips import Clip
-from sora_jax.generate import ROWS, Generator, Request, Sampling, sheet
+from sora_jax.generate import GROUP_TOKENS, Generator, Request, Sampling, sheet
 
 VIDEO = Request("a red circle moves leftwards", 16, 16, 5, 8.0, 11)
 WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
@@ -33,11 +33,21 @@ class TestSample:
       assert (clip.caption, clip.fps) == (request.prompt, request.fps)
 
   def test_a_clip_of_many_rows_equals_itself_alone(self, generator, sampling):
-    requests = [dataclasses.replace(WIDE, seed=seed) for seed in range(4 * ROWS + 1)]  # the last group is not full
+    per_group = GROUP_TOKENS // 48 * 2  # a row of the tiny config holds two of these clips
+    requests = [dataclasses.replace(WIDE, seed=seed) for seed in range(per_group + 1)]  # the last group is not full
     clips = generator.sample(requests, sampling)
     assert len(clips) == len(requests)
     for number in (0, len(requests) // 2, len(requests) - 1):
       np.testing.assert_allclose(clips[number].frames_THWC, one(generator, requests[number], sampling), atol=1e-4)
+
+  def test_clips_up_to_a_training_row_run_one_program_in_every_generator(self, trained, generator, sampling):
+    one(generator, IMAGE, sampling)
+    compiled = generator._run._cache_size()
+    row = dataclasses.replace(WIDE, width=64)  # its 48 tokens fill a row of training
+    other = Generator.load(trained)
+    for requests in ([row], [IMAGE] * 30, [row, WIDE, row]):
+      other.sample(requests, sampling)
+    assert other._run._cache_size() == compiled
 
   def test_the_same_seed_gives_the_same_bits_and_another_another_clip(self, generator, sampling):
     first = one(generator, VIDEO, sampling)
