@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model.update(text_width=32, text_depth=1, text_heads=1, vocabulary=512)
   config.model.update(seconds=(0.5, 4.0), pixels=(16.0, 128.0), dtype="float32", remat=False)
   config.diffusion.update(base_tokens=20, condition_share=0.7)
-  config.train.update(steps=3300, rows=10, row_tokens=264, row_text=180, row_segments=7)
+  config.train.update(steps=3300, rows=10, ranks=1, row_tokens=264, row_text=180, row_segments=7)
   config.train.update(learning_rate=1e-2, adam_learning_rate=6e-3, warmup=50, decay_share=0.6, ema_decay=0.99)
   config.train.update(checkpoint_every=1000, log_every=100, preview_every=1650)
   # More steps would end at noise levels that training hardly draws, and guidance down there makes a mosaic of tokens.

@@ -82,6 +82,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.train = train = ml_collections.ConfigDict()
   train.steps = 400_000
   train.rows = 32  # rows a step, over all devices
+  train.ranks = 8  # data-parallel ranks that get equal work in a step; any number that divides it does too
   train.row_tokens = 8192
   train.row_text = 1024  # caption tokens a row
   train.row_segments = 32  # most clips a row
@@ -118,6 +119,6 @@ def shrink_to_laptop(config: ml_collections.ConfigDict) -> None:
   config.model.update(width=64, depth=2, heads=2, text_width=32, text_depth=1, text_heads=1, vocabulary=512)
   config.model.update(pixels=(16.0, 1024.0), dtype="float32", remat=False)
   config.diffusion.base_tokens = 64
-  config.train.update(steps=20, rows=4, row_tokens=128, row_text=256, row_segments=8, warmup=5)
+  config.train.update(steps=20, rows=4, ranks=1, row_tokens=128, row_text=256, row_segments=8, warmup=5)
   config.train.update(checkpoint_every=10, log_every=5, preview_every=0)
   config.sample.steps = 5

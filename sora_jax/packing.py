@@ -7,10 +7,16 @@ Shape letters: B rows, L tokens, S segments, M text tokens, C values a token.
 """
 
 import bisect
+import heapq
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+LOOK_AHEAD = 2**16  # clips that are planned together
+FULL = 0.99  # of its tokens: a row that waits for no more
+LEVEL = 0.995  # of the tokens of levelled rows: what is left lets clips find a place
 
 
 class Segment(NamedTuple):
@@ -52,15 +58,19 @@ class RowShape(NamedTuple):
   segments: int
 
 
-def plan(lengths: Sequence[int], text_lengths: Sequence[int], row: RowShape) -> list[list[int]]:
-  """Best-fit decreasing: which clips share a row; every clip is in exactly one row.
+def plan(
+  lengths: Sequence[int], text_lengths: Sequence[int], row: RowShape, look_ahead: int = LOOK_AHEAD
+) -> list[list[int]]:
+  """Which clips share a row, planned for `look_ahead` clips at a time; every clip is in exactly one row.
 
-  Clips are taken from the longest to the shortest, each into the row with the least room that still holds it.
+  Rows are levelled, so that each has its part of the short clips, unless best fit needs fewer. A row that is not full
+  lets its clips wait for the next ones to come, but none waits twice.
 
   Args:
     lengths: tokens of each clip.
     text_lengths: caption tokens of each clip.
     row: the size of a row.
+    look_ahead: bounds the time a clip, and how far apart in the given order clips of one row may be.
 
   Returns:
     The clip numbers of each row.
@@ -75,9 +85,63 @@ def plan(lengths: Sequence[int], text_lengths: Sequence[int], row: RowShape) -> 
         f"{name} {worst} has {sizes[worst]} tokens, a row holds {most}: make rows longer or clips smaller"
       )
   rows: list[list[int]] = []
+  waiting: list[int] = []
+  for start in range(0, len(lengths), look_ahead):
+    end = min(start + look_ahead, len(lengths))
+    waited, waiting = set(waiting), [*waiting, *range(start, end)]
+    found, waiting = _fewest(waiting, lengths, text_lengths, row), []
+    for clips in found:
+      full = sum(lengths[clip] for clip in clips) >= FULL * row.tokens
+      if full or end == len(lengths) or not waited.isdisjoint(clips):
+        rows.append(clips)
+      else:
+        waiting += clips
+  return rows
+
+
+def _fewest(clips: Sequence[int], *budgets: Any) -> list[list[int]]:
+  levelled, fullest = level(clips, *budgets), best_fit(clips, *budgets)
+  return levelled if levelled is not None and len(levelled) <= len(fullest) else fullest
+
+
+def level(
+  clips: Sequence[int], lengths: Sequence[int], text_lengths: Sequence[int], row: RowShape
+) -> list[list[int]] | None:
+  """Rows of equal fill: from the longest clip to the shortest, each into the row with the most room.
+
+  The shortest come last and even out all rows, so images ride with videos instead of filling rows of their own.
+
+  Returns:
+    The rows, LEVEL of their tokens filled (but for a part of one row); None where a clip finds no room in so few.
+  """
+  total = sum(lengths[clip] for clip in clips)
+  rows: list[list[int]] = [[] for _ in range(math.ceil(total / (LEVEL * row.tokens)))]
+  text_room = [row.text] * len(rows)
+  open_rows = [(-row.tokens, number) for number in range(len(rows))]
+  for clip in sorted(clips, key=lambda i: (-lengths[i], -text_lengths[i], i)):
+    passed = []  # rows with more room for the clip but none for its caption
+    while open_rows and text_room[open_rows[0][1]] < text_lengths[clip]:
+      passed.append(heapq.heappop(open_rows))
+    if not open_rows or -open_rows[0][0] < lengths[clip]:
+      return None
+    room, number = heapq.heappop(open_rows)
+    rows[number].append(clip)
+    text_room[number] -= text_lengths[clip]
+    if len(rows[number]) < row.segments:
+      passed.append((room + lengths[clip], number))
+    for each in passed:
+      heapq.heappush(open_rows, each)
+  return rows
+
+
+def best_fit(
+  clips: Sequence[int], lengths: Sequence[int], text_lengths: Sequence[int], row: RowShape
+) -> list[list[int]]:
+  """Best-fit decreasing: from the longest clip to the shortest, each into the row with the least room that holds it."""
+  rows: list[list[int]] = []
   text_room: list[int] = []
   open_rows: list[tuple[int, int]] = []  # (room, row), sorted
-  for clip in sorted(range(len(lengths)), key=lambda i: (-lengths[i], -text_lengths[i], i)):
+  for clip in sorted(clips, key=lambda i: (-lengths[i], -text_lengths[i], i)):
     slot = bisect.bisect_left(open_rows, (lengths[clip], -1))
     while slot < len(open_rows) and text_room[open_rows[slot][1]] < text_lengths[clip]:
       slot += 1

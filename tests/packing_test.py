@@ -1,12 +1,14 @@
 """Packing: every clip once, no row over its budget, rows nearly as few as can be, and rows that read back exactly."""
 
+import math
+
 import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sora_jax.packing import RowShape, Segment, pack_row, per_token, plan, stack
+from sora_jax.packing import LEVEL, RowShape, Segment, best_fit, level, pack_row, per_token, plan, stack
 
 ROW = RowShape(tokens=40, text=20, segments=5)
 CHANNELS = 3
@@ -49,12 +51,75 @@ def test_rows_are_within_the_bound_of_best_fit_decreasing(seed, best):
   assert best <= len(rows) <= int(11 / 9 * best + 2 / 3)
 
 
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.lists(st.integers(1, ROW.tokens), max_size=60), st.integers(1, 20))
+def test_a_short_look_ahead_loses_no_clip_and_none_waits_twice(lengths, look_ahead):
+  rows = plan(lengths, [1] * len(lengths), ROW, look_ahead)
+  assert sorted(clip for row in rows for clip in row) == list(range(len(lengths)))
+  for row in rows:
+    windows = [clip // look_ahead for clip in row]
+    assert max(windows) - min(windows) <= 1
+    assert sum(lengths[clip] for clip in row) <= ROW.tokens
+
+
+def test_a_longer_look_ahead_fills_rows_better():
+  lengths = np.random.default_rng(0).integers(1, ROW.tokens, 4000).tolist()
+  counts = [len(plan(lengths, [1] * 4000, ROW, look_ahead)) for look_ahead in (8, 64, 4000)]
+  assert counts[0] > counts[1] > counts[2] >= sum(lengths) / ROW.tokens
+
+
+def test_a_row_that_is_not_full_waits_for_the_next_clips():
+  assert plan([30, 40, 10, 40], [1] * 4, ROW, look_ahead=2) == [[1], [3], [0, 2]]
+
+
 def test_the_fullest_row_that_still_holds_a_clip_takes_it():
   assert plan([7, 5, 3, 5], [1, 1, 1, 1], RowShape(10, 9, 9)) == [[0, 2], [1, 3]]
 
 
 def test_a_full_caption_budget_sends_a_clip_to_another_row():
   assert plan([4, 4], [6, 6], RowShape(10, 10, 9)) == [[0], [1]]
+
+
+def mixed(seed: int) -> tuple[list[int], list[int]]:
+  """Lengths of a few long clips among many short ones, and a caption token each."""
+  rng = np.random.default_rng(seed)
+  lengths = [*rng.integers(200, 950, 60).tolist(), *rng.integers(2, 20, 1500).tolist()]
+  return lengths, [1] * len(lengths)
+
+
+LONG = RowShape(tokens=1000, text=500, segments=500)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_levelled_rows_are_full_and_each_has_its_part_of_the_short_clips(seed):
+  lengths, texts = mixed(seed)
+  rows = level(range(len(lengths)), lengths, texts, LONG)
+  assert sorted(clip for row in rows for clip in row) == list(range(len(lengths)))
+  assert len(rows) == math.ceil(sum(lengths) / LONG.tokens / LEVEL)
+  assert max(sum(lengths[clip] for clip in row) for row in rows) <= LONG.tokens
+  assert all(any(lengths[clip] < 20 for clip in row) for row in rows)
+  fullest = best_fit(range(len(lengths)), lengths, texts, LONG)
+  assert not all(any(lengths[clip] < 20 for clip in row) for row in fullest)
+  assert plan(lengths, texts, LONG) == rows
+
+
+def test_rows_that_can_t_be_levelled_are_as_full_as_can_be():
+  lengths = [700] * 20  # two of them never share a row
+  assert level(range(20), lengths, [1] * 20, LONG) is None
+  assert len(plan(lengths, [1] * 20, LONG)) == 20
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.integers(0, 2**32), st.integers(1, 400), st.integers(3, 60))
+def test_levelled_rows_keep_every_budget(seed, text, segments):
+  rng, (lengths, _) = np.random.default_rng(seed), mixed(0)
+  texts, row = rng.integers(1, 40, len(lengths)).tolist(), RowShape(1000, max(text, 40), segments)
+  rows = level(range(len(lengths)), lengths, texts, row)
+  for clips in rows or []:
+    assert sum(lengths[clip] for clip in clips) <= row.tokens and len(clips) <= row.segments
+    assert sum(texts[clip] for clip in clips) <= row.text
+  if rows:
+    assert sorted(clip for clips in rows for clip in clips) == list(range(len(lengths)))
 
 
 def test_nothing_to_pack_needs_no_row():

@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What makes a training command of the README end in seconds; everything else is run as it stands there.
 SMALL = (
   "--config.autoencoder.steps=2 --config.autoencoder.stages=(((2,4,4),16,1),) --config.autoencoder.channels=8 "
-  "--config.autoencoder.crop=(3,16,16) --config.autoencoder.batch=2 --config.train.steps=2 --config.train.rows=2 "
+  "--config.autoencoder.crop=(3,16,16) --config.autoencoder.batch=2 "
+  "--config.train.steps=2 --config.train.rows=2 --config.train.ranks=1 "
   "--config.model.width=32 --config.model.depth=1 --config.model.heads=2 --config.model.text_width=16 "
   "--config.model.text_depth=1 --config.model.text_heads=1 --config.data.max_tokens=64 --config.data.max_frames=5 "
   "--config.data.clips=4 --config.data.sizes=('32x32',) --config.data.frames=(1,5) --config.train.row_tokens=128 "

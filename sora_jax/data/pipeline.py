@@ -8,11 +8,12 @@ Shape letters: B, T, H, W as in `clips.py`.
 
 import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from sora_jax.balance import Work, order_rows
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.sources import Source
 from sora_jax.data.tokenizer import Tokenizer
@@ -76,35 +77,48 @@ def crop(frames_THWC: np.ndarray, shape_THW: tuple[int, int, int], rng: np.rando
   return np.asarray(pad_edge(cut, shape_THW), np.float32)
 
 
+class Shares(NamedTuple):
+  """How often a clip is seen in one way or another: shares from 0 to 1."""
+
+  long_captions: float  # the long caption, not the short one
+  conditions: float  # some latent frames given
+
+
+class Step(NamedTuple):
+  """What a training step takes, and how it is shared out.
+
+  Attributes:
+    rows: over all ranks.
+    ranks: data-parallel ranks that get equal work; a number of ranks that divides it does too.
+    work: what a clip costs.
+  """
+
+  rows: int
+  ranks: int
+  work: Work
+
+
 class PackedRows:
   """Rows of packed latents by number: row i belongs to epoch i // rows_per_epoch, and an epoch has each clip once.
 
   Which lengths share a row is planned once; which clips of a length, and in which order the rows come, changes with the
-  epoch.
+  epoch. Each `step.rows` rows in turn are a step in which all ranks have the same work.
   """
 
   def __init__(
-    self,
-    store: LatentStore,
-    tokenizer: Tokenizer,
-    grid: Grid,
-    row: RowShape,
-    seed: int,
-    long_captions: float,
-    condition_share: float,
+    self, store: LatentStore, tokenizer: Tokenizer, grid: Grid, row: RowShape, step: Step, seed: int, shares: Shares
   ):
     """
-    Args:
-      long_captions: the share of clips whose long caption is used.
-      condition_share: the share of clips that train with some latent frames given.
-
     Raises:
-      ValueError: a clip does not fit in a row (the message names the numbers), or there is no clip.
+      ValueError: a clip does not fit in a row (the message names the numbers), there is no clip, or the rows of a step
+        can't be shared out.
     """
     if not len(store):
       raise ValueError("no clips to train on")
+    if step.rows % step.ranks:
+      raise ValueError(f"{step.rows} rows a step can't be shared by {step.ranks} ranks: make it a multiple")
     self.store, self.grid, self.row, self.seed = store, grid, row, seed
-    self.long_captions, self.condition_share = long_captions, condition_share
+    self.step, self.shares = step, shares
     self.text = [
       {style: np.array(tokenizer.encode(caption, row.text), np.int32) for style, caption in entry["captions"].items()}
       for entry in store.entries
@@ -112,7 +126,7 @@ class PackedRows:
     lengths = [_tokens(entry["shape"], grid.patch) for entry in store.entries]
     text_lengths = [max(len(ids) for ids in text.values()) for text in self.text]
     self.rows = plan(lengths, text_lengths, row)
-    self.planned = np.concatenate([np.array(clips) for clips in self.rows])
+    self.work_R = np.array([step.work(np.take(lengths, clips)).sum() for clips in self.rows])
     # Clips of equal length and caption length can take each other's place in the plan.
     kinds = np.array([lengths, text_lengths]).T
     self.kind_of = np.unique(kinds, axis=0, return_inverse=True)[1].reshape(-1)
@@ -132,10 +146,10 @@ class PackedRows:
   def segment(self, clip: int, epoch: int) -> Segment:
     """One clip as it is seen in one epoch: its caption's style and its conditioning mask are drawn."""
     latent, size, frames, _, _ = self.store[clip]
-    style = "long" if self._rng(epoch, clip, CAPTION).random() < self.long_captions else "short"
+    style = "long" if self._rng(epoch, clip, CAPTION).random() < self.shares.long_captions else "short"
     positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])
     given = condition_mask(
-      -(-latent.shape[0] // self.grid.patch[0]), self.condition_share, self._rng(epoch, clip, CONDITION)
+      -(-latent.shape[0] // self.grid.patch[0]), self.shares.conditions, self._rng(epoch, clip, CONDITION)
     )
     return Segment(
       tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
@@ -166,14 +180,24 @@ def condition_mask(frames: int, share: float, rng: np.random.Generator) -> np.nd
   return given
 
 
-def packed_batches(rows: PackedRows, batch: int, shard: grain.sharding.ShardOptions) -> Any:
-  """Endless `PackedBatch`es of `batch` rows over all hosts, this host's share of them."""
-  return iter(_elastic(rows, batch, shard))
+def packed_batches(rows: PackedRows, shard: grain.sharding.ShardOptions) -> Any:
+  """Endless `PackedBatch`es, one a step: this host's share of its rows."""
+  return iter(_elastic(rows, rows.step.rows, shard))
 
 
 def _elastic(element: Any, batch: int, shard: grain.sharding.ShardOptions) -> Any:
-  """Element i for i = 0, 1, ...: an iterator whose state is one number, the same on every host."""
-  dataset = grain.MapDataset.range(ENDLESS).map(element)
+  """Element i for i = 0, 1, ...: an iterator whose state is one number, the same on every host.
+
+  A host's share of a batch is one piece of it, so the hosts' shares in turn are the batch, however many they are.
+  """
+  hosts = shard.shard_count
+
+  def dealt(number: int) -> Any:
+    """The iterator deals every hosts-th number to a host: a piece's n-th element must be its n-th such number."""
+    step, place = divmod(int(number), batch)
+    return element(step * batch + place % hosts * (batch // hosts) + place // hosts)
+
+  dataset = grain.MapDataset.range(ENDLESS).map(dealt)
   read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
   return grain.experimental.ElasticIterator(dataset, batch, shard, read_options=read)
 
@@ -182,7 +206,8 @@ def _elastic(element: Any, batch: int, shard: grain.sharding.ShardOptions) -> An
 def _epoch(rows: PackedRows, epoch: int) -> tuple[np.ndarray, np.ndarray]:
   """The order of the rows in an epoch, and for each planned clip the one of its kind that takes its place."""
   rng = np.random.default_rng([rows.seed, epoch, ORDER])
-  row_order = rng.permutation(len(rows.rows))
+  ranks, begun = rows.step.ranks, epoch * len(rows.rows) % rows.step.rows
+  row_order = order_rows(rows.work_R, ranks, rows.step.rows // ranks, rng, begun)
   shuffled = rng.permutation(len(rows.kind_of))
   # Stable sorts by kind line the k-th clip of a kind up with the k-th of the shuffled ones.
   here = np.argsort(rows.kind_of, kind="stable")

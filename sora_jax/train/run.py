@@ -19,11 +19,14 @@ import jax
 import numpy as np
 
 from sora_jax import __version__, precompute, sharding
-from sora_jax.codec import Codec, autoencoder_config
+from sora_jax.balance import Work
+from sora_jax.codec import Codec, abstract_params, autoencoder_config
 from sora_jax.data import pipeline, sources
+from sora_jax.data.latents import LatentStore
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
+from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing import RowShape
 from sora_jax.patches import Grid
 from sora_jax.train.autoencoder import AutoencoderTask
@@ -166,17 +169,8 @@ def train_dit(
     captions = (text for entry in store.entries for text in entry["captions"].values())
     Tokenizer.train(captions, config.model.vocabulary).save(tokenizer_path)
   tokenizer = Tokenizer.load(tokenizer_path)
-  row = RowShape(config.train.row_tokens, config.train.row_text, config.train.row_segments)
-  rows = pipeline.PackedRows(
-    store,
-    tokenizer,
-    codec.grid(config.model.patch),
-    row,
-    config.seed,
-    config.data.long_captions,
-    config.diffusion.condition_share,
-  )
   model = dit_config(config, tokenizer.vocabulary)
+  rows = packed_rows(config, store, tokenizer, codec, model)
   generator = Generator(codec, model, None, tokenizer, config)
 
   def preview(params: Any) -> np.ndarray:
@@ -193,7 +187,7 @@ def train_dit(
     config.diffusion.prediction, config.diffusion.weighting, levels, config.diffusion.caption_drop
   )
   batches = Batches(
-    pipeline.packed_batches(rows, config.train.rows, this_host()),
+    pipeline.packed_batches(rows, this_host()),
     tokens=lambda batch: (int((batch.segments_BL > 0).sum()), batch.segments_BL.size),
     clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
   )
@@ -205,6 +199,24 @@ def train_dit(
     mesh,
     meta(config),
   )[1]
+
+
+def packed_rows(
+  config: Any, store: LatentStore, tokenizer: Tokenizer, codec: Codec, model: DiTConfig
+) -> pipeline.PackedRows:
+  """The rows that the transformer trains on, in steps of equal work for all ranks."""
+  train = config.train
+  blocks = jax.tree.leaves(abstract_params(lambda rngs: DiT(model, rngs))["blocks"])
+  work = Work.of(sum(leaf.size for leaf in blocks), model.depth, model.width)
+  return pipeline.PackedRows(
+    store,
+    tokenizer,
+    codec.grid(config.model.patch),
+    RowShape(train.row_tokens, train.row_text, train.row_segments),
+    pipeline.Step(train.rows, train.ranks, work),
+    config.seed,
+    pipeline.Shares(config.data.long_captions, config.diffusion.condition_share),
+  )
 
 
 def loop_config(config: Any, name: str) -> LoopConfig:

@@ -7,9 +7,19 @@ import jax
 import numpy as np
 import pytest
 
+from sora_jax.balance import Work
 from sora_jax.clips import Clip
 from sora_jax.data import latents
-from sora_jax.data.pipeline import PackedRows, condition_mask, crop, crop_batches, packed_batches, readable_frames
+from sora_jax.data.pipeline import (
+  PackedRows,
+  Shares,
+  Step,
+  condition_mask,
+  crop,
+  crop_batches,
+  packed_batches,
+  readable_frames,
+)
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.data.video_io import UnreadableFile
 from sora_jax.packing import RowShape
@@ -20,6 +30,7 @@ ROW = RowShape(tokens=48, text=64, segments=8)
 # (frames, height, width) of a clip; 4, 6, 12 and 18 tokens.
 SHAPES = [(1, 16, 16), (1, 16, 24), (5, 16, 16), (5, 16, 24)]
 CLIPS = 40
+STEP = Step(rows=4, ranks=2, work=Work.of(12 * 8**2, 1, 8))
 
 
 def shard(index: int = 0, count: int = 1) -> grain.sharding.ShardOptions:
@@ -46,8 +57,8 @@ def store(tmp_path_factory) -> latents.LatentStore:
 
 @pytest.fixture(scope="module")
 def make_rows(store, tokenizer):
-  def make(seed=0, long_captions=0.5, condition_share=0.5, row=ROW) -> PackedRows:
-    return PackedRows(store, tokenizer, GRID, row, seed, long_captions, condition_share)
+  def make(seed=0, long_captions=0.5, condition_share=0.5, row=ROW, step=STEP) -> PackedRows:
+    return PackedRows(store, tokenizer, GRID, row, step, seed, Shares(long_captions, condition_share))
 
   return make
 
@@ -162,11 +173,30 @@ class TestPackedRows:
       given[frames] += int(clean.any())
     assert given[1] == 0 and given[5] == CLIPS // 2
 
+  def test_ranks_of_a_step_have_equal_work_in_every_epoch(self, make_rows):
+    """Of 18-token clips alone in a row and of rows full of 4-token ones: by chance ranks would differ."""
+    row = RowShape(tokens=20, text=64, segments=8)
+    rows = make_rows(row=row, step=Step(rows=4, ranks=2, work=Work(1.0, 1.0)))
+    steps = 5 * len(rows) // 4  # some of them begin in one epoch and end in the next
+    work = []
+    for number in range(steps * 4):
+      segments = rows(number).segments_BL
+      lengths = np.bincount(segments[segments > 0])[1:]
+      work.append(sum(length + length**2 for length in lengths))
+    load = np.reshape(work, (steps, 2, 2)).sum(2)
+    assert (load.mean(1) / load.max(1)).mean() > 0.97
+    shuffled = np.random.default_rng(0).permutation(np.ravel(work)).reshape(steps, 2, 2).sum(2)
+    assert (shuffled.mean(1) / shuffled.max(1)).mean() < 0.9
+
+  def test_rows_that_ranks_can_t_share_are_refused(self, make_rows):
+    with pytest.raises(ValueError, match="4 rows a step.*3 ranks"):
+      make_rows(step=STEP._replace(ranks=3))
+
   def test_no_clips_are_refused(self, tmp_path, tokenizer):
     (tmp_path / "index.json").write_text('{"key": "", "clips": []}')
     np.save(tmp_path / "latents.npy", np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="no clips"):
-      PackedRows(latents.LatentStore(tmp_path), tokenizer, GRID, ROW, 0, 0.5, 0.5)
+      PackedRows(latents.LatentStore(tmp_path), tokenizer, GRID, ROW, STEP, 0, Shares(0.5, 0.5))
 
   def test_a_clip_that_no_row_holds_is_named_with_both_numbers(self, make_rows):
     with pytest.raises(ValueError, match="18 tokens.*17"):
@@ -218,7 +248,7 @@ def opened(request, make_rows):
   """A function (shard number, shards) -> iterator with a global batch of 4."""
   if request.param == "crops":
     return open_crops
-  return lambda index=0, count=1: packed_batches(make_rows(), 4, shard(index, count))
+  return lambda index=0, count=1: packed_batches(make_rows(), shard(index, count))
 
 
 def names(batch) -> list:
@@ -260,6 +290,13 @@ class TestPosition:
   def test_batches_differ(self, opened):
     iterator = opened()
     assert names(next(iterator)) != names(next(iterator))
+
+  def test_hosts_in_turn_hold_the_batch_of_one(self, opened):
+    """A rank's rows lie side by side in a batch, so each host must hold one piece of it."""
+    whole, halves = opened(), [opened(0, 2), opened(1, 2)]
+    for _ in range(3):
+      parts = [next(half) for half in halves]
+      assert_equal(next(whole), jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
 
 class TestReadableFrames:
