@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.fps = 8.0  # frames per second at which clips are sampled; 0 keeps a file's own rate
   data.max_frames = 33  # longer files are cut
   data.max_tokens = 0  # budget of a clip; larger files are shrunk with their aspect ratio kept; 0 = native size
+  data.max_bad = 0.25  # share of a folder's lines that may be unusable; a run that lacks more stops
   data.long_captions = 0.5  # share of clips that train with their long caption
 
   config.autoencoder = autoencoder = ml_collections.ConfigDict()

@@ -45,6 +45,7 @@ USAGE = """usage: sora COMMAND [flags]
   sample      --checkpoint DIR --prompt P --size WxH --frames N --fps F --seed S --out X.mp4
   sample      --from X.json [--out Y.mp4]               the same clip again
   animate     --checkpoint DIR --image I --prompt P --frames N --fps F --out X.mp4
+  data        check DIR                                 what a folder of clips gives to training, and what is lost
   checkpoint  list|digest DIR [--step N]                what a run has saved
   doctor                                                versions and devices
 
@@ -177,6 +178,22 @@ def checkpoint(words: list[str]) -> dict:
     return {"steps": sorted(steps.all_steps())}
 
 
+def data(words: list[str]) -> dict:
+  from sora_jax.data import check
+
+  if len(words) != 2 or words[0] != "check":
+    raise UsageError("usage: sora data check DIR")
+  found = check.check(words[1])
+  for each in found["dropped"]:
+    where = f"line {each['line']}" if each["line"] else "no line"
+    print(f"dropped {each['file'] or 'a line'} ({where}): {each['reason']}", file=sys.stderr)
+  if not found["kept"]:
+    if FLAGS.json:
+      print(json.dumps(found))
+    raise ValueError(f"{words[1]}: nothing usable in {found['clips']} lines and files")
+  return found
+
+
 def doctor(_: list[str]) -> dict:
   import importlib.metadata
 
@@ -215,6 +232,7 @@ COMMANDS: dict[str, Callable[[list[str]], dict]] = {
   "train": train,
   "sample": sample,
   "animate": animate,
+  "data": data,
   "checkpoint": checkpoint,
   "doctor": doctor,
 }

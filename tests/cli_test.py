@@ -41,7 +41,7 @@ class TestMistakes:
   def test_no_words_print_the_usage(self):
     done = sora()
     assert done.returncode == 2
-    for command in ("demo", "train", "sample", "animate", "checkpoint", "doctor"):
+    for command in ("demo", "train", "sample", "animate", "data", "checkpoint", "doctor"):
       assert command in done.stdout + done.stderr
 
   def test_help_is_no_mistake(self):
@@ -109,6 +109,20 @@ class TestAnswers:
     found = result(sora("doctor", "--json"))
     assert {"jax", "jaxlib", "flax", "orbax-checkpoint", "av"} <= found["versions"].keys()
     assert found["ffmpeg"] and found["devices"][0].startswith("cpu")
+
+  def test_data_check_counts_what_is_kept_and_names_what_is_dropped(self, tmp_path):
+    video_io.write(tmp_path / "still.png", np.zeros((1, 8, 8, 3), np.uint8), 1)
+    lines = ['{"file": "still.png", "caption": "black"}', '{"file": "absent.mp4", "caption": "absent"}']
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    done = sora("data", "check", tmp_path, "--json")
+    found = result(done)
+    assert (found["clips"], found["kept"]) == (2, 1)
+    assert found["dropped"] == [{"file": "absent.mp4", "line": 2, "reason": "file missing"}]
+    assert "dropped absent.mp4 (line 2): file missing" in done.stderr
+    (tmp_path / "captions.jsonl").write_text(lines[1])
+    none = sora("data", "check", tmp_path, "--json")
+    assert none.returncode == 1 and none.stderr.splitlines()[-1].startswith("sora: ")
+    assert json.loads(none.stdout.splitlines()[-1])["kept"] == 0
 
   def test_sample_writes_the_clip_and_tells_what_it_is(self, trained, tmp_path):
     words = ("--checkpoint", trained, "--prompt", "a red circle", "--size", "24x16", "--frames", "5", "--fps", "8")

@@ -1,9 +1,13 @@
 """Encoding a source: every clip once, again only when weights or clips change, bad files skipped and named."""
 
+import json
+
 import numpy as np
 import pytest
 
 from sora_jax.clips import Clip
+from sora_jax.data import quarantine
+from sora_jax.data.folder import Dropped
 from sora_jax.data.sources import WorldSource
 from sora_jax.data.video_io import UnreadableFile
 from sora_jax.precompute import encode_source
@@ -76,6 +80,24 @@ def test_a_clip_that_can_t_be_read_is_left_out_and_named(tmp_path, capsys):
   assert {store[i].id for i in range(len(store))} == {source[i].id for i in range(8) if i not in (1, 6)}
   said = capsys.readouterr().err
   assert "skipped 2" in said and "damaged-1" in said and "damaged-6" in said
+
+
+def test_bad_clips_are_listed_with_those_the_source_dropped(tmp_path):
+  source = make_source(broken=(6,))
+  source.dropped = [Dropped("lost.mp4", 4, "file missing")]
+  encode_source(FakeCodec(), source, tmp_path, max_bad=0.25)
+  lines = map(json.loads, (tmp_path / quarantine.FILE).read_text().splitlines())
+  assert [Dropped(**line) for line in lines] == [
+    Dropped("lost.mp4", 4, "file missing"),
+    Dropped("shapes-0-6", 0, "unreadable: damaged-6"),
+  ]
+
+
+def test_more_bad_clips_than_the_limit_stop_the_run_and_leave_no_store(tmp_path):
+  with pytest.raises(quarantine.TooManyBad, match="3 of 8"):
+    encode_source(FakeCodec(), make_source(broken=(1, 2, 6)), tmp_path, max_bad=0.3)
+  assert not (tmp_path / "index.json").exists() and (tmp_path / quarantine.FILE).exists()
+  assert len(encode_source(FakeCodec(), make_source(broken=(1, 2, 6)), tmp_path, max_bad=0.5)) == 5
 
 
 def test_a_whole_size_that_can_t_be_read_is_left_out(tmp_path):

@@ -5,8 +5,8 @@ opened, from local regular files, under the limits below; whatever goes wrong in
 `UnreadableFile` with a reason of one line. Decoding runs in this process on one thread: the same file gives
 the same pictures, and a loader already runs many files at once.
 
-What is not done here: sound, tone mapping of HDR, colour profiles, and pixel aspect ratio (a stored pixel is
-a pixel). Transparent pictures are laid on black. Of an animated PNG the default picture is read.
+What is not done here: sound, colour profiles of images, and pixel aspect ratio (a stored pixel is a pixel).
+HDR video becomes SDR. Transparent pictures are laid on black. Of an animated PNG the default picture is read.
 
 Shape letters: H height, W width, C colours (red, green, blue).
 """
@@ -23,6 +23,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sora_jax.data import tone
 
 MAX_PIXELS = 8192 * 8192 // 2  # of one frame: 8K video fits
 MAX_FRAMES = 20_000  # decoded by one read
@@ -376,6 +378,8 @@ def pixels(picture: av.VideoFrame | np.ndarray) -> np.ndarray:
   frame = picture
   if any(component.is_alpha for component in frame.format.components):
     upright = _on_black(frame.to_ndarray(format="rgba"))
+  elif frame.color_trc in (tone.PQ, tone.HLG):
+    upright = tone.to_sdr(frame.to_ndarray(format="rgb48le"), frame.color_trc)
   else:
     upright = frame.to_ndarray(format="rgb24")
   a, b, c, d = matrix = _display_matrix(frame)

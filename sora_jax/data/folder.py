@@ -17,9 +17,10 @@ import pathlib
 from collections.abc import Callable
 
 from sora_jax import clips
-from sora_jax.data import video_io
+from sora_jax.data import isolated, video_io
 
 CAPTIONS = "captions.jsonl"
+UNNAMED = "no caption"  # why a file that no line names isn't used
 MAX_CAPTION = 10_000  # characters
 IMAGE_FPS = 24.0  # the rate that an image gets when clips keep their native one
 _EXTENSIONS = frozenset(".mp4 .m4v .mov .webm .mkv .gif .png .jpg .jpeg .webp".split())
@@ -27,9 +28,14 @@ _EXTENSIONS = frozenset(".mp4 .m4v .mov .webm .mkv .gif .png .jpg .jpeg .webp".s
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A usable file. `file` is relative to the folder, with forward slashes; `captions` has short and long."""
+  """A usable file. `file` is relative to the folder, with forward slashes; `captions` has short and long.
+
+  Attributes:
+    line: its number in captions.jsonl, from 1.
+  """
 
   file: str
+  line: int
   captions: dict[str, str]
   probe: video_io.Probe
 
@@ -89,11 +95,11 @@ def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
       row: dict = {}
       try:
         row = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-        entries.append(_entry(root.resolve(), row, used, named))
+        entries.append(_entry(root.resolve(), number, row, used, named))
       except _RefusedError as refused:
         file = row.get("file")
         dropped.append(Dropped(file if isinstance(file, str) else "", number, str(refused)))
-  dropped += [Dropped(file, 0, "no caption") for file in _unnamed(root.resolve(), named)]
+  dropped += [Dropped(file, 0, UNNAMED) for file in _unnamed(root.resolve(), named)]
   if not entries:
     raise NothingUsable(f"{folder}: nothing usable: {describe_dropped(dropped)}", dropped)
   return entries, dropped
@@ -121,7 +127,7 @@ def _parse(line: bytes) -> dict:
   return row
 
 
-def _entry(root: pathlib.Path, row: dict, used: set[pathlib.Path], named: set[pathlib.Path]) -> Entry:
+def _entry(root: pathlib.Path, line: int, row: dict, used: set[pathlib.Path], named: set[pathlib.Path]) -> Entry:
   """Checks one line; adds its file to `named` when it is in the folder, and to `used` when it is taken."""
   file, path = _inside(root, row)
   named.add(path)
@@ -130,7 +136,7 @@ def _entry(root: pathlib.Path, row: dict, used: set[pathlib.Path], named: set[pa
     raise _RefusedError("duplicate file")
   used.add(path)
   try:
-    return Entry(file, captions, video_io.probe(path))
+    return Entry(file, line, captions, isolated.shared().probe(path))
   except video_io.UnreadableFile as error:
     raise _RefusedError(f"unreadable: {error}") from error
 
@@ -247,6 +253,10 @@ class FolderSource:
     """{"short": ..., "long": ...} of clip `index`."""
     return dict(self.entries[index].captions)
 
+  def where(self, index: int) -> tuple[str, int]:
+    """The file of clip `index` and its line in captions.jsonl."""
+    return self.entries[index].file, self.entries[index].line
+
   def __getitem__(self, index: int) -> clips.Clip:
     """Decodes clip `index`: float32 in [-1, 1], its long caption, its file name as id.
 
@@ -258,7 +268,7 @@ class FolderSource:
     count, height, width = self.shape(index)
     path = self._folder / entry.file
     try:
-      frames_THWC = video_io.read(path, fps=fps, max_frames=self._max_frames, size=(height, width))
+      frames_THWC = isolated.shared().read(path, fps=fps, max_frames=self._max_frames, size=(height, width))
     except video_io.UnreadableFile as error:
       raise video_io.UnreadableFile(f"{entry.file}: {error}") from error
     missing = count - len(frames_THWC)

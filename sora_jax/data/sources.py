@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sora_jax.clips import Clip
-from sora_jax.data.folder import Fit, FolderSource
+from sora_jax.data.folder import Dropped, Fit, FolderSource
 from sora_jax.worlds.world import State, get_world
 
 STILL = 1  # the purpose of a draw: which images are captioned without their motion
@@ -22,9 +22,11 @@ class Source(Protocol):
 
   Attributes:
     fingerprint: changes when a clip or caption does.
+    dropped: what it holds and can't give.
   """
 
   fingerprint: str
+  dropped: Sequence[Dropped]
 
   def __len__(self) -> int: ...
 
@@ -36,12 +38,17 @@ class Source(Protocol):
   def captions(self, index: int) -> dict[str, str]:
     """The clip's captions: "short" and "long"."""
 
+  def where(self, index: int) -> tuple[str, int]:
+    """The clip's file or name, and its line in the list of clips, from 1; 0 where there is no list."""
+
 
 class WorldSource:
   """Clips of a world: number i is always the same state at the same size, whatever else is asked for.
 
   Sizes and durations take turns, so that each combination has the same number of clips.
   """
+
+  dropped: Sequence[Dropped] = ()
 
   def __init__(
     self,
@@ -74,10 +81,13 @@ class WorldSource:
     still = self.shape(index)[0] == 1 and bool(self._rng(index, STILL).random() < 0.5)
     return {style: self.world.caption(self.state(index), style, still=still) for style in ("short", "long")}
 
+  def where(self, index: int) -> tuple[str, int]:
+    return f"{self.world.name}-{self.seed}-{index}", 0
+
   def __getitem__(self, index: int) -> Clip:
     frames, height, width = self.shape(index)
     pixels = self.world.render(self.state(index), height, width, frames, self.fps)
-    return Clip(pixels, self.fps, self.captions(index)["long"], f"{self.world.name}-{self.seed}-{index}")
+    return Clip(pixels, self.fps, self.captions(index)["long"], self.where(index)[0])
 
   def _rng(self, index: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng([self.seed, index, int(self.held_out), *purpose])

@@ -21,7 +21,7 @@ import numpy as np
 from sora_jax import __version__, precompute, sharding
 from sora_jax.balance import Work
 from sora_jax.codec import Codec, abstract_params, autoencoder_config
-from sora_jax.data import pipeline, sources
+from sora_jax.data import pipeline, quarantine, sources
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.objective import NoiseLevels
@@ -38,6 +38,7 @@ from sora_jax.train.optimizer import OptimizerConfig
 RESUMABLE = (
   "train.checkpoint_every",
   "train.keep",
+  "data.max_bad",
   "train.log_every",
   "train.preview_every",
   "sample.",
@@ -65,6 +66,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Summary:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
   claim(workdir, config)  # not before: a mistyped source or checkpoint must not bind the folder to it
   report_dropped(source)
+  quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   if config.task == "autoencoder":
     return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
   codec = get_codec(config, source, workdir, mesh)
@@ -93,7 +95,7 @@ def claim(workdir: pathlib.Path, config: Any) -> None:
 
 def report_dropped(source: sources.Source, most: int = 20) -> None:
   """Names on stderr what a folder holds and training can't use."""
-  dropped = getattr(source, "dropped", [])
+  dropped = source.dropped
   for each in dropped[:most]:
     print(f"skipped {each.file or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
   if len(dropped) > most:
@@ -163,7 +165,7 @@ def train_dit(
   config: Any, codec: Codec, source: sources.Source, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> Summary:
   """Encodes the source once, trains the tokenizer and the transformer."""
-  store = precompute.encode_source(codec, source, workdir / "latents")
+  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad)
   tokenizer_path = workdir / "tokenizer.model"
   if not tokenizer_path.exists():
     captions = (text for entry in store.entries for text in entry["captions"].values())

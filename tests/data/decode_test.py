@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.data import decode, video_io
+from sora_jax.data import decode, tone, video_io
 from sora_jax.data.decode import Probe, UnreadableFile
 
 
@@ -265,6 +265,35 @@ class TestVideos:
           told = decode.probe(tmp_path / name)
         assert told.frames == walked.frames == 20
         assert told.seconds == pytest.approx(walked.seconds, abs=0.02) == pytest.approx(2, abs=0.02)
+
+
+class TestHighDynamicRange:
+  @pytest.mark.parametrize("transfer", [tone.PQ, tone.HLG])
+  def test_a_grey_of_50_candelas_is_shown_as_one_of_sdr(self, tmp_path: pathlib.Path, transfer: int):
+    """203 cd/m2 is SDR white, so 50 is (50 / 203)^(1 / 2.4) of the signal; HLG for a screen of 1,000 cd/m2."""
+    scene = (50 / 1000) ** (1 / 1.2)
+    signal = float(tone.light_to_pq(50.0)) if transfer == tone.PQ else (3 * scene) ** 0.5
+    grey = np.full((32, 32, 3), round(signal * 65535), np.uint16)
+    path = tmp_path / "hdr.mkv"
+    with av.open(str(path), "w") as container:
+      stream = container.add_stream("ffv1", rate=fractions.Fraction(10))
+      stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv444p10le"
+      codec = stream.codec_context
+      codec.color_trc, codec.color_primaries, codec.colorspace, codec.color_range = transfer, 9, 9, 1
+      frame = av.VideoFrame.from_ndarray(grey, format="rgb48le")
+      container.mux(stream.encode(frame.reformat(format="yuv444p10le", dst_colorspace=9, dst_color_range=1)))
+      container.mux(stream.encode(None))
+    wanted = 255 * (50 / 203) ** (1 / 2.4)
+    np.testing.assert_allclose(first_frame(path).reshape(-1, 3).mean(0), wanted, atol=2.0)
+
+  def test_real_hdr_loses_its_grey_veil(self, corpus: pathlib.Path):
+    """Untreated, a PQ or HLG frame uses the middle of the range alone."""
+    for file in ("rooftop_portrait_hdr10.mp4", "rooftop_portrait_rot90_10bit.mp4"):
+      with av.open(str(corpus / file)) as container:
+        flat = next(container.decode(video=0)).to_ndarray(format="rgb24")
+      shown = first_frame(corpus / file)
+      assert shown.std() > 1.1 * flat.std()
+      assert (shown > 252).mean() < 0.05  # bright parts roll off, they don't clip
 
 
 class TestRealFiles:

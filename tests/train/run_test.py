@@ -203,6 +203,16 @@ class TestOwnData:
     with pytest.raises(checkpoint.CheckpointError, match="nowhere"):
       train(tiny_config, tmp_path / "w")
 
+  def test_a_folder_of_which_too_much_is_bad_stops_before_training(self, tiny_config, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    video_io.write(folder / "a.png", np.zeros((1, 8, 8, 3), np.uint8), 1)
+    lines = [json.dumps({"file": file, "caption": "x"}) for file in ("a.png", "b.mp4")]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"1 of 2 clips.*max_bad=0.25.*1 file missing"):
+      train(own_config(tiny_config, folder), tmp_path / "w")
+    assert not (tmp_path / "w" / "autoencoder").exists()
+
   def test_nothing_usable_is_an_error_with_the_counts(self, tiny_config, tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()

@@ -1,0 +1,117 @@
+"""The decoder's process: the same frames as in this one, and whatever happens to it is told of one file."""
+
+import multiprocessing
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sora_jax.data import isolated, video_io
+from sora_jax.data.isolated import Decoder
+from sora_jax.data.video_io import UnreadableFile
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+  video_io.write(path, np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3)).astype(np.uint8), 8)
+  return path
+
+
+@pytest.fixture
+def decoder():
+  found = Decoder()
+  yield found
+  found.close()
+
+
+def starts(monkeypatch, code: str) -> None:
+  """The next processes run `code` in the place of a decoder."""
+  command = [sys.executable, "-c", code]
+  start = lambda memory: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  monkeypatch.setattr(isolated, "_start", start)
+
+
+def test_the_same_probe_and_frames_as_in_this_process(decoder, clip):
+  assert decoder.probe(clip) == video_io.probe(clip)
+  for how in ({"fps": 8.0, "max_frames": 20}, {"fps": 3.0, "max_frames": 2, "start": 0.4, "size": (7, 5)}):
+    np.testing.assert_array_equal(decoder.read(clip, **how), video_io.read(clip, **how))
+
+
+def test_reasons_and_wrong_arguments_come_through(decoder, clip, tmp_path):
+  (tmp_path / "empty.mp4").write_bytes(b"")
+  with pytest.raises(UnreadableFile, match="^the file is empty$"):
+    decoder.probe(tmp_path / "empty.mp4")
+  with pytest.raises(ValueError, match="fps > 0") as caught:
+    decoder.read(clip, fps=0.0, max_frames=1)
+  assert not isinstance(caught.value, UnreadableFile)
+  assert decoder.probe(clip).frames == 9
+
+
+@pytest.mark.parametrize(
+  ("code", "reason"),
+  [
+    ("import os; input(); os.abort()", "the decoder died (SIGABRT)"),
+    ("import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)", "the decoder died (SIGSEGV)"),
+    ("input(); raise SystemExit(3)", "the decoder died (exit status 3)"),
+    ("raise SystemExit(4)", "the decoder died (exit status 4)"),
+    ("input(); print('{\"shape\": [9, 9, 9, 3]}', flush=True)", "the decoder died (exit status 0)"),
+    ("import time; input(); time.sleep(60)", "decoding took more than 0.5 s"),
+    ("import time; input(); print('{\"shape\": [9, 9, 9, 3]}', flush=True); time.sleep(60)", "decoding took more"),
+  ],
+)
+def test_a_process_that_dies_or_hangs_costs_one_file(monkeypatch, decoder, clip, code, reason):
+  with monkeypatch.context() as patched:
+    starts(patched, code)
+    decoder.seconds = 0.5 if "sleep" in code else 60.0
+    with pytest.raises(UnreadableFile) as caught:
+      decoder.read(clip, fps=8.0, max_frames=4)
+  assert str(caught.value).startswith(reason)
+  decoder.seconds = 60.0
+  assert decoder.read(clip, fps=8.0, max_frames=4).shape == (4, 32, 48, 3)
+
+
+def test_a_picture_that_needs_too_much_memory_is_refused(clip, tmp_path):
+  Image.new("RGB", (8000, 4000), "red").save(tmp_path / "large.png")
+  decoder = Decoder(memory=500 * 2**20)
+  with pytest.raises(UnreadableFile, match="memory|died"):
+    decoder.read(tmp_path / "large.png", fps=1.0, max_frames=1)
+  assert decoder.read(clip, fps=8.0, max_frames=1).shape == (1, 32, 48, 3)
+  decoder.close()
+
+
+def frames_in_another_process(decoder: Decoder, path: pathlib.Path, found) -> None:
+  found.put(decoder.read(path, fps=8.0, max_frames=9).shape)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_start_their_own(decoder, clip, method):
+  decoder.probe(clip)
+  context = multiprocessing.get_context(method)
+  found = context.Queue()
+  child = context.Process(target=frames_in_another_process, args=(decoder, clip, found))
+  child.start()
+  assert found.get(timeout=60) == (9, 32, 48, 3)
+  child.join()
+  assert decoder.probe(clip).frames == 9
+  assert pickle.loads(pickle.dumps(decoder)).seconds == decoder.seconds
+
+
+def test_it_ends_with_the_process_that_started_it(clip):
+  code = (
+    "import os, sys; from sora_jax.data.isolated import Decoder; d = Decoder(); d.probe(sys.argv[1]); "
+    "print(d._process.pid, flush=True); os.kill(os.getpid(), 9)"
+  )
+  done = subprocess.run([sys.executable, "-c", code, str(clip)], stdout=subprocess.PIPE)
+  assert done.returncode == -signal.SIGKILL
+  deadline = time.monotonic() + 20
+  while pathlib.Path(f"/proc/{int(done.stdout)}/status").exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not os.path.exists(f"/proc/{int(done.stdout)}/status")
