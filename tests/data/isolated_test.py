@@ -91,6 +91,7 @@ def frames_in_another_process(decoder: Decoder, path: pathlib.Path, found) -> No
   found.put(decoder.read(path, fps=8.0, max_frames=9).shape)
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_start_their_own(decoder, clip, method):
   decoder.probe(clip)

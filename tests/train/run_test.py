@@ -176,6 +176,7 @@ class TestOwnData:
     monkeypatch.setattr(sources, "open_source", open_and_lose)
     autoencoder = tmp_path / "autoencoder"
     config = own_config(tiny_config, own)
+    config.data.max_bad = 0.6  # three of five
     config.task = "autoencoder"
     summary = train(config, autoencoder)
     assert summary.steps_run == 2 and np.isfinite(summary.loss)
