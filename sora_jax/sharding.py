@@ -70,6 +70,12 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def one_device() -> bool:
+  """Whether all arrays lie on one device: the mesh that is set has no other, or none is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
+
+
 def path_name(path: tuple[Any, ...]) -> str:
   """A tree path as `blocks/qkv/kernel`."""
   return "/".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)

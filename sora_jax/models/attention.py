@@ -7,6 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from sora_jax import sharding
+from sora_jax.models.blockwise import blockwise_attention
+
+LONG = 512 * 512  # pairs of a query and a key in a row, from where on leaving blocks out pays
+
 
 def attention(
   query_BLKH: jax.Array,
@@ -17,11 +22,13 @@ def attention(
 ) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys whose segment id equals the query's; (B, L, K, H).
 
-  Scores and softmax are float32. A query whose segment has no key gets the mean over all keys: finite, and of no use to
-  anybody, since only padding can be in that place.
+  Scores and softmax are float32. Padding, id 0, and a query whose segment has no key get something finite, of no use to
+  anybody.
   """
   chex.assert_equal_shape([key_BMKH, value_BMKH])
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query_BLKH, key_BMKH, value_BMKH))
+  if query.shape[2] * key.shape[2] >= LONG and jax.default_backend() == "cpu" and sharding.one_device():
+    return blockwise_attention(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
   # Added, not selected, and divided by the sum at the end: written so, XLA fuses the whole of it on the CPU.
   same_B1LM = query_segments_BL[:, None, :, None] == key_segments_BM[:, None, None, :]
   bias_B1LM = jnp.where(same_B1LM, 0.0, -1e30).astype(jnp.float32)
