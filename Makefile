@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-studio demo test test-slow lint format clean
+.PHONY: help install install-beam install-studio demo test test-slow lint format clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-16s%s\n", $$1, $$2}'
@@ -19,13 +19,15 @@ install: .venv/.installed  ## build .venv with the pinned dependencies (about a 
 
 install-studio: .venv/.installed-studio  ## add the dependencies of the extra "studio"
 
+install-beam: .venv/.installed-beam  ## add Apache Beam, which the slow tests run on
+
 demo: .venv/.installed  ## train a small model on this machine's CPU and write a page of samples to out/demo
 	@$(BIN)/sora demo --out out/demo --json
 
 test: .venv/.installed  ## run the tests, but not the slow ones
 	@$(BIN)/python -m pytest -q -rs -m "not slow" tests
 
-test-slow: .venv/.installed  ## run the slow tests only
+test-slow: .venv/.installed-beam  ## run the slow tests only
 	@$(BIN)/python -m pytest -q -rs -m slow tests
 
 lint: .venv/.installed  ## check style and layout; changes nothing
@@ -50,4 +52,8 @@ clean:  ## remove .venv, caches and out/
 
 .venv/.installed-studio: .venv/.installed
 	@$(INSTALL) -e '.[studio]' >&2
+	@touch $@
+
+.venv/.installed-beam: .venv/.installed
+	@$(INSTALL) -e '.[beam]' >&2
 	@touch $@

@@ -36,6 +36,7 @@ setuptools.setup(
     "etils[epath]>=1.15",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
+    "importlib-resources>=6.0",  # of tensorflow-datasets, which doesn't name it
     "jax>=0.10.2,<0.13",
     "ml-collections>=1.1.0",
     "numpy>=2.0",
@@ -50,6 +51,8 @@ setuptools.setup(
   extras_require={
     "gpu": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
+    "beam": ["apache-beam>=2.77,<3"],
+    "gcs": ["gcsfs>=2024.2"],
     "studio": ["gradio>=6.31"],
     "convert": ["safetensors>=0.8.0", "torch>=2.13"],
     "dev": ["hypothesis>=6.100", "mypy>=2.0", "pre-commit>=4.0", "pytest>=9.0", "ruff>=0.17"],

@@ -45,9 +45,6 @@ DEPTH, WIDTH = 28, 3072
 WORK = Work.of(12 * DEPTH * WIDTH**2, DEPTH, WIDTH)
 PADDED_BATCH = 8
 BUFFER = 64
-SIDES = (256, 384, 512, 768, 1024)
-RATIOS = (0.5, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
-FRAMES = (1, *range(17, 130, 8))
 
 
 class Mix(NamedTuple):
@@ -127,22 +124,37 @@ def first_fit(mix: Mix, seed: int) -> Scheme:
   return of_rows(mix, rows, lambda work: np.arange(len(work)))
 
 
-def buckets(mix: Mix, seed: int) -> Scheme:
-  """The largest bucket that a clip fills, at the nearest aspect ratio; a last batch that is not full is dropped."""
-  rng = np.random.default_rng(seed)
+class Table(NamedTuple):
+  """Buckets: every combination of these."""
+
+  sides: tuple[int, ...] = (256, 384, 512, 768, 1024)
+  ratios: tuple[float, ...] = (0.5, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
+  frames: tuple[int, ...] = (1, *range(17, 130, 8))
+
+
+def bucket_members(mix: Mix, seed: int, table: Table) -> dict[tuple[int, int, int], list[int]]:
+  """(frames, height, width) -> its clips, shuffled: a clip is in the largest it fills, at the nearest aspect ratio."""
   frames, height, width = mix.shapes.T
-  side = np.array(SIDES)[np.maximum(np.searchsorted(SIDES, np.sqrt(height * width) * 1.001, side="right") - 1, 0)]
-  ratio = np.array(RATIOS)[np.abs(np.log(width / height)[:, None] - np.log(RATIOS)).argmin(1)]
-  length = np.array(FRAMES)[np.searchsorted(FRAMES, frames, side="right") - 1]
+  fills = np.searchsorted(table.sides, np.sqrt(height * width) * 1.001, side="right") - 1
+  side = np.array(table.sides)[np.maximum(fills, 0)]
+  ratio = np.array(table.ratios)[np.abs(np.log(width / height)[:, None] - np.log(table.ratios)).argmin(1)]
+  length = np.array(table.frames)[np.searchsorted(table.frames, frames, side="right") - 1]
   members = collections.defaultdict(list)
-  for clip in rng.permutation(len(frames)).tolist():
-    members[length[clip], side[clip], ratio[clip]].append(clip)
+  for clip in np.random.default_rng(seed).permutation(len(frames)).tolist():
+    t, s, r = int(length[clip]), side[clip], ratio[clip]
+    members[t, round(s / r**0.5), round(s * r**0.5)].append(clip)
+  return members
+
+
+def buckets(mix: Mix, seed: int) -> Scheme:
+  """Batches of one bucket each; a last one that is not full is dropped."""
+  members = bucket_members(mix, seed, Table())
   batches = []
-  for (t, s, r), clips in members.items():
-    size = GRID.tokens(int(t), round(s / r**0.5), round(s * r**0.5))
+  for shape, clips in members.items():
+    size = GRID.tokens(*shape)
     count = max(ROW.tokens // size, 1)
     batches += [(clips[i : i + count], size) for i in range(0, len(clips) - count + 1, count)]
-  batches = [batches[i] for i in rng.permutation(len(batches))]
+  batches = [batches[i] for i in np.random.default_rng([seed, 1]).permutation(len(batches))]
   return of_batches(mix, [clips for clips, _ in batches], [size for _, size in batches], len(members))
 
 

@@ -39,7 +39,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.seed = 0
 
   config.data = data = ml_collections.ConfigDict()
-  data.source = "worlds:shapes"  # worlds:NAME, or a folder with captions.jsonl
+  # worlds:NAME, tfds:NAME@SPLIT, or a folder (local or gs://) with captions or records; several with commas between
+  data.source = "worlds:shapes"
+  data.weights = ()  # each source's share of the tokens; none: every clip once in an epoch
   data.clips = 6144  # of a world
   data.sizes = ("256x256", "320x192", "192x320")  # of a world, WIDTHxHEIGHT pixels
   data.frames = (1, 17, 33)  # of a world
@@ -47,6 +49,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.max_frames = 33  # longer files are cut
   data.max_tokens = 0  # budget of a clip; larger files are shrunk with their aspect ratio kept; 0 = native size
   data.max_bad = 0.25  # share of a folder's lines that may be unusable; a run that lacks more stops
+  data.token_drop = 0.0  # share of a clip's tokens that a step leaves out, drawn anew in each epoch
+  data.on_mismatch = "error"  # a run taken up with other data stops; "restart" or "remap" goes on with them
+  data.workers = 0  # processes that decode and pack; 0: a thread of this one
   data.long_captions = 0.5  # share of clips that train with their long caption
 
   config.autoencoder = autoencoder = ml_collections.ConfigDict()

@@ -4,14 +4,16 @@ Rows hold equal numbers of tokens, but attention's work grows with the square of
 clip costs several times a row of images. A row can't be made cheaper than its longest clip, so rows of equal work go
 into one step; where a rank takes several rows a step, each gets heavy and light ones.
 
-Shape letters: R rows.
+Shape letters: R rows, P parts of a mixture.
 """
 
 import heapq
+import math
 from typing import NamedTuple
 
 import numpy as np
 
+CHOICE = 8  # times the root of all: among so many the next is chosen. A draw's excess of one kind grows like the root.
 JITTER = 0.01  # of the work, so that rows of nearly equal work meet others in each epoch
 
 
@@ -33,7 +35,14 @@ class Work(NamedTuple):
     return self.token * tokens + self.pair * np.square(tokens)
 
 
-def order_rows(work_R: np.ndarray, ranks: int, each: int, rng: np.random.Generator, begun: int = 0) -> np.ndarray:
+def order_rows(
+  work_R: np.ndarray,
+  ranks: int,
+  each: int,
+  rng: np.random.Generator,
+  begun: int = 0,
+  parts_RP: np.ndarray | None = None,
+) -> np.ndarray:
   """An order of rows in which every ranks * each in a row are a step of equal work for each rank.
 
   Args:
@@ -42,13 +51,14 @@ def order_rows(work_R: np.ndarray, ranks: int, each: int, rng: np.random.Generat
     each: rows that a rank takes in a step; they lie side by side in the order.
     rng: which steps come first, and which of equal rows meet.
     begun: rows that a step begun before has already.
+    parts_RP: tokens of each part of a mixture in each row; any stretch of the order keeps their mix to a step or two.
 
   Returns:
     The rows, each once. The lightest finish the step that was begun, and begin one that the next call finishes. For one
     rank, which nobody waits for, any order.
   """
   if ranks == 1:
-    return rng.permutation(len(work_R))
+    return rng.permutation(len(work_R)) if parts_RP is None else even_order(parts_RP, rng)
   size = ranks * each
   ranked = np.argsort(-work_R * (1.0 + JITTER * rng.random(len(work_R))), kind="stable")
   head = min(-begun % size, len(ranked))
@@ -56,8 +66,34 @@ def order_rows(work_R: np.ndarray, ranks: int, each: int, rng: np.random.Generat
   loose = rng.permutation(ranked[whole:])
   bundles = _bundles(ranked[:whole], work_R, each)
   by_work = np.argsort(-work_R[bundles].sum(1), kind="stable").reshape(-1, ranks)
-  steps = bundles[rng.permuted(rng.permutation(by_work), axis=1)]
+  by_work = rng.permutation(by_work)
+  if parts_RP is not None:
+    by_work = by_work[even_order(parts_RP[bundles[by_work]].sum((1, 2)), rng)]
+  steps = bundles[rng.permuted(by_work, axis=1)]
   return np.concatenate([loose[:head], steps.reshape(-1), loose[head:]])
+
+
+def even_order(parts_NP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """An order of N things in which the sums of their P parts keep the same mix all the way.
+
+  The next one is the first drawn after which the sums are no farther from the mix of all than one thing may be, or else
+  the one after which they are nearest. (The nearest in any case would leave the most uneven things to the end.)
+  """
+  parts_NP = np.asarray(parts_NP, np.float64)
+  mix_P = parts_NP.sum(0) / max(parts_NP.sum(), 1e-9)
+  order = rng.permutation(len(parts_NP))
+  off_NP = (parts_NP - parts_NP.sum(1, keepdims=True) * mix_P)[order]
+  squares_N, sums_P = np.square(off_NP).sum(1), np.zeros(len(mix_P))
+  near, choice = squares_N.max(initial=0) * (1 + 1e-9), CHOICE * math.isqrt(len(order)) + CHOICE
+  for n in range(len(order)):
+    few = slice(n, n + choice)
+    distance = squares_N[few] + off_NP[few] @ (2.0 * sums_P) + sums_P @ sums_P  # |sums + off|^2
+    first = int(np.argmax(distance <= near))
+    best = n + (first if distance[first] <= near else int(np.argmin(distance)))
+    for each in (order, off_NP, squares_N):
+      each[[n, best]] = each[[best, n]]
+    sums_P += off_NP[n]
+  return order
 
 
 def _bundles(ranked: np.ndarray, work_R: np.ndarray, each: int) -> np.ndarray:

@@ -28,7 +28,7 @@ flags.DEFINE_string("size", None, "sample: WIDTHxHEIGHT in pixels")
 flags.DEFINE_integer("frames", None, "sample, animate: frames; 1 is an image")
 flags.DEFINE_float("fps", None, "sample, animate: frames per second")
 flags.DEFINE_integer("seed", 0, "sample, animate: the same seed makes the same clip")
-flags.DEFINE_string("out", None, "sample, animate, demo: the file (mp4, gif, webp, png), or the demo's folder")
+flags.DEFINE_string("out", None, "sample, animate: the file (mp4, gif, webp, png); demo, data show|build: the folder")
 flags.DEFINE_string("image", None, "animate: the first frame")
 flags.DEFINE_string("from", None, "sample: the .json beside a clip; makes that clip again")
 flags.DEFINE_integer("sample_steps", None, "sample, animate: steps of the sampler")
@@ -36,6 +36,16 @@ flags.DEFINE_enum("method", None, ["euler", "heun"], "sample, animate: the sampl
 flags.DEFINE_float("guidance", None, "sample, animate: how strongly the prompt steers; 1 is not at all")
 flags.DEFINE_bool("first_frame", None, "sample: make the first frame as an image, then animate it")
 flags.DEFINE_integer("step", None, "sample, checkpoint: which step; the newest by default")
+flags.DEFINE_integer("workers", 0, "data build, precompute: processes; 0 does the work in this one", lower_bound=0)
+flags.DEFINE_multi_string(
+  "beam", None, "data build, precompute: an option of an Apache Beam pipeline that does the work"
+)
+flags.DEFINE_float("min_seconds", 0.5, "data build: a video's shorter scenes are dropped", lower_bound=0.0)
+flags.DEFINE_integer("min_side", 1, "data build: clips with a shorter side of fewer pixels are dropped", lower_bound=1)
+flags.DEFINE_float("min_motion", 0.0, "data build: videos that change less from frame to frame, of 1, are dropped")
+flags.DEFINE_bool("dedup", True, "data build: of clips that show the same, keep one")
+flags.DEFINE_bool("cut", True, "data build: cut videos into scenes")
+flags.DEFINE_integer("shard_clips", 256, "data build: clips a shard", lower_bound=1)
 flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 
 USAGE = """usage: sora COMMAND [flags]
@@ -45,7 +55,12 @@ USAGE = """usage: sora COMMAND [flags]
   sample      --checkpoint DIR --prompt P --size WxH --frames N --fps F --seed S --out X.mp4
   sample      --from X.json [--out Y.mp4]               the same clip again
   animate     --checkpoint DIR --image I --prompt P --frames N --fps F --out X.mp4
-  data        check DIR                                 what a folder of clips gives to training, and what is lost
+  precompute  --config FILE --workdir DIR               what train does before its first step
+                                                        [--workers N] or [--beam=--runner=... ...]
+  data        check SRC                                 what a source gives to training, and what is lost
+  data        show SRC --out DIR [--config FILE]        a page of its clips as a model sees them
+  data        build SRC --out DIR                       shards of its clips: cut, filtered, each once; taken up again
+                                                        [--workers N] or [--beam=--runner=... ...]
   checkpoint  list|digest DIR [--step N]                what a run has saved
   doctor                                                versions and devices
 
@@ -101,7 +116,8 @@ def _one_line_errors():
 
 
 def _fail(error: BaseException, status: int) -> None:
-  message = " ".join(str(error).strip("'\"").split())
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error  # which would come in quotes
+  message = " ".join(str(text).split())
   print(f"sora: {message or type(error).__name__}", file=sys.stderr)
   sys.exit(status)
 
@@ -178,20 +194,65 @@ def checkpoint(words: list[str]) -> dict:
     return {"steps": sorted(steps.all_steps())}
 
 
+def precompute(_: list[str]) -> dict:
+  from sora_jax.train import run
+
+  _need("precompute", config=FLAGS.config, workdir=FLAGS.workdir)
+  return run.prepare(FLAGS.config, FLAGS.workdir, FLAGS.workers, FLAGS.beam)
+
+
 def data(words: list[str]) -> dict:
+  actions = {"check": _data_check, "show": _data_show, "build": _data_build}
+  if len(words) != 2 or words[0] not in actions:
+    raise UsageError("usage: sora data check|show|build SRC; SRC is a folder, worlds:NAME or tfds:NAME@SPLIT")
+  return actions[words[0]](words[1])
+
+
+def _data_check(name: str) -> dict:
   from sora_jax.data import check
 
-  if len(words) != 2 or words[0] != "check":
-    raise UsageError("usage: sora data check DIR")
-  found = check.check(words[1])
-  for each in found["dropped"]:
-    where = f"line {each['line']}" if each["line"] else "no line"
-    print(f"dropped {each['file'] or 'a line'} ({where}): {each['reason']}", file=sys.stderr)
+  found = check.check(name)
+  _name_dropped(found["dropped"])
   if not found["kept"]:
     if FLAGS.json:
       print(json.dumps(found))
-    raise ValueError(f"{words[1]}: nothing usable in {found['clips']} lines and files")
+    raise ValueError(f"{name}: nothing usable in {found['clips']} lines and files")
   return found
+
+
+def _data_show(name: str) -> dict:
+  from sora_jax.data import sources
+  from sora_jax.report import data_page
+  from sora_jax.train import run
+
+  _need("data show", out=FLAGS.out)
+  page = os.path.join(FLAGS.out, "index.html")
+  if FLAGS.config is None:
+    return data_page.show(sources.open_native(name), name, page)
+  config = FLAGS.config.copy_and_resolve_references()
+  config.data.update(source=name, weights=())
+  source = sources.open_source(config.data, config.seed, run.budget(config))
+  return data_page.show(source, name, page, run.grid_of(config).tokens)
+
+
+def _data_build(name: str) -> dict:
+  import dataclasses
+
+  from sora_jax.data import build, sources
+
+  _need("data build", out=FLAGS.out)
+  settings = build.Settings(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(build.Settings)})
+  found = build.build(sources.open_native(name), FLAGS.out, settings, FLAGS.workers, FLAGS.beam)
+  _name_dropped(found["dropped"])
+  return found
+
+
+def _name_dropped(dropped: list[dict]) -> None:
+  from sora_jax.data.files import printable
+
+  for each in dropped:
+    where = f"line {each['line']}" if each["line"] else "no line"
+    print(f"dropped {printable(each['file']) or 'a line'} ({where}): {each['reason']}", file=sys.stderr)
 
 
 def doctor(_: list[str]) -> dict:
@@ -232,6 +293,7 @@ COMMANDS: dict[str, Callable[[list[str]], dict]] = {
   "train": train,
   "sample": sample,
   "animate": animate,
+  "precompute": precompute,
   "data": data,
   "checkpoint": checkpoint,
   "doctor": doctor,

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,7 @@ class Codec:
   def __init__(self, config: AutoencoderConfig, params: Any):
     self.config = config
     self.params = params
+    self.origin: tuple[str, Any] | None = None  # the folder that the weights are from, and their config section
     self._encode, self._decode = _programs(config)
 
   @classmethod
@@ -50,7 +52,15 @@ class Codec:
     """The EMA weights of the autoencoder trained in `folder`, whose config section is `section`."""
     config = autoencoder_config(section)
     like = abstract_params(lambda rngs: Autoencoder(config, rngs))
-    return cls(config, checkpoint.load_params(folder, like)[0])
+    codec = cls(config, checkpoint.load_params(folder, like)[0])
+    codec.origin = os.fspath(folder), section
+    return codec
+
+  def __reduce__(self) -> tuple:
+    """Another process loads the weights from where they are."""
+    if self.origin is None:
+      raise TypeError("only a codec that was loaded can be sent to another process")
+    return Codec.load, self.origin
 
   def encode(self, frames_BTHWC: np.ndarray) -> np.ndarray:
     """Clips of one size (B, T, H, W, 3) in [-1, 1] -> normalised latents (B, t, h, w, C), float32."""

@@ -20,7 +20,8 @@ from PIL import Image
 from sora_jax import __version__
 from sora_jax.codec import Codec, autoencoder_config
 from sora_jax.data import video_io
-from sora_jax.data.sources import WorldSource, parse_size
+from sora_jax.data.sources import parse_size
+from sora_jax.data.world_source import WorldSource
 from sora_jax.evaluation import fidelity, simulation
 from sora_jax.generate import Generator, Request, Sampling, sheet
 from sora_jax.report import demo_page
@@ -163,7 +164,7 @@ def animation_requests(source: WorldSource, count: int = 9) -> tuple[list[int], 
   for i in picks:
     frames, height, width = source.shape(i)
     start_THWC = source[i].frames_THWC[:1]
-    requests.append(Request(source.captions(i)["long"], width, height, frames, source.fps, 70 + i, start_THWC))
+    requests.append(Request(source.captions(i)["long"], width, height, frames, source.rate, 70 + i, start_THWC))
   return picks, requests
 
 

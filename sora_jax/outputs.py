@@ -16,7 +16,7 @@ import numpy as np
 
 from sora_jax import __version__, checkpoint
 from sora_jax.clips import from_uint8
-from sora_jax.data import video_io
+from sora_jax.data import isolated, video_io
 from sora_jax.data.sources import parse_size
 from sora_jax.generate import Generator, Request, Sampling
 
@@ -197,7 +197,7 @@ def load_image(path: str, size: str | None) -> np.ndarray:
   """
   wanted = parse_size(size) if size else None
   try:
-    return from_uint8(video_io.read(path, fps=1.0, max_frames=1, size=wanted))
+    return from_uint8(isolated.shared().read(path, fps=1.0, max_frames=1, size=wanted))
   except (video_io.UnreadableFile, OSError) as error:
     raise ValueError(f"--image {path} can't be read: {error}") from error
 

@@ -1,75 +1,127 @@
 """Clips -> latents on disk, once, so that training the transformer never decodes or encodes."""
 
 import collections
-import pathlib
+import functools
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
-from sora_jax import checkpoint
+from sora_jax import __version__, checkpoint
+from sora_jax.clips import Clip
 from sora_jax.codec import Codec
 from sora_jax.data import latents, quarantine
-from sora_jax.data.folder import Dropped
-from sora_jax.data.sources import Source
+from sora_jax.data import units as work_units
+from sora_jax.data.files import Dropped
+from sora_jax.data.sources import Source, part_of
 from sora_jax.data.video_io import UnreadableFile
 
 BATCH = 64  # clips of one size encoded together
+BATCH_PIXELS = 2e7  # bounds memory
+UNIT = 512  # clips; what is lost when encoding is stopped
+
+Unit = list[list[int]]  # batches of clips of one shape, by number
 
 
-def encode_source(codec: Codec, source: Source, folder: pathlib.Path, max_bad: float = 1.0) -> latents.LatentStore:
-  """The latents of every clip of `source`; made again only when the weights or the clips changed.
+def encode_source(
+  codec: Codec,
+  source: Source,
+  folder: str | os.PathLike,
+  max_bad: float = 1.0,
+  workers: int = 0,
+  beam: Sequence[str] | None = None,
+) -> latents.LatentStore:
+  """The latents of every clip of `source`; made again only when something that they are made from changed.
 
   A clip that can't be read is skipped, named on stderr and listed in the folder's quarantine.jsonl; the others keep
   their order.
 
   Args:
     max_bad: the share of clips that may be bad, those that the source dropped before included.
+    workers, beam: see `units.run`; other processes load the codec from where this one was loaded from.
 
   Raises:
     TooManyBad: more are.
     ValueError: not one clip could be read.
   """
-  parts = {"autoencoder": checkpoint.tree_digest(codec.params), "source": source.fingerprint}
-  parts["shapes"] = latents.key_of({str(i): str(source.shape(i)) for i in range(len(source))})
-  bad = list(source.dropped)
-
-  def make() -> Iterator[latents.LatentClip]:
-    yield from _encode(codec, source, bad)
-    quarantine.write(folder, bad)
-    quarantine.stop_at(max_bad, bad, len(source) + len(source.dropped) - len(bad))
-
-  return latents.build(folder, parts, make)
+  units = plan_units(source)
+  if not latents.begin(folder, key_of(codec, source)):
+    work = functools.partial(encode_unit, codec, source, folder, units)
+    work_units.run(work, latents.missing_units(folder, len(units)), "encode", workers, beam)
+    latents.finish(folder, len(units))
+  return checked(latents.LatentStore(folder), source, max_bad)
 
 
-def _encode(codec: Codec, source: Source, bad: list[Dropped]) -> Iterator[latents.LatentClip]:
+def key_of(codec: Codec, source: Source) -> dict[str, str]:
+  """Everything that latents are made from, by name."""
+  seen = ((source.shape(index), source.fps(index)) for index in range(len(source)))
+  return {
+    "autoencoder": checkpoint.tree_digest(codec.params),
+    "clips or captions": source.fingerprint,
+    "sizes, durations or rates": latents.digest(map(str, seen)),
+    "type": "float32",
+    "version of sora_jax": __version__,
+  }
+
+
+def plan_units(source: Source) -> list[Unit]:
+  """All clips, those of one shape together, in units of about UNIT clips."""
   by_shape = collections.defaultdict(list)
   for index in range(len(source)):
     by_shape[source.shape(index)].append(index)
-  before, done = len(bad), 0
-  with tqdm(desc="encode", total=len(source), file=sys.stderr, mininterval=5.0) as bar:
-    for shape, indices in by_shape.items():
-      size = max(1, min(BATCH, int(2e7 // np.prod(shape))))  # bounds memory: 20 M pixels at a time
-      for start in range(0, len(indices), size):
-        clips = _read(source, indices[start : start + size], bad)
-        bar.update(len(indices[start : start + size]))
-        if not clips:
-          continue
-        encoded = codec.encode(np.stack([clip.frames_THWC for _, clip in clips]))
-        for (index, clip), latent in zip(clips, encoded, strict=True):
-          frames, height, width = clip.frames_THWC.shape[:3]
-          size_4 = (clip.seconds, float(height), float(width), clip.fps)
-          done += 1
-          yield latents.LatentClip(latent, size_4, frames, source.captions(index), clip.id)
-  told = [f"{each.file} ({each.reason})" for each in bad[before:]]
-  if told:
-    print(f"skipped {len(told)} clips that can't be read: {'; '.join(told[:20])}", file=sys.stderr)
-  if not done:
-    raise ValueError(f"not one of {len(source)} clips could be read: {'; '.join(told[:5])}")
+  units, clips = [[]], 0
+  for shape, indices in by_shape.items():
+    size = max(1, min(BATCH, int(BATCH_PIXELS // np.prod(shape))))
+    for start in range(0, len(indices), size):
+      if clips >= UNIT:
+        units, clips = [*units, []], 0
+      units[-1].append(indices[start : start + size])
+      clips += len(units[-1][-1])
+  return units
 
 
-def _read(source: Source, indices: list[int], bad: list[Dropped]) -> list:
+def encode_unit(codec: Codec, source: Source, folder: str | os.PathLike, units: Sequence[Unit], number: int) -> None:
+  """Encodes and writes one unit."""
+  bad: list[Dropped] = []
+  latents.write_unit(folder, number, _encode(codec, source, units[number], bad), bad)
+  if bad:
+    told = "; ".join(f"{each.file} ({each.reason})" for each in bad[:20])
+    print(f"skipped {len(bad)} clips that can't be read: {told}", file=sys.stderr)
+
+
+def checked(store: latents.LatentStore, source: Source, max_bad: float) -> latents.LatentStore:
+  """The store, with what was bad listed beside it.
+
+  Raises:
+    TooManyBad, ValueError: it lacks too much; its bad clips will be read again.
+  """
+  bad = [*source.dropped, *store.dropped]
+  quarantine.write(store.folder, bad)
+  try:
+    if not len(store):
+      told = [f"{each.file} ({each.reason})" for each in bad]
+      raise ValueError(f"not one of {len(source)} clips could be read: {'; '.join(told[:5])}")
+    quarantine.stop_at(max_bad, bad, len(store))
+  except ValueError:
+    latents.forget_bad(store.folder)
+    raise
+  return store
+
+
+def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped]) -> Iterator[latents.LatentClip]:
+  for indices in unit:
+    clips = _read(source, indices, bad)
+    if not clips:
+      continue
+    encoded = codec.encode(np.stack([clip.frames_THWC for _, clip in clips]))
+    for (index, clip), latent in zip(clips, encoded, strict=True):
+      frames, height, width = clip.frames_THWC.shape[:3]
+      size_4 = (clip.seconds, float(height), float(width), clip.fps)
+      yield latents.LatentClip(latent, size_4, frames, source.captions(index), clip.id, part_of(source, index))
+
+
+def _read(source: Source, indices: list[int], bad: list[Dropped]) -> list[tuple[int, Clip]]:
   clips = []
   for index in indices:
     try:

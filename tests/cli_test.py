@@ -3,14 +3,18 @@
 import json
 import os
 import pathlib
+import runpy
+import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sora_jax import checkpoint
 from sora_jax.data import video_io
+from sora_jax.train.run import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -21,6 +25,14 @@ def sora(*words: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
   return subprocess.run(
     command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, check=False
   )
+
+
+def changed(config: dict) -> list[tuple[str, Any]]:
+  """(key, value) for what a config changes of configs/dit.py:runlocal=1."""
+  tuples = lambda value: tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
+  before = runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"]("runlocal=1").to_dict()
+  old, new = flatten(before), flatten(config)
+  return [(key, tuples(value)) for key, value in new.items() if tuples(old[key]) != tuples(value)]
 
 
 def result(done: subprocess.CompletedProcess) -> dict:
@@ -69,6 +81,10 @@ class TestMistakes:
       (("sample", "--prompt", "x"), ("--checkpoint", "--size", "--frames", "--out")),
       (("animate", "--prompt", "x"), ("--image",)),
       (("checkpoint", "verify"), ("list|",)),
+      (("data", "tidy", "clips"), ("check|show|build",)),
+      (("data", "build"), ("check|show|build",)),
+      (("data", "show", "worlds:shapes"), ("--out",)),
+      (("precompute", "--config", "configs/dit.py:runlocal=1"), ("--workdir",)),
     ],
   )
   def test_what_is_missing_is_named(self, words, missing):
@@ -123,6 +139,32 @@ class TestAnswers:
     none = sora("data", "check", tmp_path, "--json")
     assert none.returncode == 1 and none.stderr.splitlines()[-1].startswith("sora: ")
     assert json.loads(none.stdout.splitlines()[-1])["kept"] == 0
+
+  def test_data_build_writes_shards_that_check_and_show_read(self, tmp_path):
+    rng = np.random.default_rng(0)
+    video_io.write(tmp_path / "still.png", rng.integers(0, 255, (1, 24, 16, 3), np.uint8), 1)
+    video_io.write(tmp_path / "blink.mp4", rng.integers(0, 255, (3, 24, 16, 3), np.uint8), 10)
+    lines = ['{"file": "still.png", "caption": "noise"}', '{"file": "blink.mp4", "caption": "a <b>blink</b>"}']
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    done = sora("data", "build", tmp_path, "--out", tmp_path / "shards", "--min_seconds", "0.4", "--json")
+    found = result(done)
+    assert (found["clips"], found["kept"], found["shards"]) == (2, 1, 1)
+    assert "dropped blink.mp4 (line 2): too short" in done.stderr
+    assert result(sora("data", "check", tmp_path / "shards", "--json"))["kept"] == 1
+    words = ("--config", "configs/dit.py:runlocal=1", "--out", tmp_path / "page", "--json")
+    page = result(sora("data", "show", tmp_path, *words))
+    text = pathlib.Path(page["page"]).read_text()
+    assert page["shown"] == 2 and "tokens" in text and "a &lt;b&gt;blink&lt;/b&gt;" in text
+
+  def test_precompute_leaves_what_training_begins_with(self, trained, tmp_path):
+    shutil.copytree(trained / "autoencoder", tmp_path / "w" / "autoencoder")
+    shutil.copy(trained / "config.json", tmp_path / "w")
+    config = json.loads((trained / "config.json").read_text())
+    words = [f"--config.{name}={value!r}" for name, value in changed(config)]
+    done = sora("precompute", "--config", "configs/dit.py:runlocal=1", *words, "--workdir", tmp_path / "w", "--json")
+    assert result(done)["clips"] == 24
+    assert (tmp_path / "w" / "latents" / "index.json").read_text() == (trained / "latents" / "index.json").read_text()
+    assert (tmp_path / "w" / "tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
 
   def test_sample_writes_the_clip_and_tells_what_it_is(self, trained, tmp_path):
     words = ("--checkpoint", trained, "--prompt", "a red circle", "--size", "24x16", "--frames", "5", "--fps", "8")

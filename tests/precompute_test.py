@@ -1,16 +1,23 @@
 """Encoding a source: every clip once, again only when weights or clips change, bad files skipped and named."""
 
 import json
+import pickle
 
+import ml_collections
 import numpy as np
 import pytest
 
+from sora_jax import precompute
 from sora_jax.clips import Clip
+from sora_jax.codec import Codec, autoencoder_config
 from sora_jax.data import quarantine
-from sora_jax.data.folder import Dropped
-from sora_jax.data.sources import WorldSource
+from sora_jax.data.files import Dropped
+from sora_jax.data.sources import Mixture
 from sora_jax.data.video_io import UnreadableFile
+from sora_jax.data.world_source import WorldSource
 from sora_jax.precompute import encode_source
+
+BEAM = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
 
 
 class FakeCodec:
@@ -100,6 +107,32 @@ def test_more_bad_clips_than_the_limit_stop_the_run_and_leave_no_store(tmp_path)
   assert len(encode_source(FakeCodec(), make_source(broken=(1, 2, 6)), tmp_path, max_bad=0.5)) == 5
 
 
+def test_encoding_that_was_stopped_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+  monkeypatch.setattr(precompute, "BATCH", 1)
+  monkeypatch.setattr(precompute, "UNIT", 3)
+
+  class Stopped(FakeCodec):
+    def encode(self, frames_BTHWC):
+      if self.encoded == 4:
+        raise KeyboardInterrupt
+      return super().encode(frames_BTHWC)
+
+  with pytest.raises(KeyboardInterrupt):
+    encode_source(Stopped(), make_source(), tmp_path / "stopped")
+  codec = FakeCodec()
+  store = encode_source(codec, make_source(), tmp_path / "stopped")
+  whole = encode_source(FakeCodec(), make_source(), tmp_path / "whole")
+  assert codec.encoded == 5 and store.entries == whole.entries
+  for number in range(8):
+    np.testing.assert_array_equal(store[number].latent_thwC, whole[number].latent_thwC)
+
+
+def test_a_mixture_s_clips_keep_their_part(tmp_path):
+  source = Mixture([make_source(), make_source(seed=1)])
+  store = encode_source(FakeCodec(), source, tmp_path)
+  assert {(entry["id"].split("-")[1], entry["part"]) for entry in store.entries} == {("0", 0), ("1", 1)}
+
+
 def test_a_whole_size_that_can_t_be_read_is_left_out(tmp_path):
   source = make_source(broken=(0, 4))
   assert len({source.shape(0), source.shape(4)}) == 1
@@ -109,3 +142,29 @@ def test_a_whole_size_that_can_t_be_read_is_left_out(tmp_path):
 def test_nothing_readable_is_an_error_with_the_count(tmp_path):
   with pytest.raises(ValueError, match="8 clips.*damaged-0"):
     encode_source(FakeCodec(), make_source(broken=range(8)), tmp_path)
+
+
+def assert_same_store(found, wanted):
+  assert found.entries == wanted.entries and found.key == wanted.key
+  for number in range(len(wanted)):
+    np.testing.assert_array_equal(found[number].latent_thwC, wanted[number].latent_thwC)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"workers": 2}, {"beam": BEAM}], ids=["processes", "beam"])
+def test_others_encode_the_same_from_where_the_weights_are(trained, tmp_path, how, monkeypatch):
+  if "beam" in how:
+    pytest.importorskip("apache_beam")
+  # Two units, so that there is something to share; both are planned here, and done by others.
+  monkeypatch.setattr(precompute, "UNIT", 4)
+  section = ml_collections.ConfigDict(json.loads((trained / "config.json").read_text())["autoencoder"])
+  codec = Codec.load(trained / "autoencoder", section)
+  wanted = encode_source(codec, make_source(), tmp_path / "here")
+  assert len({entry["unit"] for entry in wanted.entries}) == 2
+  assert_same_store(encode_source(codec, make_source(), tmp_path / "there", **how), wanted)
+
+
+def test_a_codec_that_was_not_loaded_can_t_be_sent(tiny_config):
+  config = autoencoder_config(tiny_config.autoencoder)
+  with pytest.raises(TypeError, match="loaded"):
+    pickle.dumps(Codec(config, {}))

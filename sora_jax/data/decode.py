@@ -13,6 +13,7 @@ Shape letters: H height, W width, C colours (red, green, blue).
 
 import contextlib
 import dataclasses
+import heapq
 import itertools
 import os
 import stat
@@ -22,14 +23,17 @@ from collections.abc import Iterator
 import av
 import numpy as np
 from av.stream import Disposition
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from sora_jax.data import tone
+from sora_jax.data.stamps import HEAD, Clock, clock_of, find_clock, rate_of, timed, walk
+from sora_jax.data.stills import image_pixels, on_black, webp_delays
 
 MAX_PIXELS = 8192 * 8192 // 2  # of one frame: 8K video fits
 MAX_FRAMES = 20_000  # decoded by one read
+MAX_FPS = 1000
 MAX_WALK_BYTES = 64 * 2**20  # files above this are taken at their header's word by `probe`
-MAX_WALK_PACKETS = 200_000
+MAX_HEAD_BYTES = 16 * 2**20  # of the packets that a clip's clock is told by
 
 _CODECS = frozenset("h264 hevc vp8 vp9 av1 mpeg4 mjpeg prores ffv1 rawvideo png gif".split())
 _OPTIONS = {
@@ -38,7 +42,6 @@ _OPTIONS = {
   "max_pixels": str(MAX_PIXELS),
 }
 _SEEK_MARGIN = 1.0  # seconds before `start`, so that frames leaning on an earlier group have settled
-_DEFAULT_DELAY = 0.1  # seconds: what players show for a picture whose stated delay is 0
 _STILL = 1e-6  # seconds that a still is "shown": one frame at any rate
 
 
@@ -64,8 +67,10 @@ class Probe:
   frames: int
 
 
+# (a, b, c, d) of a display matrix: shown x = a x + c y, shown y = b x + d y, in 1/65536.
+Matrix = tuple[int, int, int, int]
 # (seconds since the first frame, seconds it is shown or 0 where unknown, the picture: see `pixels`)
-Picture = tuple[float, float, av.VideoFrame | np.ndarray]
+Picture = tuple[float, float, tuple[av.VideoFrame, Matrix] | np.ndarray]
 
 
 def probe(path: str | os.PathLike) -> Probe:
@@ -81,7 +86,7 @@ def probe(path: str | os.PathLike) -> Probe:
 
 @contextlib.contextmanager
 def pictures(path: str | os.PathLike, start: float) -> Iterator[tuple[float, Iterator[Picture]]]:
-  """Yields (tolerance of the times in seconds, the pictures in the order of showing).
+  """Yields (by how many seconds a time may be late, the pictures in the order of showing).
 
   The pictures begin at the first one, or at any one not later than `start` seconds after it. Use it inside
   `one_line_reasons`: it raises what the decoders raise.
@@ -89,13 +94,20 @@ def pictures(path: str | os.PathLike, start: float) -> Iterator[tuple[float, Ite
   kind = _sniff(path)
   if kind == "image":
     with _open_image(path) as image:
-      yield 0.0005 + 1e-6, _image_pictures(path, image)  # the clock ticks in milliseconds
+      delays = webp_delays(path) if image.format == "WEBP" else []
+      stamps = list(itertools.accumulate(delays, initial=0))
+      clock = find_clock(stamps[:HEAD], 0.001)
+      yield clock.tolerance, _image_pictures(image, [clock(stamp) for stamp in stamps])
     return
   with _open_video(path, kind) as (container, stream):
-    # A stamp is off by up to half a tick of the container's clock. Many a finer clock holds stamps that were
-    # rounded to milliseconds before; a very coarse one (a tick a frame) isn't off at all. And floats add up.
-    tolerance = max(min(float(stream.time_base) / 2, 0.005) + 1e-6, 0.000499)
-    yield tolerance, _video_pictures(container, stream, 0.0 if kind == "gif" else start)
+    packets = container.demux(stream)
+    head = _head(packets)
+    stamps = [packet.pts for packet in head if packet.size and packet.pts is not None and not packet.is_discard]
+    clock = clock_of(stream, stamps)
+    # Some writers store when a frame is decoded and not when it is shown, though these differ.
+    in_turn = bool(stream.codec_context.has_b_frames) and stamps == sorted(stamps)
+    frames = _decode(stream, itertools.chain(head, packets), in_turn)
+    yield clock.tolerance, _video_pictures(container, stream, frames, clock, start, in_turn)
 
 
 @contextlib.contextmanager
@@ -159,48 +171,30 @@ def _probe_image(path: str | os.PathLike) -> Probe:
     height, width = image.height, image.width
     if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the orientations that swap the sides
       height, width = width, height
-    delays = _webp_delays(path) if image.format == "WEBP" else []
+    delays = webp_delays(path) if image.format == "WEBP" else []
   if len(delays) < 2:
     return Probe(height, width, seconds=0.0, fps=0.0, frames=1)
-  return Probe(height, width, sum(delays), (len(delays) - 1) / sum(delays[:-1]), len(delays))
+  clock = find_clock(list(itertools.accumulate(delays[:-1], initial=0))[:HEAD], 0.001)
+  last = clock(sum(delays[:-1]))
+  return Probe(height, width, last + delays[-1] / 1000, (len(delays) - 1) / last, len(delays))
 
 
-def _webp_delays(path: str | os.PathLike) -> list[float]:
-  """Seconds that each frame of an animated WebP is shown; empty for a still one. Reads chunk heads alone."""
-  delays = []
-  with open(path, "rb") as file:
-    file.seek(12)
-    while len(head := file.read(24)) >= 8:
-      tag, size = struct.unpack("<4sI", head[:8])
-      if tag == b"ANMF" and len(head) == 24:
-        delays.append(int.from_bytes(head[20:23], "little") / 1000 or _DEFAULT_DELAY)
-      file.seek(size + size % 2 + 8 - len(head), os.SEEK_CUR)
-  return delays
-
-
-def _image_pictures(path: str | os.PathLike, image: Image.Image) -> Iterator[Picture]:
-  delays = _webp_delays(path) if image.format == "WEBP" else []
-  time = 0.0
-  for index, delay in enumerate(delays if len(delays) > 1 else [_STILL]):
-    if index:
+def _image_pictures(image: Image.Image, times: list[float]) -> Iterator[Picture]:
+  """`times` are those of the frames, and of the end of the last one; a lone frame is a still."""
+  if len(times) < 3:
+    yield 0.0, _STILL, image_pixels(image)
+    return
+  for index, (time, end) in enumerate(itertools.pairwise(times)):
+    if index == MAX_FRAMES:
+      raise UnreadableFile(f"more than {MAX_FRAMES} frames to decode: ask for fewer, or start later")
+    try:
       image.seek(index)
-    yield time, delay, _image_pixels(image)
-    time += delay
-
-
-def _image_pixels(image: Image.Image) -> np.ndarray:
-  """Upright uint8 (H, W, 3) of an image of any mode."""
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
-    grey = np.clip(np.rint(np.asarray(image).astype(np.float64) / 257), 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
-  if image.has_transparency_data:
-    return _on_black(np.asarray(image.convert("RGBA")))
-  return np.asarray(image.convert("RGB"))
-
-
-def _on_black(rgba: np.ndarray) -> np.ndarray:
-  return ((rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+      pixels_HWC = image_pixels(image)
+    except (EOFError, OSError):  # no later frame decodes either
+      if not index:
+        raise
+      return
+    yield time, end - time, pixels_HWC
 
 
 # Videos and GIF, by PyAV.
@@ -224,9 +218,25 @@ def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple]:
     yield container, stream
 
 
-def _decode(container, stream) -> Iterator[av.VideoFrame]:
-  """Frames in the order of showing; damaged packets are skipped, a damaged container ends the clip."""
-  packets = container.demux(stream)
+def _head(packets: Iterator[av.Packet]) -> list[av.Packet]:
+  """The first packets; the decoder gets them later."""
+  head, size = [], 0
+  with contextlib.suppress(av.FFmpegError):
+    for packet in packets:
+      head.append(packet)
+      size += packet.size
+      if len(head) == HEAD or size > MAX_HEAD_BYTES:
+        break
+  return head
+
+
+def _decode(stream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iterator[av.VideoFrame]:
+  """Frames in the order of showing; damaged packets are skipped, a damaged container ends the clip.
+
+  Args:
+    in_turn: frames take the packets' stamps in turn, whichever packet they are of.
+  """
+  stamps: list[int] = []
   for count in itertools.count():
     if count > MAX_FRAMES:
       raise UnreadableFile(f"more than {MAX_FRAMES} frames to decode: ask for fewer, or start later")
@@ -234,86 +244,78 @@ def _decode(container, stream) -> Iterator[av.VideoFrame]:
       packet = next(packets, None)
     except av.FFmpegError:
       packet = None
+    if packet is not None and not packet.size and packet.dts is not None:  # an empty sample: the picture stays
+      continue
+    if in_turn and packet is not None and packet.pts is not None and not packet.is_discard:
+      heapq.heappush(stamps, packet.pts)
     try:
       frames = stream.codec_context.decode(packet)
     except av.FFmpegError:
       frames = []
     for frame in frames:
       _check_pixels(frame.height, frame.width)  # a stream may change its size midway
+      if stamps:
+        frame.pts = heapq.heappop(stamps)
       yield frame
     if packet is None or not packet.size:  # the end: the decoder has been drained
       return
 
 
-def _rate(stream) -> float:
-  return float(stream.average_rate or stream.guessed_rate or 25)
-
-
-def _video_pictures(container, stream, start: float) -> Iterator[Picture]:
-  frames = _decode(container, stream)
+def _video_pictures(
+  container, stream, frames: Iterator[av.VideoFrame], clock: Clock, start: float, in_turn: bool
+) -> Iterator[Picture]:
+  """Pictures from no later than `start`; `frames` are those from the head of the file."""
   first = next(frames, None)
   if first is None:
     return
+  matrix, pts = _display_matrix(first), first.pts
+  frames = itertools.chain([first], frames)
   if container.format.name == "gif":
-    second = next(frames, None)
+    second = next(itertools.islice(frames, 1, None), None)
     if second is None:
-      yield 0.0, _STILL, first
+      yield 0.0, _STILL, (first, matrix)
       return
-    frames = itertools.chain([second], frames)
-  if start <= 2 * _SEEK_MARGIN or first.pts is None:
-    yield from _timed(itertools.chain([first], frames), stream, first.pts)
-    return
+    frames = itertools.chain([first, second], frames)
+  elif start > 2 * _SEEK_MARGIN and pts is not None:
+    frames = _sought(container, stream, pts, start, in_turn)
+  del first
+  for time, duration, frame in timed(frames, stream, clock, pts):
+    yield time, duration, (frame, matrix)
+
+
+def _sought(container, stream, pts: int, start: float, in_turn: bool) -> Iterator[av.VideoFrame]:
+  """Frames from no later than `start` seconds after the stamp `pts`, the file's first."""
   tick = float(stream.time_base)
-  sought = _seek(container, stream, first.pts + int((start - _SEEK_MARGIN) / tick), first.pts + start / tick)
-  if sought is None:  # no index to seek by: from the head
-    container.seek(first.pts, stream=stream, backward=True)
-    sought = _decode(container, stream)
-  yield from _timed(sought, stream, first.pts)
-
-
-def _seek(container, stream, pts: int, latest_pts: float) -> Iterator[av.VideoFrame] | None:
-  """Frames from a keyframe at or before pts; None where the seek fails or lands after latest_pts."""
-  try:
-    container.seek(pts, stream=stream, backward=True)
-  except av.FFmpegError:
-    return None
-  frames = _decode(container, stream)
-  first = next(frames, None)
-  if first is None or first.pts is None or first.pts > latest_pts:
-    return None
-  return itertools.chain([first], frames)
-
-
-def _timed(frames: Iterator[av.VideoFrame], stream, origin: int | None) -> Iterator[Picture]:
-  """Adds times: by timestamp, and one frame after the last where it is missing; never backwards."""
-  tick, step = float(stream.time_base), 1 / _rate(stream)
-  time = -step
-  for frame in frames:
-    if frame.pts is None:
-      time += step
-    else:
-      origin = frame.pts if origin is None else origin
-      time = max(time, (frame.pts - origin) * tick)
-    yield time, (frame.duration or 0) * tick, frame
+  with contextlib.suppress(av.FFmpegError):
+    container.seek(pts + int((start - _SEEK_MARGIN) / tick), stream=stream, backward=True)
+    frames = _decode(stream, container.demux(stream), in_turn)
+    landed = next(frames, None)
+    if landed is not None and landed.pts is not None and landed.pts <= pts + start / tick:
+      return itertools.chain([landed], frames)
+  container.seek(pts, stream=stream, backward=True)  # no index to seek by: from the head
+  return _decode(stream, container.demux(stream), in_turn)
 
 
 def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
   with _open_video(path, kind) as (container, stream):
-    frame = next(_decode(container, stream), None)
+    frame = next(_decode(stream, container.demux(stream)), None)
     if frame is None:
       raise UnreadableFile("no frame decodes")
-    height, width = frame.height, frame.width
+    height, width, origin = frame.height, frame.width, frame.pts
     if _sideways(_display_matrix(frame)):
       height, width = width, height
   try:
     with _open_video(path, kind) as (container, stream):
       long = os.path.getsize(path) > MAX_WALK_BYTES
-      times = (None if long else _walk(_packets(container, stream), stream)) or _header_times(container, stream)
+      times = (None if long else walk(_packets(container, stream), stream, origin)) or _header_times(container, stream)
   except (av.FFmpegError, EOFError):  # a cut file: some of its last packets lack what they lean on
     with _open_video(path, kind) as (container, stream):
-      times = _walk(_decode(container, stream), stream) or _header_times(container, stream)
+      frames = _decode(stream, container.demux(stream))
+      times = walk(frames, stream, origin) or _header_times(container, stream)
   if kind == "gif" and times[2] == 1:
     times = 0.0, 0.0, 1
+  if times[1] > MAX_FPS:
+    raise UnreadableFile(f"{times[1]:.4g} frames a second, more than {MAX_FPS}: its stamps are damaged")
   return Probe(height, width, *times)
 
 
@@ -327,25 +329,6 @@ def _packets(container, stream) -> Iterator[av.Packet]:
     raise EOFError("fewer packets than the header lists")
 
 
-def _walk(items: Iterator[av.Packet | av.VideoFrame], stream) -> tuple[float, float, int] | None:
-  """(seconds, fps, frames) by the stamps of packets, cheaply, or of frames; None above the limit.
-
-  Headers are often wrong: cut files, edit lists, variable rates.
-  """
-  count, stamps = 0, []
-  for count, item in enumerate(items, 1):
-    if count > MAX_WALK_PACKETS:
-      return None
-    if item.pts is not None:
-      stamps.append((item.pts, item.duration or 0))
-  rate, tick = _rate(stream), float(stream.time_base)
-  if not stamps:
-    return max(count, 1) / rate, rate, max(count, 1)
-  (first, _), (last, duration) = min(stamps), max(stamps)
-  fps = (len(stamps) - 1) / ((last - first) * tick) if last > first else rate
-  return (last - first) * tick + (duration * tick or 1 / fps), fps, count
-
-
 def _header_times(container, stream) -> tuple[float, float, int]:
   if stream.duration:
     seconds = float(stream.duration * stream.time_base)
@@ -353,36 +336,36 @@ def _header_times(container, stream) -> tuple[float, float, int]:
     seconds = container.duration / av.time_base
   else:
     raise UnreadableFile("the file is long and doesn't state its duration: cut it, or write it again")
-  frames = stream.frames or max(1, round(seconds * _rate(stream)))
+  frames = stream.frames or max(1, round(seconds * rate_of(stream)))
   return seconds, frames / seconds, frames
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-  """(a, b, c, d) of the display matrix: shown x = a x + c y, shown y = b x + d y, in 1/65536."""
-  for data in frame.side_data:
+def _display_matrix(frame: av.VideoFrame) -> Matrix:
+  # PyAV never frees a frame that was asked for its side data: so a tiny copy is asked, and once a file.
+  for data in frame.reformat(width=16, height=16).side_data:
     if data.type.name == "DISPLAYMATRIX":
       a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
       return a, b, c, d
   return 65536, 0, 0, 65536
 
 
-def _sideways(matrix: tuple[int, int, int, int]) -> bool:
+def _sideways(matrix: Matrix) -> bool:
   a, b, c, d = map(abs, matrix)
   return b + c > a + d
 
 
-def pixels(picture: av.VideoFrame | np.ndarray) -> np.ndarray:
+def pixels(picture: tuple[av.VideoFrame, Matrix] | np.ndarray) -> np.ndarray:
   """Upright uint8 (H, W, 3) of a picture; a turn that isn't a right angle goes to the nearest one."""
   if isinstance(picture, np.ndarray):
     return picture
-  frame = picture
+  frame, matrix = picture
   if any(component.is_alpha for component in frame.format.components):
-    upright = _on_black(frame.to_ndarray(format="rgba"))
+    upright = on_black(frame.to_ndarray(format="rgba"))
   elif frame.color_trc in (tone.PQ, tone.HLG):
     upright = tone.to_sdr(frame.to_ndarray(format="rgb48le"), frame.color_trc)
   else:
     upright = frame.to_ndarray(format="rgb24")
-  a, b, c, d = matrix = _display_matrix(frame)
+  a, b, c, d = matrix
   if _sideways(matrix):
     upright, flip_x, flip_y = upright.swapaxes(0, 1), c < 0, b < 0
   else:

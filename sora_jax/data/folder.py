@@ -1,58 +1,29 @@
-"""Own data: a folder of videos and images with a `captions.jsonl`.
+"""Own data: a folder of videos and images with a `captions.jsonl` or a `captions.csv`, on this machine or in a bucket.
 
-One JSON object a line: `file`, a path inside the folder, and either `caption`, or `short` and `long`. Other
-keys are ignored. Nothing in the folder is trusted: a line or file that can't be used is dropped with its line
-number and reason, and the rest goes on.
-
-Shape letters: T frames, H height, W width, C colours.
+One JSON object a line, or a CSV table with a header: `file`, a path inside the folder, and either `caption`, or `short`
+and `long`. Other keys are ignored. Nothing in the folder is trusted: a line or file that can't be used is dropped with
+its line number and reason, and the rest goes on.
 """
 
-import collections
-import dataclasses
+import contextlib
+import csv
 import hashlib
+import io
 import json
-import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
-from sora_jax import clips
-from sora_jax.data import isolated, video_io
+from etils import epath
 
-CAPTIONS = "captions.jsonl"
+from sora_jax.data import isolated, storage, video_io
+from sora_jax.data.files import MAX_CAPTION, Dropped, Entry, FileSource, Fit, View, describe_dropped, is_clean
+
+CAPTIONS = ("captions.jsonl", "captions.csv")  # the first of them that is there is read
 UNNAMED = "no caption"  # why a file that no line names isn't used
-MAX_CAPTION = 10_000  # characters
-IMAGE_FPS = 24.0  # the rate that an image gets when clips keep their native one
+_Path = Any  # pathlib.Path, or epath.Path of an address: alike, but of no common type
 _EXTENSIONS = frozenset(".mp4 .m4v .mov .webm .mkv .gif .png .jpg .jpeg .webp".split())
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """A usable file. `file` is relative to the folder, with forward slashes; `captions` has short and long.
-
-  Attributes:
-    line: its number in captions.jsonl, from 1.
-  """
-
-  file: str
-  line: int
-  captions: dict[str, str]
-  probe: video_io.Probe
-
-
-@dataclasses.dataclass(frozen=True)
-class Dropped:
-  """A line or file that isn't used.
-
-  Attributes:
-    file: as the line names it; empty where it names none.
-    line: its number in captions.jsonl, from 1; 0 for a file that no line names.
-    reason: a kind, or "kind: detail"; one line.
-  """
-
-  file: str
-  line: int
-  reason: str
 
 
 class NothingUsable(ValueError):
@@ -68,50 +39,65 @@ class _RefusedError(ValueError):
 
 
 def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
-  """What the folder holds, in the order of captions.jsonl.
+  """What the folder holds, in the order of its list of captions.
 
   Returns:
-    The usable entries, and what was dropped: by line first, then files that no line names, by name. A
-    subfolder with a captions.jsonl of its own is another source: its files aren't missed here.
+    The usable entries, and what was dropped: by line first, then files that no line names, by name (not in a
+    bucket, where looking for them costs as much as the data). A subfolder with captions of its own is another source:
+    its files aren't missed here.
 
   Raises:
-    ValueError: no such folder, or no captions.jsonl in it.
+    ValueError: no such folder, or no captions in it.
     NothingUsable: a ValueError; nothing was left.
   """
-  root = pathlib.Path(folder)
-  if not root.is_dir():
-    raise ValueError(f"{folder}: no such folder")
-  captions = root / CAPTIONS
-  if not captions.is_file():
-    example = json.dumps({"file": "cat.mp4", "caption": "A cat jumps off a wall."})
-    raise ValueError(f"{folder}: no {CAPTIONS} in it: write one with a line for each video or image, as {example}")
+  captions = _find_captions(folder)
+  root: _Path = epath.Path(folder) if storage.is_remote(folder) else pathlib.Path(folder).resolve()
   entries, dropped = [], []
-  used: set[pathlib.Path] = set()
-  named: set[pathlib.Path] = set()
-  with open(captions, "rb") as lines:
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      row: dict = {}
-      try:
-        row = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-        entries.append(_entry(root.resolve(), number, row, used, named))
-      except _RefusedError as refused:
-        file = row.get("file")
-        dropped.append(Dropped(file if isinstance(file, str) else "", number, str(refused)))
-  dropped += [Dropped(file, 0, UNNAMED) for file in _unnamed(root.resolve(), named)]
+  used: set[pathlib.PurePath] = set()
+  named: set[pathlib.PurePath] = set()
+  lines = io.BytesIO(captions.read_bytes())  # an object in a bucket may be less of a file than these readers need
+  for number, row, reason in _csv_rows(lines) if captions.suffix == ".csv" else _json_rows(lines):
+    try:
+      if reason:
+        raise _RefusedError(reason)
+      entries.append(_entry(root, number, row, used, named))
+    except _RefusedError as refused:
+      file = row.get("file")
+      dropped.append(Dropped(file if isinstance(file, str) else "", number, str(refused)))
+  if not storage.is_remote(folder):
+    dropped += [Dropped(file, 0, UNNAMED) for file in _unnamed(root, named)]
   if not entries:
     raise NothingUsable(f"{folder}: nothing usable: {describe_dropped(dropped)}", dropped)
   return entries, dropped
 
 
-def describe_dropped(dropped: list[Dropped]) -> str:
-  """One line: how many were dropped, and how many for each kind of reason, most first."""
-  if not dropped:
-    return "none dropped"
-  kinds = collections.Counter(each.reason.partition(":")[0] for each in dropped)
-  counts = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-  return f"{len(dropped)} dropped ({', '.join(f'{count} {kind}' for kind, count in counts)})"
+def _find_captions(folder: str | os.PathLike) -> epath.Path:
+  root = epath.Path(folder)
+  if not root.is_dir():
+    raise ValueError(f"{folder}: no such folder")
+  for name in CAPTIONS:
+    path = root / name
+    if path.is_file() if storage.is_remote(folder) else os.path.isfile(path):  # epath takes a pipe for a file
+      return root / name
+  example = json.dumps({"file": "cat.mp4", "caption": "A cat jumps off a wall."})
+  raise ValueError(
+    f"{folder}: no {' or '.join(CAPTIONS)} in it: write one with a line for each video or image, as {example}"
+  )
+
+
+# (line, from 1; what it says; why it can't be read, or nothing)
+_Row = tuple[int, dict, str]
+
+
+def _json_rows(lines: io.BytesIO) -> Iterator[_Row]:
+  for number, line in enumerate(lines, 1):
+    line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    if not line.strip():
+      continue
+    try:
+      yield number, _parse(line), ""
+    except _RefusedError as refused:
+      yield number, {}, str(refused)
 
 
 def _parse(line: bytes) -> dict:
@@ -127,7 +113,37 @@ def _parse(line: bytes) -> dict:
   return row
 
 
-def _entry(root: pathlib.Path, line: int, row: dict, used: set[pathlib.Path], named: set[pathlib.Path]) -> Entry:
+def _csv_rows(lines: io.BytesIO) -> Iterator[_Row]:
+  """Rows of a table; the number is that of a row's first line."""
+  text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
+  table = csv.reader(text, strict=True)
+  header, before = None, 0
+  while True:
+    number, before = before + 1, before
+    try:
+      row = next(table, None)
+    except csv.Error as error:  # such as a field beyond reason
+      yield number, {}, f"bad CSV: {error}"
+      before = table.line_num
+      continue
+    before = table.line_num
+    if row is None:
+      return
+    if not row:
+      continue
+    if header is None:
+      header = [name.strip() for name in row]
+      continue
+    found = dict(zip(header, row, strict=False))
+    if any("\udc80" <= character <= "\udcff" for value in row for character in value):
+      yield number, {}, "not UTF-8"
+    elif len(row) != len(header):
+      yield number, found, f"bad CSV: {len(row)} values for {len(header)} columns"
+    else:
+      yield number, found, ""
+
+
+def _entry(root: _Path, line: int, row: dict, used: set[pathlib.PurePath], named: set[pathlib.PurePath]) -> Entry:
   """Checks one line; adds its file to `named` when it is in the folder, and to `used` when it is taken."""
   file, path = _inside(root, row)
   named.add(path)
@@ -136,32 +152,36 @@ def _entry(root: pathlib.Path, line: int, row: dict, used: set[pathlib.Path], na
     raise _RefusedError("duplicate file")
   used.add(path)
   try:
-    return Entry(file, line, captions, isolated.shared().probe(path))
+    with storage.local_file(path) as local:
+      return Entry(file, line, captions, isolated.shared().probe(local))
   except video_io.UnreadableFile as error:
     raise _RefusedError(f"unreadable: {error}") from error
+  except OSError as error:  # of a bucket
+    raise _RefusedError(f"unreadable: {error.strerror or type(error).__name__}") from error
 
 
-def _inside(root: pathlib.Path, row: dict) -> tuple[str, pathlib.Path]:
+def _inside(root: _Path, row: dict) -> tuple[str, pathlib.PurePath]:
   """(tidy relative name, real path) of a line's file, which must lie in the folder, links followed."""
   if "file" not in row:
     raise _RefusedError('no "file" key')
   file = row["file"]
-  if not isinstance(file, str) or not file or not _is_clean(file):
+  if not isinstance(file, str) or not file or not is_clean(file):
     raise _RefusedError("bad file name")
-  if os.path.isabs(file):
+  if os.path.isabs(file) or storage.is_remote(file):
     raise _RefusedError("absolute path")
   name = os.path.normpath(file)
   if name.split(os.sep)[0] == os.pardir:
     raise _RefusedError("outside the folder")
+  tidy = pathlib.Path(name).as_posix()
   try:
-    path = pathlib.Path(os.path.realpath(root / name))
+    path: _Path = root / tidy if storage.is_remote(root) else pathlib.Path(os.path.realpath(root / name))
     if not path.is_relative_to(root):
       raise _RefusedError("outside the folder")
     if not path.is_file():
       raise _RefusedError("file missing")
   except OSError as error:  # such as a name too long
     raise _RefusedError("bad file name") from error
-  return pathlib.Path(name).as_posix(), path
+  return tidy, path
 
 
 def _captions(row: dict) -> dict[str, str]:
@@ -175,23 +195,18 @@ def _captions(row: dict) -> dict[str, str]:
       raise _RefusedError("caption empty")
     if len(text) > MAX_CAPTION:
       raise _RefusedError(f"caption too long: {len(text)} characters, at most {MAX_CAPTION}")
-    if not _is_clean(text):
+    if not is_clean(text):
       raise _RefusedError("caption has NUL or broken characters")
   first = next(iter(given.values()))  # a lone one fills both
   short = given.get("short", given.get("caption", first))
   return {"short": short.strip(), "long": given.get("long", given.get("caption", first)).strip()}
 
 
-def _is_clean(text: str) -> bool:
-  """No NUL, and no half of a surrogate pair, which JSON can spell but no file or tokenizer can take."""
-  return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _unnamed(root: pathlib.Path, named: set[pathlib.Path]) -> list[str]:
+def _unnamed(root: _Path, named: set[pathlib.PurePath]) -> list[str]:
   """Media files below the folder that no line names, sorted."""
   found = []
   for where, folders, files in os.walk(root):
-    if where != str(root) and CAPTIONS in files:
+    if where != str(root) and not set(CAPTIONS).isdisjoint(files):
       folders.clear()
       continue
     paths = (pathlib.Path(where, name) for name in files)
@@ -202,84 +217,30 @@ def _unnamed(root: pathlib.Path, named: set[pathlib.Path]) -> list[str]:
   return sorted(name.encode("utf-8", "replace").decode("utf-8") for name in names)
 
 
-Fit = Callable[[int, int, int], tuple[int, int]]  # (frames, height, width) -> (height, width)
-
-
-class FolderSource:
-  """The clips of a folder, by index, in the order of captions.jsonl.
-
-  Attributes:
-    entries: what can be used.
-    dropped: what can't, with reasons.
-    fingerprint: sha256 (hex) over the sorted names, sizes and captions: changes when the data does.
-  """
+class FolderSource(FileSource):
+  """The clips of a folder, in the order of its list of captions."""
 
   def __init__(self, folder: str | os.PathLike, *, fps: float = 0.0, max_frames: int, fit: Fit | None = None):
-    """Reads captions.jsonl and probes each file; decodes nothing yet.
+    """Reads the captions and probes each file; decodes nothing yet.
 
     Args:
       folder: see the head of this file.
-      fps: frames per second of every clip; 0 keeps each clip's own mean rate.
-      max_frames: a clip is cut after this many, >= 1.
-      fit: the size that a clip of (frames, height, width) is scaled to; None keeps every size.
+      fps, max_frames, fit: see `files.View`.
 
     Raises:
       ValueError: as `scan` does, or an argument out of range.
     """
-    if not 0 <= fps < math.inf or max_frames < 1:
-      raise ValueError(f"fps >= 0 and max_frames >= 1 are needed: got {fps} and {max_frames}")
-    self.entries, self.dropped = scan(folder)
-    self.fingerprint = _fingerprint(pathlib.Path(folder), self.entries)
-    self._folder = pathlib.Path(folder)
-    self._fps, self._max_frames, self._fit = fps, max_frames, fit
+    view = View(fps, max_frames, fit)
+    view.check()
+    entries, dropped = scan(folder)
+    self.folder = epath.Path(folder)
+    super().__init__(entries, dropped, _fingerprint(self.folder, entries), view)
 
-  def __len__(self) -> int:
-    return len(self.entries)
-
-  def fps(self, index: int) -> float:
-    """Frames per second of clip `index`."""
-    return self._fps or self.entries[index].probe.fps or IMAGE_FPS
-
-  def shape(self, index: int) -> tuple[int, int, int]:
-    """(T, H, W) of clip `index`, by its probe alone; what `self[index]` then has."""
-    probe = self.entries[index].probe
-    frames = 1
-    if probe.seconds > 0:
-      frames = video_io.frame_count(probe.seconds, self.fps(index), self._max_frames)
-    size = (probe.height, probe.width)
-    return (frames, *(self._fit(frames, *size) if self._fit else size))
-
-  def captions(self, index: int) -> dict[str, str]:
-    """{"short": ..., "long": ...} of clip `index`."""
-    return dict(self.entries[index].captions)
-
-  def where(self, index: int) -> tuple[str, int]:
-    """The file of clip `index` and its line in captions.jsonl."""
-    return self.entries[index].file, self.entries[index].line
-
-  def __getitem__(self, index: int) -> clips.Clip:
-    """Decodes clip `index`: float32 in [-1, 1], its long caption, its file name as id.
-
-    Raises:
-      UnreadableFile: the file doesn't decode, or lacks more than two of the frames its probe promised.
-      IndexError: no such clip.
-    """
-    entry, fps = self.entries[index], self.fps(index)
-    count, height, width = self.shape(index)
-    path = self._folder / entry.file
-    try:
-      frames_THWC = isolated.shared().read(path, fps=fps, max_frames=self._max_frames, size=(height, width))
-    except video_io.UnreadableFile as error:
-      raise video_io.UnreadableFile(f"{entry.file}: {error}") from error
-    missing = count - len(frames_THWC)
-    if abs(missing) > 2:
-      raise video_io.UnreadableFile(f"{entry.file}: gives {len(frames_THWC)} frames where {count} were promised")
-    # Durations are rounded and last frames may be damaged: a frame or two either way keeps the promise.
-    held = [len(frames_THWC) - 1] * max(missing, 0)
-    frames_THWC = frames_THWC[[*range(min(count, len(frames_THWC))), *held]]
-    return clips.Clip(clips.from_uint8(frames_THWC), fps, entry.captions["long"], entry.file)
+  def open_file(self, index: int) -> contextlib.AbstractContextManager[str]:
+    return storage.local_file(self.folder / self.entries[index].file)
 
 
-def _fingerprint(folder: pathlib.Path, entries: list[Entry]) -> str:
-  rows = [(each.file, (folder / each.file).stat().st_size, sorted(each.captions.items())) for each in entries]
+def _fingerprint(folder: epath.Path, entries: list[Entry]) -> str:
+  """sha256 (hex) over the sorted names, sizes and captions."""
+  rows = [(each.file, storage.size(folder / each.file), sorted(each.captions.items())) for each in entries]
   return hashlib.sha256(json.dumps(sorted(rows), ensure_ascii=True).encode("ascii")).hexdigest()

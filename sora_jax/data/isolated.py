@@ -6,6 +6,7 @@ fresh one. Requests are lines of JSON, answers a line of JSON and raw frames: no
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -27,6 +28,9 @@ from sora_jax.data.video_io import Probe, UnreadableFile
 SECONDS = 120.0  # for one file
 MEMORY = 6 * 2**30  # bytes of address space: an 8K video decodes in 2
 MAX_HEADER = 2**20  # bytes
+GRACE = 5.0  # seconds after which a process ends itself that nobody is left to end
+FILES = 5000  # that one process reads: what its libraries never free goes with it
+BUSY, ATTEMPTS = os.strerror(errno.EAGAIN), 3
 
 
 class Decoder:
@@ -43,7 +47,7 @@ class Decoder:
     """
     self.seconds, self.memory = seconds, memory
     self._process: subprocess.Popen | None = None
-    self._owner = 0
+    self._owner = self._served = 0
     self._lock = threading.Lock()
 
   def __reduce__(self):
@@ -63,13 +67,28 @@ class Decoder:
       self._stop()
 
   def _ask(self, request: dict) -> tuple[dict, bytearray]:
+    for _ in range(ATTEMPTS - 1):
+      try:
+        return self._ask_once(request)
+      except UnreadableFile as error:
+        if BUSY not in str(error):
+          raise
+      self.close()  # the machine had no thread or memory to spare: that says nothing of the file
+      time.sleep(0.5)
+    return self._ask_once(request)
+
+  def _ask_once(self, request: dict) -> tuple[dict, bytearray]:
     with self._lock:
       if self._owner != os.getpid():  # of another process: it is not ours to use
         self._process, self._owner = None, os.getpid()
+      if self._served >= FILES:
+        self._stop()
       if self._process is None or self._process.poll() is not None:
-        self._process = _start(self.memory)
+        self._process, self._served = _start(self.memory), 0
+      self._served += 1
       try:
-        answer, body = _exchange(self._process, request, time.monotonic() + self.seconds)
+        deadline = time.monotonic() + self.seconds
+        answer, body = _exchange(self._process, request | {"seconds": self.seconds}, deadline)
       except UnreadableFile as error:
         status = self._stop()
         late = isinstance(error, _LateError)
@@ -122,7 +141,7 @@ def _cause(status: int | None) -> str:
 
 def _exchange(process: subprocess.Popen, request: dict, deadline: float) -> tuple[dict, bytearray]:
   try:
-    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.write(json.dumps(request, default=lambda number: number.item()).encode() + b"\n")  # numpy's too
     process.stdin.flush()
   except OSError as error:
     raise UnreadableFile("no decoder") from error
@@ -160,9 +179,12 @@ def _receive(stream: BinaryIO, into: bytearray, deadline: float, most: int) -> N
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
   """Answers requests until there are no more."""
   for line in requests:
-    for part in _answer(json.loads(line)):
+    request = json.loads(line)
+    signal.setitimer(signal.ITIMER_REAL, request["seconds"] + GRACE)  # its signal ends even a loop inside a library
+    for part in _answer(request):
       answers.write(part)
     answers.flush()
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _answer(request: dict) -> Iterator[bytes | memoryview]:

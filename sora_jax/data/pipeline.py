@@ -1,57 +1,65 @@
-"""Grain pipelines: crops for the autoencoder, packed rows for the transformers.
+"""What training reads: crops for the autoencoder, packed rows for the transformers.
 
-Every element is a pure function of (seed, index), so a position is one number and any number of hosts reads the
-same global batches.
+Every element is a pure function of (seed, index); `stream.py` makes batches of them.
 
 Shape letters: B, T, H, W as in `clips.py`.
 """
 
 import functools
+import itertools
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from sora_jax.balance import Work, order_rows
-from sora_jax.data.latents import LatentStore
-from sora_jax.data.sources import Source
-from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.data.latents import LatentStore, digest
+from sora_jax.data.places import Everyone, Weighted
+from sora_jax.data.sources import Source, part_of
+from sora_jax.data.stream import Extent, Reading, Stream
+from sora_jax.data.texts import Texts
 from sora_jax.data.video_io import UnreadableFile
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, plan
 from sora_jax.patches import Grid, pad_edge, patchify
 
 # What a draw is for; part of its key, so that one draw never depends on another.
-CAPTION, CONDITION, CROP, ORDER = range(4)
+CAPTION, CONDITION, CROP, ORDER, DROP = range(5)
 CACHED_BYTES = 2**30  # of decoded frames kept for crops
-ENDLESS = 2**40  # rows; more than any run takes
 CONDITIONS = ("first", "first", "first", "last", "both", "any")  # which latent frames a conditioning mask gives
 
 
-def crop_batches(
-  source: Source, crop_THW: tuple[int, int, int], batch: int, seed: int, shard: grain.sharding.ShardOptions
-) -> Any:
-  """Endless (frames (B, T, H, W, 3) float32, clip_index (B,) int32).
+class Crops:
+  """Crops by number: (frames (T, H, W, 3) float32, the clip's number).
 
   Every pixel of the source is as likely as any other, so a long or large clip gives more crops than an image; a clip
   shorter than a crop freezes, and counts for the share of the crop's frames that it fills. Smaller ones repeat their
   edge.
   """
-  shapes = np.array([source.shape(index) for index in range(len(source))], np.float64)
-  pixels, filled = shapes.prod(1), np.minimum(shapes[:, 0] / crop_THW[0], 1.0)
-  share = np.cumsum(pixels * filled)
-  share /= share[-1]
 
-  @functools.lru_cache(maxsize=max(int(CACHED_BYTES / (12 * pixels.mean())), 1))
-  def load(index: int) -> np.ndarray:
-    return readable_frames(source, index)
+  def __init__(self, source: Source, crop_THW: tuple[int, int, int], seed: int, weights: Sequence[float] = ()):
+    """`weights` are the shares of the crops for each part of a mixture."""
+    self.source, self.crop_THW, self.seed = source, crop_THW, seed
+    shapes = np.array([source.shape(index) for index in range(len(source))], np.float64)
+    pixels, filled = shapes.prod(1), np.minimum(shapes[:, 0] / crop_THW[0], 1.0)
+    share = pixels * filled
+    if weights:
+      parts = np.array([part_of(source, index) for index in range(len(source))])
+      share *= (np.asarray(weights) / np.bincount(parts, weights=share))[parts]
+    share = np.cumsum(share)
+    self.share, self.cached = share / share[-1], max(int(CACHED_BYTES / (12 * pixels.mean())), 1)
+    shapes_and_rates = (f"{source.shape(index)} {source.fps(index)}" for index in range(len(source)))
+    self.extent = Extent(digest([source.fingerprint, *shapes_and_rates]), len(source), 1)
 
-  def element(number: int) -> tuple[np.ndarray, np.int32]:
-    rng = np.random.default_rng([seed, int(number), CROP])
-    index = min(int(np.searchsorted(share, rng.random(), side="right")), len(source) - 1)
-    return crop(load(index), crop_THW, rng), np.int32(index)
+  def __call__(self, number: int) -> tuple[np.ndarray, np.int32]:
+    rng = np.random.default_rng([self.seed, int(number), CROP])
+    index = min(int(np.searchsorted(self.share, rng.random(), side="right")), len(self.source) - 1)
+    return crop(_cached_frames(self)(index), self.crop_THW, rng), np.int32(index)
 
-  return iter(_elastic(element, batch, shard))
+
+@functools.lru_cache(maxsize=1)  # not in Crops, which is sent to workers: each has a cache of its own
+def _cached_frames(crops: Crops) -> Callable[[int], np.ndarray]:
+  return functools.lru_cache(maxsize=crops.cached)(functools.partial(readable_frames, crops.source))
 
 
 def readable_frames(source: Source, index: int) -> np.ndarray:
@@ -78,10 +86,11 @@ def crop(frames_THWC: np.ndarray, shape_THW: tuple[int, int, int], rng: np.rando
 
 
 class Shares(NamedTuple):
-  """How often a clip is seen in one way or another: shares from 0 to 1."""
+  """How often a clip is seen in one way or another: shares from 0 to 1 (of the tokens: below 1)."""
 
   long_captions: float  # the long caption, not the short one
   conditions: float  # some latent frames given
+  dropped_tokens: float = 0.0  # of each clip, another choice in each epoch (NaViT, section 2.3)
 
 
 class Step(NamedTuple):
@@ -106,9 +115,20 @@ class PackedRows:
   """
 
   def __init__(
-    self, store: LatentStore, tokenizer: Tokenizer, grid: Grid, row: RowShape, step: Step, seed: int, shares: Shares
+    self,
+    store: LatentStore,
+    texts: Texts,
+    grid: Grid,
+    row: RowShape,
+    step: Step,
+    seed: int,
+    shares: Shares,
+    weights: Sequence[float] = (),
   ):
     """
+    Args:
+      weights: shares of the tokens for each part of a mixture; none: each clip once in an epoch.
+
     Raises:
       ValueError: a clip does not fit in a row (the message names the numbers), there is no clip, or the rows of a step
         can't be shared out.
@@ -118,50 +138,63 @@ class PackedRows:
     if step.rows % step.ranks:
       raise ValueError(f"{step.rows} rows a step can't be shared by {step.ranks} ranks: make it a multiple")
     self.store, self.grid, self.row, self.seed = store, grid, row, seed
-    self.step, self.shares = step, shares
-    self.text = [
-      {style: np.array(tokenizer.encode(caption, row.text), np.int32) for style, caption in entry["captions"].items()}
-      for entry in store.entries
-    ]
-    lengths = [_tokens(entry["shape"], grid.patch) for entry in store.entries]
-    text_lengths = [max(len(ids) for ids in text.values()) for text in self.text]
-    self.rows = plan(lengths, text_lengths, row)
-    self.work_R = np.array([step.work(np.take(lengths, clips)).sum() for clips in self.rows])
-    # Clips of equal length and caption length can take each other's place in the plan.
-    kinds = np.array([lengths, text_lengths]).T
-    self.kind_of = np.unique(kinds, axis=0, return_inverse=True)[1].reshape(-1)
+    self.texts, self.step, self.shares = texts, step, shares
+    lengths = np.array([_kept(_tokens(entry["shape"], grid.patch), shares) for entry in store.entries])
+    if weights:
+      parts = np.array([entry["part"] for entry in store.entries])
+      self.places = Weighted(lengths, texts.longest_N, parts, weights, seed)
+    else:
+      self.places = Everyone(lengths, texts.longest_N)
+    self.rows = plan(self.places.lengths_K.tolist(), self.places.text_K.tolist(), row)
+    self.work_R = np.array([step.work(self.places.lengths_K[places]).sum() for places in self.rows])
+    self.parts_RP = self._parts(len(weights)) if weights else None
+    self.extent = Extent(store.fingerprint, len(store), len(self.rows))
+
+  def _parts(self, parts: int) -> np.ndarray:
+    """Tokens of each part in each row."""
+    tokens, part = self.places.lengths_K, self.places.part_K
+    return np.array([np.bincount(part[row], weights=tokens[row], minlength=parts) for row in self.rows])
 
   def __len__(self) -> int:
-    """Rows of one epoch."""
+    """Rows of one epoch: a pass over every clip, or over a part of a mixture."""
     return len(self.rows)
 
   def __call__(self, number: int) -> PackedBatch:
     """Row `number` of an endless run, without a batch dimension."""
-    epoch, place = divmod(int(number), len(self.rows))
+    number = int(number)
+    epoch, place = divmod(number, len(self.rows))
     row_order, clip_for = _epoch(self, epoch)
-    clips = [int(clip_for[clip]) for clip in self.rows[row_order[place]]]
-    segments = [self.segment(clip, epoch) for clip in clips]
+    clips = [int(clip_for[each]) for each in self.rows[row_order[place]]]
+    # A part of a mixture may give a clip several times in a pass, even in a row: each time is another.
+    turns = itertools.count(number * self.row.segments) if self.parts_RP is not None else itertools.repeat(epoch)
+    segments = [self.segment(clip, turn) for clip, turn in zip(clips, turns, strict=False)]
     return pack_row(segments, self.row, segments[0].tokens_NC.shape[1])
 
-  def segment(self, clip: int, epoch: int) -> Segment:
-    """One clip as it is seen in one epoch: its caption's style and its conditioning mask are drawn."""
-    latent, size, frames, _, _ = self.store[clip]
-    style = "long" if self._rng(epoch, clip, CAPTION).random() < self.shares.long_captions else "short"
+  def segment(self, clip: int, turn: int) -> Segment:
+    """One clip as it is seen in its `turn`: its caption's style, its conditioning mask and its tokens are drawn."""
+    latent, size, frames = self.store[clip][:3]
+    tokens_NC = np.asarray(patchify(latent, self.grid.patch))
+    style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
     positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])
     given = condition_mask(
-      -(-latent.shape[0] // self.grid.patch[0]), self.shares.conditions, self._rng(epoch, clip, CONDITION)
+      -(-latent.shape[0] // self.grid.patch[0]), self.shares.conditions, self._rng(turn, clip, CONDITION)
     )
+    clean_N = np.repeat(given, len(positions) // len(given))
+    kept = _kept(len(positions), self.shares)
+    if kept < len(positions):
+      mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), kept, replace=False))
+      tokens_NC, positions, clean_N = tokens_NC[mine], positions[mine], clean_N[mine]
     return Segment(
-      tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
+      tokens_NC=tokens_NC,
       positions_N3=positions,
-      clean_N=np.repeat(given, len(positions) // len(given)),
-      text_M=self.text[clip][style],
+      clean_N=clean_N,
+      text_M=self.texts(clip, style),
       size_4=np.array(size, np.float32),
       index=clip,
     )
 
-  def _rng(self, epoch: int, clip: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng([self.seed, epoch, clip, purpose])
+  def _rng(self, turn: int, clip: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([self.seed, turn, clip, purpose])
 
 
 def condition_mask(frames: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -180,41 +213,27 @@ def condition_mask(frames: int, share: float, rng: np.random.Generator) -> np.nd
   return given
 
 
-def packed_batches(rows: PackedRows, shard: grain.sharding.ShardOptions) -> Any:
+def crop_batches(crops: Crops, batch: int, reading: Reading) -> Stream:
+  """Endless (frames (B, T, H, W, 3) float32, clip_index (B,) int32)."""
+  return Stream(crops, batch, crops.extent, reading)
+
+
+def packed_batches(rows: PackedRows, reading: Reading) -> Stream:
   """Endless `PackedBatch`es, one a step: this host's share of its rows."""
-  return iter(_elastic(rows, rows.step.rows, shard))
-
-
-def _elastic(element: Any, batch: int, shard: grain.sharding.ShardOptions) -> Any:
-  """Element i for i = 0, 1, ...: an iterator whose state is one number, the same on every host.
-
-  A host's share of a batch is one piece of it, so the hosts' shares in turn are the batch, however many they are.
-  """
-  hosts = shard.shard_count
-
-  def dealt(number: int) -> Any:
-    """The iterator deals every hosts-th number to a host: a piece's n-th element must be its n-th such number."""
-    step, place = divmod(int(number), batch)
-    return element(step * batch + place % hosts * (batch // hosts) + place // hosts)
-
-  dataset = grain.MapDataset.range(ENDLESS).map(dealt)
-  read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
-  return grain.experimental.ElasticIterator(dataset, batch, shard, read_options=read)
+  return Stream(rows, rows.step.rows, rows.extent, reading)
 
 
 @functools.lru_cache(maxsize=4)
 def _epoch(rows: PackedRows, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-  """The order of the rows in an epoch, and for each planned clip the one of its kind that takes its place."""
+  """The order of the rows in an epoch, and the clip in each place of the plan."""
   rng = np.random.default_rng([rows.seed, epoch, ORDER])
   ranks, begun = rows.step.ranks, epoch * len(rows.rows) % rows.step.rows
-  row_order = order_rows(rows.work_R, ranks, rows.step.rows // ranks, rng, begun)
-  shuffled = rng.permutation(len(rows.kind_of))
-  # Stable sorts by kind line the k-th clip of a kind up with the k-th of the shuffled ones.
-  here = np.argsort(rows.kind_of, kind="stable")
-  there = shuffled[np.argsort(rows.kind_of[shuffled], kind="stable")]
-  clip_for = np.empty(len(here), np.int64)
-  clip_for[here] = there
-  return row_order, clip_for
+  row_order = order_rows(rows.work_R, ranks, rows.step.rows // ranks, rng, begun, rows.parts_RP)
+  return row_order, rows.places.fill(epoch, rng)
+
+
+def _kept(tokens: int, shares: Shares) -> int:
+  return tokens - int(tokens * shares.dropped_tokens)
 
 
 def _tokens(latent_shape: list[int], patch: tuple[int, int, int]) -> int:

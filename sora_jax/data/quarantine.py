@@ -1,10 +1,14 @@
 """The clips that a run does without: a list on disk with their reasons, and the share of them at which it stops."""
 
 import json
-import pathlib
+import os
 from collections.abc import Sequence
 
-from sora_jax.data.folder import UNNAMED, Dropped, describe_dropped
+from etils import epath
+
+from sora_jax.data import storage
+from sora_jax.data.files import Dropped, describe_dropped
+from sora_jax.data.folder import UNNAMED
 
 FILE = "quarantine.jsonl"
 
@@ -13,12 +17,10 @@ class TooManyBad(ValueError):
   """More of the source can't be used than the config allows."""
 
 
-def write(folder: pathlib.Path, bad: Sequence[Dropped]) -> None:
+def write(folder: str | os.PathLike, bad: Sequence[Dropped]) -> None:
   """Lists `bad` in the folder's quarantine.jsonl, {file, line, reason} a line."""
-  folder.mkdir(parents=True, exist_ok=True)
-  part = folder / f"{FILE}.part"
-  part.write_text("".join(json.dumps(vars(each)) + "\n" for each in bad))
-  part.replace(folder / FILE)
+  epath.Path(folder).mkdir(parents=True, exist_ok=True)
+  storage.write_text(epath.Path(folder) / FILE, "".join(json.dumps(vars(each)) + "\n" for each in bad))
 
 
 def stop_at(max_bad: float, bad: Sequence[Dropped], good: int) -> None:

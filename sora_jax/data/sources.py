@@ -1,20 +1,25 @@
-"""Where clips come from: one interface over folders and worlds.
+"""Where clips come from: one interface over folders, records, data sets of TFDS, worlds, and mixtures of them.
 
 A source knows the shape, rate and captions of every clip without decoding it, so rows can be planned before a frame is
 read. Clips have their native size and duration; a budget in the config is the only thing that shrinks one.
 """
 
+import bisect
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from sora_jax.clips import Clip
-from sora_jax.data.folder import Dropped, Fit, FolderSource
-from sora_jax.worlds.world import State, get_world
-
-STILL = 1  # the purpose of a draw: which images are captioned without their motion
+from sora_jax.clips import Clip, to_uint8
+from sora_jax.data import isolated, records, video_io, world_source
+from sora_jax.data.files import Dropped, FileSource, Fit, View
+from sora_jax.data.folder import FolderSource
+from sora_jax.data.records import RecordSource
+from sora_jax.data.tfds_source import TfdsSource
+from sora_jax.data.world_source import WorldSource
 
 
 class Source(Protocol):
@@ -35,6 +40,9 @@ class Source(Protocol):
   def shape(self, index: int) -> tuple[int, int, int]:
     """Frames, height and width of a clip, without decoding it."""
 
+  def fps(self, index: int) -> float:
+    """Frames per second of a clip."""
+
   def captions(self, index: int) -> dict[str, str]:
     """The clip's captions: "short" and "long"."""
 
@@ -42,55 +50,77 @@ class Source(Protocol):
     """The clip's file or name, and its line in the list of clips, from 1; 0 where there is no list."""
 
 
-class WorldSource:
-  """Clips of a world: number i is always the same state at the same size, whatever else is asked for.
+class Mixture:
+  """Several sources as one, a part each: their clips one source after another."""
 
-  Sizes and durations take turns, so that each combination has the same number of clips.
-  """
-
-  dropped: Sequence[Dropped] = ()
-
-  def __init__(
-    self,
-    world: str,
-    clips: int,
-    sizes: Sequence[tuple[int, int]],
-    frames: Sequence[int],
-    fps: float,
-    seed: int,
-    held_out: bool = False,
-  ):
-    """`sizes` are (height, width) pixels, `frames` durations in frames (1 is an image)."""
-    self.world = get_world(world)
-    self.clips, self.fps, self.seed, self.held_out = clips, fps, seed, held_out
-    self.shapes = [(t, h, w) for t in frames for h, w in sizes]
-    key = f"{world} {clips} {self.shapes} {fps} {seed} {held_out}"
-    self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+  def __init__(self, sources: Sequence[Source]):
+    self.sources = sources
+    self.ends = list(itertools.accumulate(len(source) for source in sources))
+    self.dropped: Sequence[Dropped] = [each for source in sources for each in source.dropped]
+    self.fingerprint = hashlib.sha256(" ".join(source.fingerprint for source in sources).encode()).hexdigest()
 
   def __len__(self) -> int:
-    return self.clips
-
-  def state(self, index: int) -> State:
-    return self.world.sample(self._rng(index), held_out=self.held_out)
-
-  def shape(self, index: int) -> tuple[int, int, int]:
-    return self.shapes[index % len(self.shapes)]
-
-  def captions(self, index: int) -> dict[str, str]:
-    # Every other image keeps the words of its motion: the first frame of a clip is asked for in the clip's words.
-    still = self.shape(index)[0] == 1 and bool(self._rng(index, STILL).random() < 0.5)
-    return {style: self.world.caption(self.state(index), style, still=still) for style in ("short", "long")}
-
-  def where(self, index: int) -> tuple[str, int]:
-    return f"{self.world.name}-{self.seed}-{index}", 0
+    return self.ends[-1]
 
   def __getitem__(self, index: int) -> Clip:
-    frames, height, width = self.shape(index)
-    pixels = self.world.render(self.state(index), height, width, frames, self.fps)
-    return Clip(pixels, self.fps, self.captions(index)["long"], self.where(index)[0])
+    source, place = self.find(index)
+    return source[place]
 
-  def _rng(self, index: int, *purpose: int) -> np.random.Generator:
-    return np.random.default_rng([self.seed, index, int(self.held_out), *purpose])
+  def shape(self, index: int) -> tuple[int, int, int]:
+    source, place = self.find(index)
+    return source.shape(place)
+
+  def fps(self, index: int) -> float:
+    source, place = self.find(index)
+    return source.fps(place)
+
+  def captions(self, index: int) -> dict[str, str]:
+    source, place = self.find(index)
+    return source.captions(place)
+
+  def where(self, index: int) -> tuple[str, int]:
+    source, place = self.find(index)
+    return source.where(place)
+
+  def part(self, index: int) -> int:
+    """Which of the sources clip `index` is of."""
+    return bisect.bisect_right(self.ends, index)
+
+  def find(self, index: int) -> tuple[Source, int]:
+    """The source of clip `index`, and its number there."""
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    part = self.part(index)
+    return self.sources[part], index - self.ends[part] + len(self.sources[part])
+
+
+def part_of(source: Source, index: int) -> int:
+  """Which part of a mixture clip `index` is of; 0 where the source is none."""
+  return source.part(index) if isinstance(source, Mixture) else 0
+
+
+def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.ndarray:
+  """Clip `index` to look at: uint8 (T, H, W, 3), at most `side` pixels on the longer side and max_frames frames.
+
+  Raises:
+    UnreadableFile: it doesn't decode, or lacks more than two of the frames it promised.
+  """
+  if isinstance(source, Mixture):
+    source, index = source.find(index)
+  promised, height, width = source.shape(index)
+  promised = min(promised, max_frames)
+  scale = min(side / max(height, width), 1.0)
+  size = (max(round(height * scale), 1), max(round(width * scale), 1))
+  if not isinstance(source, FileSource):
+    return np.stack([video_io.resize(frame, size) for frame in to_uint8(source[index].frames_THWC[:promised])])
+  try:
+    with source.open_file(index) as path:
+      frames_THWC = isolated.shared().read(path, fps=source.fps(index), max_frames=promised, size=size)
+  except OSError as error:
+    raise video_io.UnreadableFile(error.strerror or type(error).__name__) from error
+  if len(frames_THWC) < promised - 2:
+    raise video_io.UnreadableFile(f"gives {len(frames_THWC)} frames where {promised} were promised")
+  return frames_THWC
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -100,25 +130,60 @@ def parse_size(text: str) -> tuple[int, int]:
     ValueError: not two whole numbers from 1 to 8192.
   """
   parts = text.lower().split("x")
-  if len(parts) != 2 or not all(part.isdigit() and 1 <= int(part) <= 8192 for part in parts):
+  if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 8192 for part in parts):
     raise ValueError(f"size {text!r} is not WIDTHxHEIGHT, say 1920x1080, with sides from 1 to 8192")
   return int(parts[1]), int(parts[0])
 
 
 def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool = False) -> Source:
-  """The source that a config's `data` section names: `worlds:NAME`, or a folder with captions.jsonl.
+  """What a config's `data` section names: one source, or several with commas between them.
+
+  A source is `worlds:NAME`, `tfds:NAME@SPLIT` (see `TfdsSource`), or a folder, local or gs://, of files with captions
+  or of records.
 
   Args:
-    section: `source`, `clips`, `sizes`, `frames`, `fps`, `max_frames`.
+    section: `source`, `weights`, `clips`, `sizes`, `frames`, `fps`, `max_frames`.
     seed: of the world's states.
     fit: the size that a file of (frames, height, width) is scaled to; None keeps every size.
     held_out: for a world, the combinations that are kept from training.
 
   Raises:
-    ValueError: unknown world, no folder, or nothing usable in it (with the reasons counted).
+    ValueError: unknown world, no folder, nothing usable in it (with the reasons counted), or weights that don't fit.
   """
-  if section.source.startswith("worlds:"):
-    sizes = [parse_size(size) for size in section.sizes]
-    name = section.source.removeprefix("worlds:")
-    return WorldSource(name, section.clips, sizes, section.frames, section.fps, seed, held_out)
-  return FolderSource(section.source, fps=section.fps, max_frames=section.max_frames, fit=fit)
+  names = [name.strip() for name in section.source.split(",")]
+  if not all(names):
+    raise ValueError(f"config.data.source={section.source!r}: a source without a name")
+  weights = tuple(section.weights)
+  if weights and (len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights)):
+    raise ValueError(f"config.data.weights={weights}: one above 0 for each of the {len(names)} sources, or none at all")
+  view = View(section.fps, section.max_frames, fit)
+  opened: list[Source] = []
+  for name in names:
+    if name.startswith("worlds:"):
+      sizes = [parse_size(size) for size in section.sizes]
+      world = name.removeprefix("worlds:")
+      opened.append(WorldSource(world, section.clips, sizes, section.frames, section.fps, seed, held_out))
+    else:
+      opened.append(_open(name, view))
+  return opened[0] if len(opened) == 1 else Mixture(opened)
+
+
+def open_native(name: str) -> Source:
+  """One source with every clip at its own size, rate and length."""
+  kind, _, rest = name.partition(":")
+  if kind == "worlds":
+    return WorldSource(rest, world_source.CLIPS, world_source.SIZES, world_source.FRAMES, world_source.FPS, seed=0)
+  return _open(name, View())
+
+
+def _open(name: str, view: View) -> Source:
+  kind, _, rest = name.partition(":")
+  if kind == "tfds":
+    return TfdsSource(rest, view)
+  try:
+    opened = RecordSource if records.is_records(name) else FolderSource
+  except KeyError as error:
+    raise ValueError(f"{name}: not a kind of address that is known: gs://, s3://, az:// and hf:// are") from error
+  except ImportError as error:  # the client of a kind of bucket
+    raise ValueError(f"{name}: {str(error).partition(chr(10))[0]}") from error
+  return opened(name, **view._asdict())

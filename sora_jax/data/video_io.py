@@ -22,10 +22,12 @@ from PIL import Image
 from sora_jax import clips
 from sora_jax.data import decode
 from sora_jax.data.decode import Probe, UnreadableFile, probe
+from sora_jax.data.stamps import last_duration
 
 __all__ = [
   "Probe",
   "UnreadableFile",
+  "encode",
   "encode_data_uri",
   "frame_count",
   "probe",
@@ -59,9 +61,9 @@ def read(
 ) -> np.ndarray:
   """Frames of a clip at a constant rate, sampled by timestamp.
 
-  Frame k is what the clip shows at start + k / fps seconds after its first frame: the last frame whose
-  timestamp is no later than that, give or take half a tick of the file's clock. The last frame lasts for its
-  own duration. Frames that don't decode are skipped: the one before stays on screen.
+  Frame k is what the clip shows at start + k / fps seconds after its first frame: the last frame that has begun
+  by then (`stamps.py` says when one begins, where the file's clock is coarse). The last frame lasts for its own
+  duration. Frames that don't decode are skipped: the one before stays on screen.
 
   Args:
     path: a local file.
@@ -106,16 +108,18 @@ class _Shown:
 
 def _pick(pictures: Iterator[decode.Picture], shown: _Shown, fps: float, start: float, tolerance: float) -> None:
   """Each picture is shown until the first wanted time that the next one covers, the last until its end."""
-  held, time, duration, first_time, seen = None, 0.0, 0.0, 0.0, 0
-  for next_time, next_duration, picture in pictures:
+  held, time, first_time, seen = None, 0.0, 0.0, 0
+  claims: set[float] = set()
+  for next_time, duration, picture in pictures:
     if not seen:
       first_time = next_time
     elif shown.until(held, math.ceil((next_time - tolerance - start) * fps)):
       return
-    held, time, duration, seen = picture, next_time, next_duration, seen + 1
+    claims.add(duration)
+    held, time, seen = picture, next_time, seen + 1
   if not seen:
     raise UnreadableFile("no frame decodes")
-  lasts = duration or (time - first_time) / max(seen - 1, 1)  # unstated: the mean
+  lasts = last_duration(duration, claims, (time - first_time) / max(seen - 1, 1))
   shown.until(held, frame_count(time + lasts - start, fps, shown.max_frames))
 
 
@@ -149,7 +153,7 @@ def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
       f"{path.name}: can't write {path.suffix or 'a name without extension'}: use .mp4, .gif, .webp or .png"
     )
   try:
-    data = _encode(frames, fps, kind)
+    data = encode(frames, fps, kind)
   except ValueError as error:
     raise ValueError(f"{path.name}: {error}") from error
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -168,10 +172,18 @@ def encode_data_uri(frames: np.ndarray, fps: float, kind: str = "webp") -> str:
   """
   if kind not in _MIME:
     raise ValueError(f"can't encode {kind!r}: use webp, png, mp4 or gif")
-  return f"data:{_MIME[kind]};base64,{base64.b64encode(_encode(frames, fps, kind)).decode('ascii')}"
+  return f"data:{_MIME[kind]};base64,{base64.b64encode(encode(frames, fps, kind)).decode('ascii')}"
 
 
-def _encode(frames: np.ndarray, fps: float, kind: str) -> bytes:
+def encode(frames: np.ndarray, fps: float, kind: str, lossless: bool = False) -> bytes:
+  """The clip as the bytes of a file, of kind mp4, gif, webp or png; see `write`.
+
+  Args:
+    lossless: for mp4, exact frames in a file that browsers don't play.
+
+  Raises:
+    ValueError: as `write` does.
+  """
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
     raise ValueError(f"frames must be (T, H, W, 3) with no side 0, got {frames.shape}")
@@ -186,7 +198,7 @@ def _encode(frames: np.ndarray, fps: float, kind: str) -> bytes:
     frames = clips.to_uint8(frames)
   if kind == "webp" and max(frames.shape[1:3]) > 16383:
     raise ValueError(f"webp can't hold frames of {frames.shape[2]}x{frames.shape[1]}: its longest side is 16383")
-  encoder = {"mp4": _mp4, "gif": _gif, "webp": _webp, "png": _png}[kind]
+  encoder = {"mp4": _lossless_mp4 if lossless else _mp4, "gif": _gif, "webp": _webp, "png": _png}[kind]
   try:
     return encoder(frames, fps)
   except (av.FFmpegError, OSError) as error:
@@ -214,6 +226,21 @@ def _mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
         format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
       )
+      frame.pts, frame.time_base = index, 1 / rate
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  return buffer.getvalue()
+
+
+def _lossless_mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
+  rate = fractions.Fraction(fps).limit_denominator(1001)
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format="mp4") as container:
+    stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "medium"})
+    stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "rgb24"
+    stream.codec_context.thread_count = 1
+    for index, pixels in enumerate(frames_THWC):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
       frame.pts, frame.time_base = index, 1 / rate
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

@@ -20,7 +20,7 @@ class NoiseLevels(NamedTuple):
 
   mean: float
   deviation: float
-  base_tokens: int
+  base_tokens: float
 
 
 def segment_tokens(batch: PackedBatch) -> jax.Array:

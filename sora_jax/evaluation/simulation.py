@@ -11,7 +11,7 @@ import numpy as np
 
 from sora_jax.clips import Clip
 from sora_jax.codec import Codec
-from sora_jax.data.sources import WorldSource
+from sora_jax.data.world_source import WorldSource
 from sora_jax.generate import Generator, Request, Sampling
 from sora_jax.worlds.world import chance, interval, marks
 
@@ -41,7 +41,7 @@ def requests_of(source: WorldSource, style: str, seed: int) -> list[Request]:
   found = []
   for index in range(len(source)):
     frames, height, width = source.shape(index)
-    found.append(Request(source.captions(index)[style], width, height, frames, source.fps, seed + index))
+    found.append(Request(source.captions(index)[style], width, height, frames, source.rate, seed + index))
   return found
 
 
@@ -69,8 +69,8 @@ def examine(
   states = [source.state(index) for index in range(len(source))]
   real = [source[index].frames_THWC for index in range(len(source))]
   made = marks(world, states, [(clip.frames_THWC, clip.fps) for clip in clips])
-  ceiling = marks(world, states, [(frames, source.fps) for frames in real])
-  coded = marks(world, states, [(frames, source.fps) for frames in through(generator.codec, real)])
+  ceiling = marks(world, states, [(frames, source.rate) for frames in real])
+  coded = marks(world, states, [(frames, source.rate) for frames in through(generator.codec, real)])
   guessed = chance(world, states, np.random.default_rng(seed))
   scores = [
     Score(name, *interval(made[name]), float(np.mean(ceiling[name])), float(np.mean(coded[name])), guessed[name])

@@ -41,21 +41,24 @@ class Shown:
     clip: what came out.
     marks: 1.0 (right) or 0.0 (wrong) by attribute; may be empty.
     start: for an animated image, the image that the clip continues: (H, W, 3) floats in [-1, 1].
+    note: said in the place of the size and duration of what is shown.
   """
 
   prompt: str
   clip: Clip
   marks: dict[str, float]
   start: np.ndarray | None = None
+  note: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
-  """Clips under a heading. A blank line in the text begins a paragraph."""
+  """Clips, or facts as (name, value), under a heading. A blank line in the text begins a paragraph."""
 
   title: str
   text: str
-  shown: Sequence[Shown]
+  shown: Sequence[Shown] = ()
+  facts: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def write_page(path: str | os.PathLike, **page: Unpack[Page]) -> None:
     exam=_exam(page["exam"]),
     curves=_curves(page["curves"]),
     numbers=_numbers(page["numbers"]),
-    facts=_facts(page["facts"]),
+    facts=_part("Machine and run", _pairs(page["facts"])),
     commands=_commands(page["commands"]),
   )
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,7 @@ def _scrolled(title: str, kind: str, head: Sequence[str], rows: Iterable[str]) -
 
 def _section(section: Section) -> str:
   clips = "\n".join(map(_figure, section.shown)) or "<p>No clips.</p>"
-  return _part(section.title, f'<div class="clips">\n{clips}\n</div>', section.text)
+  return _part(section.title, _pairs(section.facts) or f'<div class="clips">\n{clips}\n</div>', section.text)
 
 
 def _figure(shown: Shown) -> str:
@@ -192,7 +195,8 @@ def _figure(shown: Shown) -> str:
     f'<figure class="{"pair" if start else "single"}">\n'
     f'<div class="stage">{start}{_image(clip.frames_THWC, clip.fps, f"{kind}: {shown.prompt}")}</div>\n'
     f'<figcaption><p dir="auto">{_escape(shown.prompt)}</p>\n'
-    f'<p class="size">{width} × {height}{length}</p>\n{_marks(shown.marks)}</figcaption>\n</figure>'
+    f'<p class="size">{_escape(shown.note) or f"{width} × {height}{length}"}</p>\n{_marks(shown.marks)}</figcaption>\n'
+    "</figure>"
   )
 
 
@@ -275,9 +279,9 @@ def _numbers(numbers: Sequence[tuple[str, str, str]]) -> str:
   return _part("Numbers", _scrolled("Numbers", "numbers", head, rows) if rows else "")
 
 
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
+def _pairs(facts: Sequence[tuple[str, str]]) -> str:
   items = "\n".join(f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>" for name, value in facts)
-  return _part("Machine and run", f"<dl>\n{items}\n</dl>" if items else "")
+  return f"<dl>\n{items}\n</dl>" if items else ""
 
 
 def _commands(commands: Sequence[str]) -> str:

@@ -6,12 +6,14 @@ Each step is skipped when the folder already holds its result, so a run that was
 command.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -22,7 +24,10 @@ from sora_jax import __version__, precompute, sharding
 from sora_jax.balance import Work
 from sora_jax.codec import Codec, abstract_params, autoencoder_config
 from sora_jax.data import pipeline, quarantine, sources
+from sora_jax.data.files import printable
 from sora_jax.data.latents import LatentStore
+from sora_jax.data.stream import Reading
+from sora_jax.data.texts import Texts, kept_texts
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
@@ -39,6 +44,8 @@ RESUMABLE = (
   "train.checkpoint_every",
   "train.keep",
   "data.max_bad",
+  "data.on_mismatch",
+  "data.workers",
   "train.log_every",
   "train.preview_every",
   "sample.",
@@ -58,6 +65,40 @@ def train(config: Any, workdir: str | pathlib.Path) -> Summary:
     ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss: one line each, for the terminal.
   """
   workdir = pathlib.Path(workdir)
+  source, mesh = open_run(config, workdir)
+  if config.task == "autoencoder":
+    return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
+  codec = get_codec(config, source, workdir, mesh)
+  return train_dit(config, codec, source, workdir, mesh)
+
+
+def prepare(
+  config: Any, workdir: str | pathlib.Path, workers: int = 0, beam: Sequence[str] | None = None
+) -> dict[str, Any]:
+  """What `train` does before the transformer's first step, the latents on many processes or machines.
+
+  Args:
+    workers, beam: see `data.units.run`.
+
+  Returns:
+    {"clips", "dropped", "latents"}: how many are encoded, how many can't be, and the folder.
+
+  Raises:
+    As `train` does.
+  """
+  if config.task != "dit":
+    raise ValueError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
+  workdir = pathlib.Path(workdir)
+  source, mesh = open_run(config, workdir)
+  codec = get_codec(config, source, workdir, mesh)
+  folder = workdir / "latents"
+  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam)
+  get_tokenizer(config, store, workdir)
+  return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": str(folder)}
+
+
+def open_run(config: Any, workdir: pathlib.Path) -> tuple[sources.Source, jax.sharding.Mesh]:
+  """The source and mesh of a run; the workdir is its own from here on."""
   if config.task not in ("dit", "autoencoder"):
     raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
@@ -67,10 +108,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> Summary:
   claim(workdir, config)  # not before: a mistyped source or checkpoint must not bind the folder to it
   report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
-  if config.task == "autoencoder":
-    return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
-  codec = get_codec(config, source, workdir, mesh)
-  return train_dit(config, codec, source, workdir, mesh)
+  return source, mesh
 
 
 def claim(workdir: pathlib.Path, config: Any) -> None:
@@ -83,8 +121,9 @@ def claim(workdir: pathlib.Path, config: Any) -> None:
   new = json.loads(config.to_json())
   if path.exists():
     old, now = flatten(json.loads(path.read_text())), flatten(new)
+    free = RESUMABLE if config.data.on_mismatch == "error" else (*RESUMABLE, "data.")
     for key in sorted(old.keys() | now.keys()):
-      if old.get(key) != now.get(key) and not key.startswith(RESUMABLE):
+      if old.get(key) != now.get(key) and not key.startswith(free):
         raise ConfigMismatch(
           f"{workdir} holds a run with config.{key}={old.get(key)!r}, not {now.get(key)!r}: "
           "use that value or another --workdir"
@@ -97,7 +136,7 @@ def report_dropped(source: sources.Source, most: int = 20) -> None:
   """Names on stderr what a folder holds and training can't use."""
   dropped = source.dropped
   for each in dropped[:most]:
-    print(f"skipped {each.file or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
+    print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
   if len(dropped) > most:
     print(f"skipped {len(dropped) - most} more", file=sys.stderr)
 
@@ -114,8 +153,12 @@ def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
   """The size that the token budget leaves a file of (frames, height, width); None where there is no budget."""
   if not config.data.max_tokens:
     return None
-  grid = Grid(autoencoder_config(config.autoencoder).compression, tuple(config.model.patch))
-  return lambda frames, height, width: grid.fit(frames, height, width, config.data.max_tokens)
+  return functools.partial(grid_of(config).fit, most=config.data.max_tokens)
+
+
+def grid_of(config: Any) -> Grid:
+  """How a config's autoencoder and patch turn pixels into tokens."""
+  return Grid(autoencoder_config(config.autoencoder).compression, tuple(config.model.patch))
 
 
 def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> Summary:
@@ -128,12 +171,14 @@ def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path,
     for i in range(PROBE)
   ]
   task = AutoencoderTask(autoencoder_config(section), section.kl_weight, np.stack(probe))
-  batches = Batches(
-    pipeline.crop_batches(source, section.crop, section.batch, config.seed, this_host()),
-    tokens=lambda batch: (batch[0].size // 3,) * 2,  # an autoencoder's token is a pixel; none is padding
-    clips=lambda batch: [f"number {index}" for index in batch[1]],
-  )
-  return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
+  crops = pipeline.Crops(source, section.crop, config.seed, tuple(config.data.weights))
+  with contextlib.closing(pipeline.crop_batches(crops, section.batch, reading(config))) as stream:
+    batches = Batches(
+      stream,
+      tokens=lambda batch: (batch[0].size // 3,) * 2,  # an autoencoder's token is a pixel; none is padding
+      clips=lambda batch: [f"number {index}" for index in batch[1]],
+    )
+    return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
 
 
 def get_codec(config: Any, source: sources.Source, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> Codec:
@@ -166,13 +211,12 @@ def train_dit(
 ) -> Summary:
   """Encodes the source once, trains the tokenizer and the transformer."""
   store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad)
-  tokenizer_path = workdir / "tokenizer.model"
-  if not tokenizer_path.exists():
-    captions = (text for entry in store.entries for text in entry["captions"].values())
-    Tokenizer.train(captions, config.model.vocabulary).save(tokenizer_path)
-  tokenizer = Tokenizer.load(tokenizer_path)
+  tokenizer = get_tokenizer(config, store, workdir)
   model = dit_config(config, tokenizer.vocabulary)
-  rows = packed_rows(config, store, tokenizer, codec, model)
+  texts = kept_texts(
+    workdir / "latents", [entry["captions"] for entry in store.entries], tokenizer, config.train.row_text
+  )
+  rows = packed_rows(config, store, texts, codec, model)
   generator = Generator(codec, model, None, tokenizer, config)
 
   def preview(params: Any) -> np.ndarray:
@@ -184,40 +228,44 @@ def train_dit(
     ]
     return sheet(generator.sample(requests, Sampling.of(config)))
 
-  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens)
+  # A clip with some tokens left out gets the noise of the whole clip.
+  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens * (1.0 - config.data.token_drop))
   diffusion = DiffusionConfig(
     config.diffusion.prediction, config.diffusion.weighting, levels, config.diffusion.caption_drop
   )
-  batches = Batches(
-    pipeline.packed_batches(rows, this_host()),
-    tokens=lambda batch: (int((batch.segments_BL > 0).sum()), batch.segments_BL.size),
-    clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
-  )
-  return fit(
-    DiTTask(model, diffusion, preview),
-    batches,
-    loop_config(config, "transformer"),
-    workdir,
-    mesh,
-    meta(config),
-  )[1]
+  task = DiTTask(model, diffusion, preview)
+  with contextlib.closing(pipeline.packed_batches(rows, reading(config))) as stream:
+    batches = Batches(
+      stream,
+      tokens=lambda batch: (int((batch.segments_BL > 0).sum()), batch.segments_BL.size),
+      clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
+    )
+    return fit(task, batches, loop_config(config, "transformer"), workdir, mesh, meta(config))[1]
 
 
-def packed_rows(
-  config: Any, store: LatentStore, tokenizer: Tokenizer, codec: Codec, model: DiTConfig
-) -> pipeline.PackedRows:
+def get_tokenizer(config: Any, store: LatentStore, workdir: pathlib.Path) -> Tokenizer:
+  """The one in the workdir, or one trained now on the store's captions."""
+  path = workdir / "tokenizer.model"
+  if not path.exists():
+    captions = (text for entry in store.entries for text in entry["captions"].values())
+    Tokenizer.train(captions, config.model.vocabulary).save(path)
+  return Tokenizer.load(path)
+
+
+def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, model: DiTConfig) -> pipeline.PackedRows:
   """The rows that the transformer trains on, in steps of equal work for all ranks."""
   train = config.train
   blocks = jax.tree.leaves(abstract_params(lambda rngs: DiT(model, rngs))["blocks"])
   work = Work.of(sum(leaf.size for leaf in blocks), model.depth, model.width)
   return pipeline.PackedRows(
     store,
-    tokenizer,
+    texts,
     codec.grid(config.model.patch),
     RowShape(train.row_tokens, train.row_text, train.row_segments),
     pipeline.Step(train.rows, train.ranks, work),
     config.seed,
-    pipeline.Shares(config.data.long_captions, config.diffusion.condition_share),
+    pipeline.Shares(config.data.long_captions, config.diffusion.condition_share, config.data.token_drop),
+    tuple(config.data.weights),
   )
 
 
@@ -255,5 +303,7 @@ def meta(config: Any) -> dict:
   }
 
 
-def this_host() -> grain.sharding.ShardOptions:
-  return grain.sharding.ShardOptions(jax.process_index(), jax.process_count())
+def reading(config: Any) -> Reading:
+  """How this host reads its share of the batches."""
+  host = grain.sharding.ShardOptions(jax.process_index(), jax.process_count())
+  return Reading(host, config.data.workers, config.data.on_mismatch)

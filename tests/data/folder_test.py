@@ -1,6 +1,7 @@
-"""captions.jsonl line by line, what is dropped and why, and clips of the promised shape."""
+"""captions.jsonl and captions.csv line by line, what is dropped and why, and clips of the promised shape."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from sora_jax.data import folder, video_io
-from sora_jax.data.folder import Dropped, FolderSource
+from sora_jax.data.files import IMAGE_FPS, Dropped, describe_dropped
+from sora_jax.data.folder import FolderSource
 
 
 def frames(count: int, height: int, width: int) -> np.ndarray:
@@ -20,7 +22,7 @@ def frames(count: int, height: int, width: int) -> np.ndarray:
 def write_lines(path: pathlib.Path, lines: list) -> None:
   """Rows as JSON; text and bytes as they are."""
   whole = [line if isinstance(line, (str, bytes)) else json.dumps(line) for line in lines]
-  (path / folder.CAPTIONS).write_bytes(
+  (path / folder.CAPTIONS[0]).write_bytes(
     b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in whole)
   )
 
@@ -129,10 +131,15 @@ class TestScan:
     write_lines(own, [{"file": "still.png", "caption": "A wall."}])
     assert folder.scan(own)[1] == [Dropped(name, 0, "no caption") for name in ("fade.mp4", "more/wide.gif")]
 
+  def test_a_pipe_in_the_place_of_the_captions_is_none(self, tmp_path: pathlib.Path):
+    os.mkfifo(tmp_path / folder.CAPTIONS[0])
+    with pytest.raises(ValueError, match="no captions"):
+      folder.scan(tmp_path)
+
   def test_no_source(self, own: pathlib.Path):
     with pytest.raises(ValueError, match="no such folder"):
       folder.scan(own / "nowhere")
-    with pytest.raises(ValueError, match=r'no captions.jsonl in it: write .*"file": .*"caption"'):
+    with pytest.raises(ValueError, match=r'no captions.jsonl or captions.csv in it: write .*"file": .*"caption"'):
       folder.scan(own / "more")
 
   def test_nothing_usable_says_why(self, own: pathlib.Path):
@@ -140,8 +147,116 @@ class TestScan:
     with pytest.raises(folder.NothingUsable) as caught:
       folder.scan(own)
     text = "7 dropped (3 no caption, 2 bad JSON, 1 file missing, 1 not a JSON object)"
-    assert text in str(caught.value) and folder.describe_dropped(caught.value.dropped) == text
-    assert folder.describe_dropped([]) == "none dropped"
+    assert text in str(caught.value) and describe_dropped(caught.value.dropped) == text
+    assert describe_dropped([]) == "none dropped"
+
+
+def read_csv(root: pathlib.Path, content: str | bytes) -> tuple[list[tuple], list[tuple]]:
+  """(file, line, short, long) of what is usable of a table, and (file, line, reason) of what is not."""
+  (root / folder.CAPTIONS[0]).unlink(missing_ok=True)
+  (root / folder.CAPTIONS[1]).write_bytes(content.encode() if isinstance(content, str) else content)
+  entries, dropped = folder.scan(root)
+  used = [(each.file, each.line, each.captions["short"], each.captions["long"]) for each in entries]
+  return used, [(each.file, each.line, each.reason) for each in dropped if each.line]
+
+
+class TestTables:
+  def test_a_table_gives_what_the_same_lines_of_json_give(self, own: pathlib.Path):
+    wanted = folder.scan(own)
+    table = (
+      "short,file,long,other\nA grey wall.,still.png, A grey wall. ,\n"
+      "Fade.,more/wide.gif,A strip fades from dark to light.,7\nLight comes on.,fade.mp4,Light comes on.,\n"
+    )
+    read_csv(own, table)
+    entries, dropped = folder.scan(own)
+    assert [(each.file, each.captions, each.probe) for each in entries] == [
+      (each.file, each.captions, each.probe) for each in wanted[0]
+    ]
+    assert [each.line for each in entries] == [2, 3, 4] and dropped == wanted[1]
+
+  def test_lines_of_json_are_read_where_there_are_both(self, own: pathlib.Path):
+    (own / folder.CAPTIONS[1]).write_text("file,caption\nstill.png,x\n")
+    assert [each.file for each in folder.scan(own)[0]] == ["still.png", "more/wide.gif", "fade.mp4"]
+
+  @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
+  @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "mark"])
+  def test_ends_of_lines_and_a_byte_order_mark(self, own: pathlib.Path, end: str, mark: bytes):
+    lines = ['file ,"caption"', "still.png,A wall.", "", "fade.mp4,Light."]  # the last has no end
+    used, bad = read_csv(own, mark + end.join(lines).encode())
+    assert used == [("still.png", 2, "A wall.", "A wall."), ("fade.mp4", 4, "Light.", "Light.")] and not bad
+
+  @pytest.mark.parametrize(
+    ("field", "caption"),
+    [
+      ('"Snow, rain."', "Snow, rain."),
+      ('"He says ""no""."', 'He says "no".'),
+      ('"Two\nlines."', "Two\nlines."),
+      ('"Three\r\n\r\nlines."', "Three\r\n\r\nlines."),
+      ("\N{FOX FACE}é", "\N{FOX FACE}é"),
+      ("=cmd|'/c calc'!A0", "=cmd|'/c calc'!A0"),
+      (f'"{"x" * 10_000}"', "x" * 10_000),
+    ],
+    ids=["comma", "quotes", "lines", "empty line", "characters", "formula", "long"],
+  )
+  def test_fields_are_kept_as_text(self, own: pathlib.Path, field: str, caption: str):
+    assert read_csv(own, f"file,caption\nstill.png,{field}\n") == ([("still.png", 2, caption, caption)], [])
+
+  def test_a_row_of_several_lines_has_the_number_of_its_first(self, own: pathlib.Path):
+    table = 'file,caption\n\nstill.png,"a\nb\r\n\nc"\ngone.mp4,"x\ny"\nfade.mp4,Light.\nmore/wide.gif\n'
+    used, bad = read_csv(own, table)
+    assert [row[:2] for row in used] == [("still.png", 3), ("fade.mp4", 9)]
+    assert bad == [("gone.mp4", 7, "file missing"), ("more/wide.gif", 10, "bad CSV: 1 values for 2 columns")]
+
+  @pytest.mark.parametrize(
+    ("row", "file", "reason"),
+    [
+      (b"fade.mp4", "fade.mp4", "bad CSV: 1 values for 2 columns"),
+      (b"fade.mp4,a,b", "fade.mp4", "bad CSV: 3 values for 2 columns"),
+      (b'fade.mp4,"a" b', "", "bad CSV: "),
+      (b'fade.mp4,"a', "", "bad CSV: "),
+      (b"fade.mp4," + b"x" * 200_000, "", "bad CSV: field larger than field limit"),
+      (b"fade.mp4," + b"x" * 10_001, "fade.mp4", "caption too long: 10001 characters"),
+      (b"fade.mp4,caf\xe9", "", "not UTF-8"),
+      (b"fade.mp4,\xed\xa0\x80", "", "not UTF-8"),
+      (b"\xff.mp4,a", "", "not UTF-8"),
+      (b"fade.mp4,a\0b", "fade.mp4", "caption has NUL"),
+      (b"fade.mp4,", "fade.mp4", "caption empty"),
+      (b",a", "", "bad file name"),
+      (b"../secret.png,a", "../secret.png", "outside the folder"),
+      (b"still.png,a", "still.png", "duplicate file"),
+    ],
+    ids=lambda value: str(value)[:30],
+  )
+  def test_a_bad_row_costs_itself_alone(self, own: pathlib.Path, row: bytes, file: str, reason: str):
+    table = b"file,caption\nstill.png,A wall.\n" + row + b"\nmore/wide.gif,A strip.\n"
+    used, bad = read_csv(own, table)
+    swallows = row.endswith(b'"a')  # an open quote takes the rest of the table with it
+    assert [entry[:2] for entry in used] == [("still.png", 2), ("more/wide.gif", 4)][: 1 if swallows else 2]
+    ((got_file, number, got_reason),) = bad
+    assert (got_file, number) == (file, 3) and got_reason.startswith(reason) and "\n" not in got_reason
+
+  def test_an_open_quote_is_given_up_after_a_field_beyond_reason(self, own: pathlib.Path):
+    rows = "".join(f"gone{k}.mp4,x\n" for k in range(20_000))
+    used, bad = read_csv(own, f'file,caption\nstill.png,A wall.\nfade.mp4,"a\n{rows}more/wide.gif,A strip.\n')
+    assert [row[:2] for row in used] == [("still.png", 2), ("more/wide.gif", 20_004)]
+    assert bad[0][1] == 3 and bad[0][2].startswith("bad CSV: field larger")
+    assert {reason for _, _, reason in bad[1:]} == {"file missing"} and bad[-1][:2] == ("gone19999.mp4", 20_003)
+
+  @pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+      ("", "3 no caption"),
+      ("file,caption\n", "3 no caption"),
+      ("name,words\nstill.png,A wall.\n", 'no "file" key'),
+      ("file;caption\nstill.png;A wall.\n", 'no "file" key'),
+      ("file,words\nstill.png,A wall.\n", "caption missing"),
+      (b"\xff\xfef\0i\0l\0e\0", "3 no caption"),
+    ],
+    ids=["empty", "header", "names", "semicolons", "no words", "UTF-16"],
+  )
+  def test_a_table_of_another_kind_has_nothing_usable(self, own: pathlib.Path, table: str | bytes, reason: str):
+    with pytest.raises(folder.NothingUsable, match=reason):
+      read_csv(own, table)
 
 
 def half(frames: int, height: int, width: int) -> tuple[int, int]:
@@ -164,7 +279,7 @@ class TestFolderSource:
   def test_shapes_rates_and_ids(self, own: pathlib.Path):
     source = FolderSource(own, fps=0.0, max_frames=100)
     assert [source.shape(k) for k in range(3)] == [(1, 33, 47), (5, 20, 90), (12, 48, 64)]
-    assert [source[k].fps for k in range(3)] == pytest.approx([folder.IMAGE_FPS, 10, 12])
+    assert [source[k].fps for k in range(3)] == pytest.approx([IMAGE_FPS, 10, 12])
     assert [source[k].id for k in range(3)] == ["still.png", "more/wide.gif", "fade.mp4"]
     small = FolderSource(own, fps=6.0, max_frames=4, fit=half)
     assert [small.shape(k) for k in range(3)] == [(1, 16, 23), (3, 10, 45), (4, 24, 32)]
@@ -183,7 +298,7 @@ class TestFolderSource:
       return FolderSource(own, fps=8, max_frames=9).fingerprint
 
     first = fingerprint()
-    lines = (own / folder.CAPTIONS).read_text().splitlines()
+    lines = (own / folder.CAPTIONS[0]).read_text().splitlines()
     write_lines(own, lines[::-1])
     assert fingerprint() == first and len(first) == 64
     write_lines(own, [lines[0].replace("wall", "door"), *lines[1:]])
@@ -216,7 +331,7 @@ class TestRealFiles:
   def test_every_clip_has_its_shape(self, corpus):
     for place, max_frames in ((corpus, 3), (corpus / "broken", 40)):
       source = FolderSource(place, fps=8.0, max_frames=max_frames, fit=lambda t, h, w: (48, 64))
-      lines = (place / folder.CAPTIONS).read_text().splitlines()
+      lines = (place / folder.CAPTIONS[0]).read_text().splitlines()
       assert len(source) == len(lines)
       assert all(each.reason == "no caption" for each in source.dropped)
       for index in range(0, len(source), 4 if place == corpus else 1):

@@ -1,5 +1,6 @@
 """The decoder's process: the same frames as in this one, and whatever happens to it is told of one file."""
 
+import json
 import multiprocessing
 import os
 import pathlib
@@ -78,6 +79,21 @@ def test_a_process_that_dies_or_hangs_costs_one_file(monkeypatch, decoder, clip,
   assert decoder.read(clip, fps=8.0, max_frames=4).shape == (4, 32, 48, 3)
 
 
+def test_a_machine_with_nothing_to_spare_is_asked_again(monkeypatch, decoder, clip):
+  start, started = isolated._start, []
+
+  def busy_at_first(memory):
+    started.append(memory)
+    if len(started) > 2:
+      return start(memory)
+    code = 'input(); print(\'{"unreadable": "[Errno 11] Resource temporarily unavailable"}\', flush=True)'
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+  monkeypatch.setattr(isolated, "_start", busy_at_first)
+  assert decoder.read(clip, fps=8.0, max_frames=4).shape == (4, 32, 48, 3)
+  assert len(started) == 3
+
+
 def test_a_picture_that_needs_too_much_memory_is_refused(clip, tmp_path):
   Image.new("RGB", (8000, 4000), "red").save(tmp_path / "large.png")
   decoder = Decoder(memory=500 * 2**20)
@@ -103,6 +119,31 @@ def test_other_processes_start_their_own(decoder, clip, method):
   child.join()
   assert decoder.probe(clip).frames == 9
   assert pickle.loads(pickle.dumps(decoder)).seconds == decoder.seconds
+
+
+def test_a_process_is_replaced_after_many_files(monkeypatch, decoder, clip):
+  monkeypatch.setattr(isolated, "FILES", 3)
+  pids = []
+  for _ in range(8):
+    assert decoder.probe(clip).frames == 9
+    pids.append(decoder._process.pid)
+  assert [len(set(pids[k : k + 3])) for k in (0, 3, 6)] == [1, 1, 1] and len(set(pids)) == 3
+
+
+def test_numbers_of_numpy_are_taken(decoder, clip):
+  frames = decoder.read(clip, fps=np.float32(8), max_frames=np.int64(4), size=(np.int32(6), np.int64(7)))
+  assert frames.shape == (4, 6, 7, 3)
+
+
+def test_a_process_that_nobody_ends_ends_itself(clip):
+  """The one that asked may die while a library loops."""
+  code = (
+    "import time; from sora_jax.data import isolated, video_io; isolated.GRACE = 0.0; "
+    "video_io.probe = lambda path: time.sleep(600); isolated.main(2**33)"
+  )
+  request = json.dumps({"path": str(clip), "seconds": 0.3}).encode() + b"\n"
+  done = subprocess.run([sys.executable, "-c", code], input=request, stdout=subprocess.PIPE, timeout=60)
+  assert done.returncode == -signal.SIGALRM and not done.stdout
 
 
 def test_it_ends_with_the_process_that_started_it(clip):

@@ -1,6 +1,7 @@
 """Pipelines: crops, conditioning masks, packed rows, and a position that is the same number on any number of hosts."""
 
 import collections
+import copy
 
 import grain
 import jax
@@ -11,6 +12,7 @@ from sora_jax.balance import Work
 from sora_jax.clips import Clip
 from sora_jax.data import latents
 from sora_jax.data.pipeline import (
+  Crops,
   PackedRows,
   Shares,
   Step,
@@ -20,6 +22,8 @@ from sora_jax.data.pipeline import (
   packed_batches,
   readable_frames,
 )
+from sora_jax.data.stream import Reading
+from sora_jax.data.texts import Texts
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.data.video_io import UnreadableFile
 from sora_jax.packing import RowShape
@@ -33,8 +37,8 @@ CLIPS = 40
 STEP = Step(rows=4, ranks=2, work=Work.of(12 * 8**2, 1, 8))
 
 
-def shard(index: int = 0, count: int = 1) -> grain.sharding.ShardOptions:
-  return grain.sharding.ShardOptions(index, count)
+def shard(index: int = 0, count: int = 1) -> Reading:
+  return Reading(grain.sharding.ShardOptions(index, count))
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +56,18 @@ def store(tmp_path_factory) -> latents.LatentStore:
       captions = {"short": "a short one", "long": "a long one that says more"}
       yield latents.LatentClip(latent, (shape[0] / 8, shape[1], shape[2], 8.0), shape[0], captions, str(i))
 
-  return latents.build(tmp_path_factory.mktemp("latents"), {}, make)
+  folder = tmp_path_factory.mktemp("latents")
+  latents.begin(folder, {})
+  latents.write_unit(folder, 0, make(), [])
+  return latents.finish(folder, 1)
 
 
 @pytest.fixture(scope="module")
 def make_rows(store, tokenizer):
-  def make(seed=0, long_captions=0.5, condition_share=0.5, row=ROW, step=STEP) -> PackedRows:
-    return PackedRows(store, tokenizer, GRID, row, step, seed, Shares(long_captions, condition_share))
+  texts = Texts.of([entry["captions"] for entry in store.entries], tokenizer, ROW.text)
+
+  def make(seed=0, long_captions=0.5, condition_share=0.5, dropped=0.0, row=ROW, step=STEP) -> PackedRows:
+    return PackedRows(store, texts, GRID, row, step, seed, Shares(long_captions, condition_share, dropped))
 
   return make
 
@@ -188,15 +197,44 @@ class TestPackedRows:
     shuffled = np.random.default_rng(0).permutation(np.ravel(work)).reshape(steps, 2, 2).sum(2)
     assert (shuffled.mean(1) / shuffled.max(1)).mean() < 0.9
 
+  def test_tokens_left_out_are_others_in_each_epoch_and_the_rest_is_as_it_was(self, make_rows):
+    whole, some = make_rows(), make_rows(dropped=0.25)
+    assert len(some) < len(whole)
+    chosen = []
+    for epoch in range(2):
+      for clip in range(8):
+        all_of_it, kept = whole.segment(clip, epoch), some.segment(clip, epoch)
+        places = [int(np.argmax((all_of_it.tokens_NC == token).all(1))) for token in kept.tokens_NC]
+        count = len(all_of_it.tokens_NC)
+        assert len(places) == count - count // 4 and places == sorted(set(places))
+        np.testing.assert_array_equal(kept.positions_N3, all_of_it.positions_N3[places])
+        np.testing.assert_array_equal(kept.clean_N, all_of_it.clean_N[places])
+        assert (kept.text_M == all_of_it.text_M).all() and (kept.size_4 == all_of_it.size_4).all()
+        chosen.append(places)
+    assert chosen[:8] != chosen[8:]
+
+  def test_a_mixture_keeps_its_weights_and_each_use_of_a_clip_is_another(self, store, tokenizer, make_rows):
+    entries = [entry | {"part": int(number >= 36)} for number, entry in enumerate(store.entries)]
+    mixed = copy.copy(store)
+    mixed.entries = entries
+    texts = Texts.of([entry["captions"] for entry in entries], tokenizer, ROW.text)
+    rows = PackedRows(mixed, texts, GRID, ROW, STEP, 0, Shares(0.5, 0.5), weights=(0.3, 0.7))
+    tokens, uses = np.zeros(2), collections.defaultdict(set)
+    for row in map(rows, range(1000)):
+      for segment, clip in enumerate(clips_of(row), 1):
+        tokens[int(clip >= 36)] += (row.segments_BL == segment).sum()
+        uses[clip].add(row.text_BM[row.text_segments_BM == segment].tobytes())
+    assert tokens / tokens.sum() == pytest.approx([0.3, 0.7], abs=0.01)
+    assert set(uses) == set(range(CLIPS)) and all(len(uses[clip]) == 2 for clip in range(36, CLIPS))
+
   def test_rows_that_ranks_can_t_share_are_refused(self, make_rows):
     with pytest.raises(ValueError, match="4 rows a step.*3 ranks"):
       make_rows(step=STEP._replace(ranks=3))
 
   def test_no_clips_are_refused(self, tmp_path, tokenizer):
-    (tmp_path / "index.json").write_text('{"key": "", "clips": []}')
-    np.save(tmp_path / "latents.npy", np.zeros(0, np.float32))
+    latents.begin(tmp_path, {})
     with pytest.raises(ValueError, match="no clips"):
-      PackedRows(latents.LatentStore(tmp_path), tokenizer, GRID, ROW, STEP, 0, Shares(0.5, 0.5))
+      PackedRows(latents.finish(tmp_path, 0), Texts.of([], tokenizer, 8), GRID, ROW, STEP, 0, Shares(0.5, 0.5))
 
   def test_a_clip_that_no_row_holds_is_named_with_both_numbers(self, make_rows):
     with pytest.raises(ValueError, match="18 tokens.*17"):
@@ -217,6 +255,9 @@ class FakeSource:
   def shape(self, index):
     return (3, 6, 12) if index == 0 else (3, 6, 6)
 
+  def fps(self, index):
+    return 8.0
+
   def __getitem__(self, index):
     if index in self.broken:
       raise UnreadableFile(f"damaged-{index}")
@@ -224,7 +265,7 @@ class FakeSource:
 
 
 def open_crops(index=0, count=1, broken=(), seed=0):
-  return crop_batches(FakeSource(broken), (2, 4, 4), 4, seed, shard(index, count))
+  return crop_batches(Crops(FakeSource(broken), (2, 4, 4), seed), 4, shard(index, count))
 
 
 def test_an_image_counts_for_the_frames_of_a_crop_that_it_fills():
@@ -234,7 +275,7 @@ def test_an_image_counts_for_the_frames_of_a_crop_that_it_fills():
     def shape(self, index):
       return (4 if index % 2 else 1, 6, 6)
 
-  batches = crop_batches(Mixed(), (4, 4, 4), 50, 0, shard(0, 1))
+  batches = crop_batches(Crops(Mixed(), (4, 4, 4), 0), 50, shard(0, 1))
   drawn = np.concatenate([next(batches)[1] for _ in range(40)])
   assert np.mean(drawn % 2 == 0) == pytest.approx(1 / 17, abs=0.02)
 

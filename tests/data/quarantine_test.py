@@ -5,7 +5,8 @@ import json
 import pytest
 
 from sora_jax.data import quarantine
-from sora_jax.data.folder import UNNAMED, Dropped
+from sora_jax.data.files import Dropped
+from sora_jax.data.folder import UNNAMED
 
 BAD = [Dropped("a.mp4", 2, "file missing"), Dropped("", 3, "bad JSON: here"), Dropped("b.png", 0, UNNAMED)]
 

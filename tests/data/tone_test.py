@@ -55,6 +55,37 @@ def test_a_bt709_red_comes_back_red():
   assert red == pytest.approx(255 * (60 / 203) ** (1 / 2.4), abs=2) and max(green, blue) < 40
 
 
+@pytest.mark.parametrize("primary", range(3))
+def test_a_colour_outside_bt709_keeps_its_luminance_and_hue(primary):
+  """A primary of BT.2020 at 60 cd/m2, mixed with grey of its luminance: some channel is 0, none was cut off."""
+  light = np.zeros(3)
+  light[primary] = 60.0
+  signal = np.rint(tone.light_to_pq(light) * 65535).astype(np.uint16).reshape(1, 1, 3)
+  shown = 203 * (tone.to_sdr(signal, tone.PQ)[0, 0] / 255.0) ** 2.4
+  luminance = [0.2627, 0.6780, 0.0593][primary] * 60
+  assert shown @ [0.2126, 0.7152, 0.0722] == pytest.approx(luminance, rel=0.03)
+  assert shown.argmax() == primary and shown.min() < 0.05
+  wide = tone._TO_709 @ light
+  off_grey, wanted = shown - luminance, wide - luminance
+  assert off_grey @ wanted / np.linalg.norm(off_grey) / np.linalg.norm(wanted) > 0.999
+
+
+def test_what_is_beyond_the_peak_is_clipped_before_colours_are_mixed():
+  """A screen of 1,000 cd/m2 shows 4,000 as 1,000, and with it the colours of 1,000."""
+  signals = [[4000.0, 1000.0, 500.0], [1000.0, 1000.0, 500.0], [10_000.0, 10_000.0, 10_000.0]]
+  found = tone.to_sdr(np.rint(tone.light_to_pq(np.array([signals])) * 65535).astype(np.uint16), tone.PQ)[0]
+  assert np.abs(found[0].astype(int) - found[1]).max() <= 1
+  assert found[2].tolist() == [255, 255, 255]
+
+
+def test_a_picture_worked_on_in_blocks_is_the_same(monkeypatch):
+  signal = np.random.default_rng(0).integers(0, 65536, (33, 17, 3)).astype(np.uint16)
+  whole = tone.to_sdr(signal, tone.HLG)
+  for block in (1, 50, 17 * 33 - 1):
+    monkeypatch.setattr(tone, "BLOCK", block)
+    np.testing.assert_array_equal(tone.to_sdr(signal, tone.HLG), whole)
+
+
 def test_another_transfer_is_refused():
   with pytest.raises(ValueError, match="transfer 1 "):
     tone.to_sdr(np.zeros((1, 1, 3), np.uint16), 1)

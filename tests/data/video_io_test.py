@@ -65,12 +65,10 @@ def mux(
     container.mux(stream.encode(None))
 
 
-def plan(
-  times: list[float], end: float, fps: float, max_frames: int, start: float = 0.0, early: float = 4.99e-4
-) -> list[int]:
-  """The rule in its plainest form: the last frame that has begun, or does within `early`, up to the end."""
+def plan(times: list[float], end: float, fps: float, max_frames: int, start: float = 0.0) -> list[int]:
+  """The rule in its plainest form: the last frame that has begun, up to the end."""
   wanted = [start + k / fps for k in range(max_frames)]
-  begun = [sum(time <= want + early + 1e-9 for time in times) - 1 for want in wanted if want < end - 5e-3]
+  begun = [sum(time <= want + 1e-6 for time in times) - 1 for want in wanted if want < end - 5e-3]
   return begun or [len(times) - 1]
 
 
@@ -85,15 +83,12 @@ class TestSampling:
     path = tmp_path / name
     mux(path, list(range(50)), 1 / rate, rate, bf=bframes)
     times = [k / float(rate) for k in range(50)]
-    if name == "clip.mkv":
-      times = [math.floor(time * 1000 + 0.5) / 1000 for time in times]  # this container counts milliseconds
-    early = 5.01e-4 if name == "clip.mkv" else 4.99e-4
     for fps in TARGETS:
       got = numbers(video_io.read(path, fps=fps, max_frames=90))
-      assert got == plan(times, 50 / float(rate), fps, 90, early=early)
+      assert got == plan(times, 50 / float(rate), fps, 90)
     probe = video_io.probe(path)
     assert (probe.height, probe.width, probe.frames) == (32, 128, 50)
-    assert probe.fps == pytest.approx(float(rate), rel=2e-3)
+    assert probe.fps == pytest.approx(float(rate), rel=1e-6)
     assert probe.seconds == pytest.approx(50 / float(rate), abs=0.002)
     assert numbers(video_io.read(path, fps=probe.fps, max_frames=99)) == list(range(50))
 
@@ -126,9 +121,9 @@ class TestSampling:
     got = numbers(video_io.read(path, fps=fps, max_frames=max_frames, start=start))
     assert got == sorted(got) and len(got) == video_io.frame_count(probe.seconds - start, fps, max_frames)
     times = [stamp / 1000 for stamp in stamps]
-    for k, number in enumerate(got[:-1]):  # no stamp in the last tick before is in doubt
+    for k, number in enumerate(got[:-1]):  # a stamp that may have been rounded may stand for half a tick more or less
       want = start + k / fps
-      assert times[number] <= want + 0.00051 and (number + 1 == len(times) or times[number + 1] > want + 0.00049)
+      assert times[number] <= want + 0.00051 and (number + 1 == len(times) or times[number + 1] > want - 0.00051)
 
   def test_start_by_seek_equals_start_from_the_head(self, tmp_path: pathlib.Path):
     """Open groups with B-frames, where a seek lands between; also in a file that nothing can be sought in."""
@@ -143,20 +138,6 @@ class TestSampling:
     mux(tmp_path / "clip.mp4", list(range(240)), fractions.Fraction(1, 30))
     monkeypatch.setattr(decode, "MAX_FRAMES", 80)
     assert numbers(video_io.read(tmp_path / "clip.mp4", fps=30, max_frames=2, start=7.0)) == [210, 211]
-
-  def test_frames_without_stamps_follow_the_rate(self):
-    class Frame:
-      def __init__(self, pts: int | None):
-        self.pts, self.duration = pts, None
-
-    class Stream:
-      time_base, average_rate, guessed_rate = MILLISECOND, fractions.Fraction(10), None
-
-    def times(stamps: list[int | None]) -> list[float]:
-      return [time for time, _, _ in decode._timed(iter(map(Frame, stamps)), Stream, stamps[0])]
-
-    assert times([None] * 4) == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert times([500, None, 800, None, 700]) == pytest.approx([0, 0.1, 0.3, 0.4, 0.4])
 
   def test_gif_delays(self, tmp_path: pathlib.Path):
     """Mixed delays; one of 0 is shown as players do, for 100 ms."""

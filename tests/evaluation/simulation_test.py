@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sora_jax.clips import Clip
-from sora_jax.data.sources import WorldSource
+from sora_jax.data.world_source import WorldSource
 from sora_jax.evaluation import simulation
 from sora_jax.evaluation.simulation import examine, requests_of, through
 

@@ -142,6 +142,23 @@ def test_an_image_is_exact_and_stands_beside_the_clip_that_continues_it(tmp_path
   assert [figure["class"] for figure in page.all("figure") if "class" in figure] == ["pair", "single"]
 
 
+def test_a_note_stands_in_the_place_of_size_and_duration(tmp_path):
+  shown = [Shown("p", clip(), {"colour": 1.0}, note=f"b.mp4 {HOSTILE}"), Shown("q", clip(), {})]
+  page = Reader(page_of(tmp_path, sections=[Section("s", "", shown)]))
+  assert page.text.count(f"b.mp4 {HOSTILE}".replace("\ud800", "?")) == 1 and not page.all("script")
+  assert page.text.count("32 × 32, 0.6 s") == 1  # of the clip without a note
+  assert "✓ colour right" in page.text
+
+
+def test_a_section_of_facts_is_a_list_of_names_and_values(tmp_path):
+  facts = [("Videos", "46"), (HOSTILE, HOSTILE)]
+  page = Reader(page_of(tmp_path, sections=[Section("Held", "Said of it.", facts=facts)], facts=[]))
+  assert len(page.all("dl")) == 1 and len(page.all("dt")) == len(page.all("dd")) == 2
+  assert "Held" in page.text and "Said of it." in page.text and "Videos46" in page.text
+  assert "No clips." not in page.text and "Machine and run" not in page.text and not page.all("script")
+  assert "No clips." in page_of(tmp_path, sections=[Section("Held", "", [])])
+
+
 def test_marks_say_right_and_wrong_in_words(tmp_path):
   marks = {"colour": 1.0, "shape": 0.0, "speed": NAN, "size": None}
   page = Reader(page_of(tmp_path, sections=[Section("s", "", [Shown("p", clip(), marks)])]))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from sora_jax import sharding
-from sora_jax.data.sources import WorldSource
+from sora_jax.data.world_source import WorldSource
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.state import make_state, make_step

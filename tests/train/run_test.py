@@ -11,7 +11,7 @@ import pytest
 
 from sora_jax import checkpoint
 from sora_jax.codec import Codec
-from sora_jax.data import pipeline, sources, video_io
+from sora_jax.data import pipeline, sources, stream, video_io
 from sora_jax.generate import Generator, Request, Sampling
 from sora_jax.train.metrics import read_metrics
 from sora_jax.train.run import ConfigMismatch, budget, claim, flatten, train
@@ -105,19 +105,8 @@ class TestResume:
     folder = prepared(trained, tmp_path / "w")
     opened = pipeline.packed_batches
 
-    class Stopped:
-      def __init__(self, iterator):
-        self.iterator, self.left = iterator, 5
-        self.get_state = iterator.get_state
-
-      def __next__(self):
-        if not self.left:
-          raise KeyboardInterrupt
-        self.left -= 1
-        return next(self.iterator)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-      patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args)))
+      patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args), 5))
       train(tiny_config, folder)
     assert steps_of(folder) == [3]
     summary = train(tiny_config, folder)
@@ -128,6 +117,20 @@ class TestResume:
     # Line 4 covers what was taken again, step 4 alone; the others have the same steps behind them.
     for number in (0, 2):
       assert lines[number]["loss"] == wanted[number]["loss"]
+
+
+class Stopped:
+  """A stream that is interrupted after some batches."""
+
+  def __init__(self, stream, batches: int):
+    self.stream, self.left = stream, batches
+    self.get_state, self.set_state, self.close = stream.get_state, stream.set_state, stream.close
+
+  def __next__(self):
+    if not self.left:
+      raise KeyboardInterrupt
+    self.left -= 1
+    return next(self.stream)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,38 @@ class TestOwnData:
     clip = generator.sample([Request("A cat.", 20, 12, 3, 8.0, 0)], Sampling.of(config))[0]
     assert clip.frames_THWC.shape == (3, 12, 20, 3)
     jax.tree.map(np.testing.assert_array_equal, generator.codec.params, codec.params)
+
+  def test_a_run_notices_other_data_and_goes_on_with_them_where_it_is_told_to(
+    self, tiny_config, tmp_path, monkeypatch, capfd
+  ):
+    folder, workdir, opened = tmp_path / "own", tmp_path / "w", pipeline.packed_batches
+    folder.mkdir()
+    config = own_config(tiny_config, folder)
+    config.train.update(steps=4, checkpoint_every=2)
+    lines = []
+
+    def add(name: str) -> None:
+      video_io.write(folder / name, np.random.default_rng(len(lines)).integers(0, 255, (1, 20, 16, 3), np.uint8), 1)
+      lines.append(json.dumps({"file": name, "caption": f"This is {name}."}))
+      (folder / "captions.jsonl").write_text("\n".join(lines))
+
+    add("a.png")
+    add("b.png")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+      patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args), 3))
+      train(config, workdir)
+    coder = checkpoint.digest(workdir / "autoencoder")
+    add("c.png")
+    with pytest.raises(stream.DataChanged, match=r"2 clips .* then, 3 .* now.*on_mismatch"):
+      train(config, workdir)
+    config.data.on_mismatch = "restart"
+    summary = train(config, workdir)
+    assert (summary.resumed_from, summary.steps_run, summary.step) == (2, 2, 4)
+    assert checkpoint.digest(workdir / "autoencoder") == coder
+    index = json.loads((workdir / "latents" / "index.json").read_text())
+    assert sorted(clip["id"] for clip in index["clips"]) == ["a.png", "b.png", "c.png"]
+    said = capfd.readouterr().err
+    assert "encoding again: other clips or captions" in said and "(restart)" in said
 
   def test_a_missing_autoencoder_is_named(self, tiny_config, tmp_path):
     tiny_config.autoencoder.checkpoint = str(tmp_path / "nowhere")

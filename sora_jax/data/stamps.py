@@ -1,0 +1,157 @@
+"""Stamps of frames -> the times that they stand for.
+
+Most files count milliseconds, or were copied from one that did, so the frames of 30 a second lie at 33, 67, 100 ms. Who
+asks for frame 2 by its true time, 66.67 ms, would get frame 1. Where a constant rate explains the first stamps, each
+stamp stands for the time that this rate gives its frame. Where none does, the rate varies, and stamps are as they say.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import av
+
+MILLISECOND = 0.001
+HEAD = 64  # stamps that a clock is found by
+MAX_WALK_PACKETS = 200_000
+SURE = 0.4  # of a frame's time: the coarsest count that still tells a constant rate from a varying one
+ENOUGH = 8  # stamps, that a rate which nobody claims is believed
+_NTSC = 1000 / 1001
+COMMON = (24.0, 25.0, 30.0, 50.0, 60.0, 24 * _NTSC, 30 * _NTSC, 60 * _NTSC, 12.0, 15.0, 20.0, 48.0, 100.0, 120.0)
+_FLOAT = 1e-6  # seconds that sums of floats may be off
+
+
+class Clock(NamedTuple):
+  """The times of stamps, in seconds since the stamp `first`.
+
+  Attributes:
+    tick: seconds.
+    period: seconds of a frame, where the rate is constant and known; else 0.
+    low, high: how far from its true time a stamp of that rate may lie.
+    tolerance: by how much a time may be late because it was rounded.
+  """
+
+  tick: float
+  first: int = 0
+  period: float = 0.0
+  low: float = 0.0
+  high: float = 0.0
+  tolerance: float = _FLOAT
+
+  def __call__(self, stamp: int) -> float:
+    time = (stamp - self.first) * self.tick
+    if self.period:
+      meant = round(time / self.period) * self.period
+      if self.low <= time - meant <= self.high:
+        return meant
+    return time
+
+
+def find_clock(stamps: Iterable[int], tick: float, rates: Iterable[float] = ()) -> Clock:
+  """The clock that explains `stamps`, the first ones of a file, in any order.
+
+  Args:
+    tick: seconds.
+    rates: frames a second that the file claims, the likeliest first. They are believed as far as the stamps agree.
+  """
+  ordered = sorted(set(stamps))
+  if len(ordered) < 2:
+    return Clock(tick, min(ordered, default=0))
+  first = ordered[0]
+  times = [(stamp - first) * tick for stamp in ordered]
+  in_milliseconds = all(abs(time - round(time / MILLISECOND) * MILLISECOND) <= tick / 2 + _FLOAT for time in times)
+  grain = max(tick, MILLISECOND) if in_milliseconds else tick
+  for rate in _candidates(rates, COMMON if len(times) >= ENOUGH else ()):
+    off = [time - round(time * rate) / rate for time in times] if 0 < rate * grain <= SURE else []
+    # Rounding moves no two stamps further apart than a grain.
+    if off and max(off) - min(off) <= grain + _FLOAT:
+      tolerance = _FLOAT if rate in COMMON else _FLOAT + grain / 2  # many a claim is a mean of rounded stamps
+      return Clock(tick, first, 1 / rate, max(off) - grain - _FLOAT, min(off) + grain + _FLOAT, tolerance)
+  return Clock(tick, first, tolerance=_FLOAT + (grain / 2 if _is_rounded(times, grain) else 0.0))
+
+
+def _candidates(claimed: Iterable[float], likely: Sequence[float]) -> list[float]:
+  """Claims that are common, then the common ones, then other claims."""
+  known = {round(rate, 4): rate for rate in COMMON}
+  claims = [known.get(round(rate, 4), rate) for rate in claimed]
+  return [*(rate for rate in claims if rate in COMMON), *likely, *(rate for rate in claims if rate not in COMMON)]
+
+
+def _is_rounded(times: Sequence[float], grain: float) -> bool:
+  """Whether the times are those of a constant rate, counted in grains."""
+  steps = [after - before for before, after in zip(times, times[1:], strict=False)]
+  uneven = max(steps) - min(steps)
+  mean = times[-1] / len(steps)
+  off = [time - index * mean for index, time in enumerate(times)]
+  return _FLOAT < uneven <= grain + _FLOAT and grain <= SURE * mean and max(off) - min(off) <= 1.5 * grain
+
+
+def last_duration(claimed: float, claims: Collection[float], mean: float) -> float:
+  """How long a clip's last frame is shown.
+
+  Args:
+    claimed: what the file says, 0 where it says nothing.
+    claims: those of all frames. One for all, and far from the truth, is a header's mistake.
+    mean: how long a frame of the clip is shown.
+  """
+  mistaken = len(claims) == 1 and claimed > 4 * mean > 0
+  return mean if mistaken or not claimed else claimed
+
+
+# Streams of PyAV.
+
+
+def rate_of(stream) -> float:
+  """Frames a second that the file claims, or what is likely."""
+  claimed = float(stream.average_rate or stream.guessed_rate or 0)
+  return claimed if 0 < claimed < 1 / MILLISECOND else 25.0
+
+
+def clock_of(stream, stamps: Iterable[int]) -> Clock:
+  if stream.codec_context.name == "gif":  # it claims none: the demuxer makes one up from the first delays
+    return find_clock(stamps, float(stream.time_base))
+  rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
+  return find_clock(stamps, float(stream.time_base), [float(rate) for rate in rates if rate])
+
+
+def timed(
+  frames: Iterator[av.VideoFrame], stream, clock: Clock, origin: int | None
+) -> Iterator[tuple[float, float, av.VideoFrame]]:
+  """Adds times: by timestamp, and one frame after the last where it is missing; never backwards."""
+  tick, step = float(stream.time_base), 1 / rate_of(stream)
+  time = -step
+  for frame in frames:
+    if frame.pts is None:
+      time += step
+    else:
+      origin = frame.pts if origin is None else origin
+      time = max(time, clock(frame.pts) - clock(origin))
+    yield time, (frame.duration or 0) * tick, frame
+
+
+def walk(items: Iterator[av.Packet | av.VideoFrame], stream, origin: int | None) -> tuple[float, float, int] | None:
+  """(seconds, fps, frames) by the stamps of packets, cheaply, or of frames, from the first picture; None above the
+  limit.
+
+  Headers are often wrong: cut files, edit lists, variable rates.
+  """
+  count, stamps, head = 0, [], []
+  for item in items:
+    if item.pts is not None and len(head) < HEAD:
+      head.append(item.pts)
+    if item.pts is not None and origin is not None and item.pts < origin:
+      continue  # what leans on pictures before the file's first
+    count += 1
+    if count > MAX_WALK_PACKETS:
+      return None
+    if item.pts is not None:
+      stamps.append((item.pts, item.duration or 0))
+  rate, tick = rate_of(stream), float(stream.time_base)
+  if not stamps:
+    return max(count, 1) / rate, rate, max(count, 1)
+  clock = clock_of(stream, head)
+  (first, _), (last, claimed) = min(stamps), max(stamps)
+  lasts = clock(last) - clock(first)
+  fps = (len(stamps) - 1) / lasts if lasts > 0 else rate if count == 1 else math.inf
+  claims = {claim * tick for _, claim in stamps}
+  return lasts + last_duration(claimed * tick, claims, 1 / fps), fps, count

@@ -1,0 +1,45 @@
+"""Pixels and delays of still images and animated WebP, by Pillow. `decode.py` opens the files.
+
+Shape letters: H height, W width, C colours (red, green, blue).
+"""
+
+import os
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+DEFAULT_DELAY = 100  # milliseconds: what players show for a picture whose stated delay is 0
+
+
+def webp_delays(path: str | os.PathLike) -> list[int]:
+  """Milliseconds that each frame of an animated WebP is shown; empty for a still one. Reads chunk heads alone."""
+  delays = []
+  with open(path, "rb") as file:
+    file.seek(12)
+    while len(head := file.read(24)) >= 8:
+      tag, size = struct.unpack("<4sI", head[:8])
+      if tag == b"ANMF" and len(head) == 24:
+        delays.append(int.from_bytes(head[20:23], "little") or DEFAULT_DELAY)
+      file.seek(size + size % 2 + 8 - len(head), os.SEEK_CUR)
+  return delays
+
+
+def image_pixels(image: Image.Image) -> np.ndarray:
+  """Upright uint8 (H, W, 3) of an image of any mode."""
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
+    grey = (np.clip(np.asarray(image), 0, 65535).astype(np.uint32) + 128) // 257
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+  if image.has_transparency_data:
+    return on_black(np.asarray(image.convert("RGBA")))
+  return np.asarray(image.convert("RGB"))
+
+
+def on_black(rgba: np.ndarray) -> np.ndarray:
+  """uint8 (H, W, 4) -> (H, W, 3), laid on black."""
+  rgb, alpha = rgba[..., :3].copy(), rgba[..., 3:]
+  if alpha.min() < 255:
+    for row, opaque in zip(rgb, alpha, strict=True):  # a row at a time: products need twice the memory
+      row[:] = (row.astype(np.uint16) * opaque + 127) // 255
+  return rgb
