@@ -26,7 +26,7 @@ Schemes take turns, in pieces of about a tenth of a pass, so that a machine that
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -129,22 +129,25 @@ class Trainer:
   def __init__(self, scheme: Scheme, mix: packing.Mix, model: tuple[int, int], seed: int):
     self.scheme, self.mix = scheme, mix
     self.state, self.step = make_train_step(*model)
-    self.order = np.random.default_rng(seed).permutation(len(scheme.batches))
-    self.programs: dict[tuple, Any] = {}
+    # Batches of one shape in turn: a process can't hold a hundred programs (each maps memory a thousand times).
+    shapes = [(len(rows), shape.tokens) for rows, shape in scheme.batches]
+    self.order = sorted(np.random.default_rng(seed).permutation(len(shapes)).tolist(), key=shapes.__getitem__)
+    self.shape, self.program, self.programs = None, None, 0
     self.seconds = self.compile_seconds = 0.0
 
-  def run(self, numbers: Sequence[int]) -> None:
+  def run(self, numbers: np.ndarray) -> None:
     """Steps over these batches; making the arrays is not timed: a loader does it beside the steps."""
     for number in numbers:
       batch = make_batch(self.scheme, int(number), self.mix)
-      shape = batch.tokens_BLC.shape
-      if shape not in self.programs:
+      if batch.tokens_BLC.shape != self.shape:
+        self.shape, self.program, self.programs = batch.tokens_BLC.shape, None, self.programs + 1
+        jax.clear_caches()  # which keep programs alive
         start = time.perf_counter()
-        self.programs[shape] = self.step.lower(self.state, batch).compile()
+        self.program = self.step.lower(self.state, batch).compile()
         self.compile_seconds += time.perf_counter() - start
-        self.state, _ = jax.block_until_ready(self.programs[shape](self.state, batch))  # first calls allocate
+        self.state, _ = jax.block_until_ready(self.program(self.state, batch))  # first calls allocate
       start = time.perf_counter()
-      self.state, _ = jax.block_until_ready(self.programs[shape](self.state, batch))
+      self.state, _ = jax.block_until_ready(self.program(self.state, batch))
       self.seconds += time.perf_counter() - start
 
   def pieces(self) -> Iterator[None]:
@@ -165,7 +168,7 @@ class Trainer:
       "useful_tokens": round(useful / computed, 4),
       "lost_tokens": round(1.0 - min(trained / whole, 1.0), 4),
       "steps": len(self.scheme.batches),
-      "programs": len(self.programs),
+      "programs": self.programs,
     }
 
 

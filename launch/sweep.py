@@ -1,0 +1,139 @@
+"""A grid of runs: every combination of the values given, each in a folder of its own, by one of the launchers.
+
+    python launch/sweep.py --config configs/dit.py:variant=S --set train.learning_rate=1e-3,2e-3 --set seed=0,1 \
+      --workdir runs/sweep --on local|slurm|gke|tpu_pod [--dry_run] [-- FLAGS OF THE LAUNCHER]
+
+A value with commas of its own stands in brackets or quotes. `local` and `tpu_pod` train one run after the other, the
+latter on one resource, which the last run removes; `slurm` and `gke` queue them all. The same command again takes every
+run up.
+"""
+
+import argparse
+import hashlib
+import itertools
+import re
+import sys
+
+import common
+
+LAUNCHERS = {
+  "local": ["single_gpu.py"],
+  "slurm": ["slurm.py", "submit"],
+  "gke": ["gke.py", "run"],
+  "tpu_pod": ["tpu_pod.py", "run"],
+}
+LONGEST = 120  # letters of a folder's name
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def values(text: str) -> list[str]:
+  """Splits at the commas that are in no bracket and no quotes."""
+  parts, open_until, begin = [], [], 0
+  for at, letter in enumerate(text):
+    if open_until and letter == open_until[-1]:
+      open_until.pop()
+    elif open_until and open_until[-1] in "'\"":
+      continue
+    elif letter in "'\"":
+      open_until.append(letter)
+    elif letter in CLOSING:
+      open_until.append(CLOSING[letter])
+    elif letter == "," and not open_until:
+      parts.append(text[begin:at])
+      begin = at + 1
+  parts.append(text[begin:])
+  if open_until:
+    raise common.LaunchError(f"{text!r}: {open_until[-1]} is missing", 2)
+  if len(parts) > 1 and not all(parts):
+    raise common.LaunchError(f"{text!r} has an empty value between its commas", 2)
+  return parts
+
+
+def grid(settings: list[str]) -> dict[str, list[str]]:
+  """{name of a run: its --set values}, the last key varying fastest."""
+  keys, choices = [], []
+  for each in settings:
+    key, _, text = each.partition("=")
+    if key in keys:
+      raise common.LaunchError(f"{key} is given twice: list its values in one --set", 2)
+    keys.append(key)
+    choices.append(values(text))
+  varied = [key for key, choice in zip(keys, choices, strict=True) if len(choice) > 1]
+  short = {
+    key: key if sum(other.endswith(f".{last(key)}") or other == last(key) for other in varied) > 1 else last(key)
+    for key in varied
+  }
+  runs: dict[str, list[str]] = {}
+  for chosen in itertools.product(*choices):
+    pairs = dict(zip(keys, chosen, strict=True))
+    name = folder_name([f"{short[key]}={pairs[key]}" for key in varied])
+    if name in runs:
+      raise common.LaunchError(f"the run {name} is there twice: give each value once", 2)
+    runs[name] = [f"{key}={value}" for key, value in pairs.items()]
+  return runs
+
+
+def last(key: str) -> str:
+  return key.rpartition(".")[2]
+
+
+def folder_name(parts: list[str]) -> str:
+  """A name that is safe in paths; where that loses something, a digest keeps it apart from others."""
+  whole = "_".join(parts) or "run"
+  safe = re.sub(r"[^A-Za-z0-9.=_+-]+", "-", whole).strip("-")[:LONGEST]
+  return safe if safe == whole else f"{safe}-{digest(whole)}"
+
+
+def digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def commands(args: argparse.Namespace, rest: list[str]) -> list[list[str]]:
+  script, *verb = LAUNCHERS[args.on]
+  start = [sys.executable, str(common.ROOT / "launch" / script), *verb, *rest]
+  runs = grid(args.set)
+  lines = []
+  for number, (name, settings) in enumerate(runs.items(), 1):
+    workdir = f"{args.workdir.rstrip('/')}/{name}"
+    words = [*start, f"--config={args.config}", f"--workdir={workdir}"]
+    words += [f"--set={each}" for each in settings] + [f"--env={each}" for each in args.env]
+    if args.on in ("slurm", "gke"):
+      words.append(f"--name={args.name}-{digest(name)}")
+    if args.on == "tpu_pod" and number < len(runs) and "--keep" not in rest:
+      words.append("--keep")
+    lines.append(words)
+  return lines
+
+
+def program(argv: list[str]) -> int:
+  own, rest = common.split_rest(argv)
+  parser = common.Parser(description=__doc__.splitlines()[0])
+  parser.add_argument("--on", choices=LAUNCHERS, default="local")
+  parser.add_argument(
+    "--name",
+    type=common.checked(r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?", "a name of at most 31 letters"),
+    default="sweep",
+    help="the beginning of the jobs' names",
+  )
+  common.add_training(parser)
+  args = parser.parse_args(own)
+  lines = commands(args, rest)
+  if args.dry_run:
+    common.show(lines)
+    return 0
+  failed = []
+  for number, words in enumerate(lines, 1):
+    common.say(f"run {number} of {len(lines)}: {next(w for w in words if w.startswith('--workdir='))[10:]}")
+    one = common.Supervisor(words)
+    code = one.run()
+    if one.received:
+      raise common.LaunchError("interrupted: the same command takes every run up where it is", 128 + one.received)
+    if code:
+      failed.append(number)
+  if failed:
+    raise common.LaunchError(f"{len(failed)} of {len(lines)} runs failed: {', '.join(map(str, failed))} (see above)")
+  return 0
+
+
+if __name__ == "__main__":
+  common.main(program)
