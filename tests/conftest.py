@@ -4,6 +4,7 @@ import os
 import pathlib
 import runpy
 import shutil
+import signal
 import tempfile
 
 # JAX reads these when it is first imported, so they come before anything that may import it; commands that
@@ -21,6 +22,9 @@ from absl import flags
 from sora_jax import host
 
 host.compile_sooner()
+
+# A shell ignores SIGINT for what it starts in the background, and programs that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain's workers read absl flags, which outside `app.run` nobody has parsed.
 flags.FLAGS.mark_as_parsed()
