@@ -21,15 +21,14 @@ from etils import epath
 
 from sora_jax import clips
 from sora_jax.data import duplicates, isolated, records, scenes, storage, units, video_io
-from sora_jax.data.files import Dropped, FileSource, describe_dropped
-from sora_jax.data.sources import Source, small_frames
+from sora_jax.data.files import MISSING, Dropped, FileSource, describe_dropped
+from sora_jax.data.sources import Source, small_frames, small_size
 from sora_jax.data.video_io import Probe, UnreadableFile
 
 UNIT = 32  # clips that are looked at in one unit, at most
 UNIT_FRAMES = 8192  # after which a unit is full
 PIECE = 512  # frames that are decoded at a time: in less time and memory than a decoder has
 SCENE_BYTES = 2 * 2**30  # of the frames of one scene, which are in memory at once: a longer one is cut
-MISSING = 2  # frames that a file may give less than it promised
 BUILD, WORK = "build.json", "work"
 
 
@@ -214,13 +213,11 @@ def _pieces(source: Source, clip: int) -> Iterator[np.ndarray]:
   Raises:
     UnreadableFile: as `small_frames`.
   """
-  promised, height, width = source.shape(clip)
+  promised = source.shape(clip)[0]
   if not isinstance(source, FileSource):
     yield small_frames(source, clip, scenes.SIDE, promised)
     return
-  scale = min(scenes.SIDE / max(height, width), 1.0)
-  size = (max(round(height * scale), 1), max(round(width * scale), 1))
-  count = 0
+  size, count = small_size(source, clip, scenes.SIDE), 0
   for frames_THWC in _read(source, clip, 0.0, promised, PIECE, size):
     count += len(frames_THWC)
     yield frames_THWC

@@ -16,6 +16,7 @@ from sora_jax.data import isolated, video_io
 
 IMAGE_FPS = 24.0  # the rate that an image gets when clips keep their native one
 MAX_CAPTION = 10_000  # characters
+MISSING = 2  # frames that a file may give less, or more, than it promised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,7 @@ class FileSource:
     except (video_io.UnreadableFile, OSError) as error:
       raise video_io.UnreadableFile(f"{entry.file}: {error}") from error
     missing = count - len(frames_THWC)
-    if abs(missing) > 2:
+    if abs(missing) > MISSING:
       raise video_io.UnreadableFile(f"{entry.file}: gives {len(frames_THWC)} frames where {count} were promised")
     # Durations are rounded and last frames may be damaged: a frame or two either way keeps the promise.
     held = [len(frames_THWC) - 1] * max(missing, 0)

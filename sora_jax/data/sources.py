@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax.clips import Clip, to_uint8
 from sora_jax.data import isolated, records, video_io, world_source
-from sora_jax.data.files import Dropped, FileSource, Fit, View
+from sora_jax.data.files import MISSING, Dropped, FileSource, Fit, View
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
 from sora_jax.data.tfds_source import TfdsSource
@@ -99,6 +99,13 @@ def part_of(source: Source, index: int) -> int:
   return source.part(index) if isinstance(source, Mixture) else 0
 
 
+def small_size(source: Source, index: int, side: int) -> tuple[int, int]:
+  """(height, width) of clip `index` with at most `side` pixels on the longer side."""
+  _, height, width = source.shape(index)
+  scale = min(side / max(height, width), 1.0)
+  return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
 def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.ndarray:
   """Clip `index` to look at: uint8 (T, H, W, 3), at most `side` pixels on the longer side and max_frames frames.
 
@@ -107,10 +114,7 @@ def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.n
   """
   if isinstance(source, Mixture):
     source, index = source.find(index)
-  promised, height, width = source.shape(index)
-  promised = min(promised, max_frames)
-  scale = min(side / max(height, width), 1.0)
-  size = (max(round(height * scale), 1), max(round(width * scale), 1))
+  promised, size = min(source.shape(index)[0], max_frames), small_size(source, index, side)
   if not isinstance(source, FileSource):
     return np.stack([video_io.resize(frame, size) for frame in to_uint8(source[index].frames_THWC[:promised])])
   try:
@@ -118,7 +122,7 @@ def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.n
       frames_THWC = isolated.shared().read(path, fps=source.fps(index), max_frames=promised, size=size)
   except OSError as error:
     raise video_io.UnreadableFile(error.strerror or type(error).__name__) from error
-  if len(frames_THWC) < promised - 2:
+  if len(frames_THWC) < promised - MISSING:
     raise video_io.UnreadableFile(f"gives {len(frames_THWC)} frames where {promised} were promised")
   return frames_THWC
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sora_jax import sharding
 from sora_jax.models.blockwise import blockwise_attention
 
-LONG = 512 * 512  # pairs of a query and a key in a row, from where on leaving blocks out pays
+LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay if clips are three or more
 
 
 def attention(
