@@ -16,27 +16,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax import host, sharding
-from sora_jax.models import attention as attentions
+from sora_jax import host
+from sora_jax.models.attention import attention
 
 HEADS, HEAD_WIDTH, ROUNDS = 4, 64, 7
 
 
-def compiled(inputs: Any, segments: jax.Array, in_blocks: bool) -> Any:
-  """Value and gradients, traced with or without blocks."""
-  before, sharding.one_device = sharding.one_device, lambda: in_blocks
-  try:
-    call = lambda *qkv: jnp.square(attentions.attention(*qkv, segments, segments)).sum()
-    return jax.jit(jax.value_and_grad(call, (0, 1, 2))).lower(*inputs).compile()
-  finally:
-    sharding.one_device = before
+def compiled(inputs: Any, backend: str) -> Any:
+  """Value and gradients by one backend."""
+
+  def call(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+    return jnp.square(attention(query, key, value, segments, segments, backend)).sum()
+
+  return jax.jit(jax.value_and_grad(call, (0, 1, 2))).lower(*inputs).compile()
 
 
 def measure(tokens: int, clips: int) -> dict[str, float]:
   rng = np.random.default_rng(0)
   inputs = [jnp.asarray(rng.normal(size=(1, tokens, HEADS, HEAD_WIDTH)), jnp.float32) for _ in range(3)]
-  segments = jnp.asarray(1 + np.arange(tokens) * clips // tokens, jnp.int32)[None]
-  programs = {name: compiled(inputs, segments, name == "blocks") for name in ("blocks", "dense")}
+  inputs.append(jnp.asarray(1 + np.arange(tokens) * clips // tokens, jnp.int32)[None])
+  programs = {backend: compiled(inputs, backend) for backend in ("blocks", "dense")}
   times: dict[str, list[float]] = {name: [] for name in programs}
   for number in range(ROUNDS + 1):
     for name, program in programs.items():

@@ -19,6 +19,7 @@ def attention(
   value_BMKH: jax.Array,
   query_segments_BL: jax.Array,
   key_segments_BM: jax.Array,
+  backend: str = "auto",
 ) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys whose segment id equals the query's; (B, L, K, H).
 
@@ -27,7 +28,10 @@ def attention(
   """
   chex.assert_equal_shape([key_BMKH, value_BMKH])
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query_BLKH, key_BMKH, value_BMKH))
-  if query.shape[2] * key.shape[2] >= LONG and jax.default_backend() == "cpu" and sharding.one_device():
+  if backend == "auto":
+    long = query.shape[2] * key.shape[2] >= LONG and jax.default_backend() == "cpu" and sharding.one_device()
+    backend = "blocks" if long else "dense"
+  if backend == "blocks":
     return blockwise_attention(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
   # Added, not selected, and divided by the sum at the end: written so, XLA fuses the whole of it on the CPU.
   same_B1LM = query_segments_BL[:, None, :, None] == key_segments_BM[:, None, None, :]

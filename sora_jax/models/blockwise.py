@@ -1,30 +1,79 @@
-"""Attention a block of queries and a block of keys at a time: what doesn't meet is not computed, nothing is L x M.
+"""Attention a block of queries at a time, over the keys it can see: nothing is L x M, and what can't meet is left out.
 
-Pure JAX. Packed rows hold many clips, and blocks that share no segment are left out of the loop, forward and backward.
-Softmax is accumulated over the blocks (Dao et al. 2022, FlashAttention, algorithm 1; the gradient is its algorithm 4).
+Pure JAX. In a packed row the clips that have a query in a block lie side by side, so the keys of a block are one window
+of the row. Windows have few sizes, and the blocks of one size are a loop. The gradient makes the weights again from the
+logarithm of each query's sum (Dao et al. 2022, FlashAttention, algorithm 4), so it needs no more memory than the
+forward pass.
 
-Shape letters: B rows, K heads, L queries, M keys, H head width, P pairs of blocks, Q queries and J keys of a block.
+Shape letters: B rows, K heads, L queries, M keys, H head width, Q queries of a block, W keys of a window.
 """
 
 import functools
-import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 NEVER = -1e30  # a score that no query has: finite, so that differences of two are numbers
+QUERIES = 256  # of a block
+WINDOW = 64  # keys of the smallest window; the others are this times 2, 3, 4, 6, 8, 12, ...
 
 
-class Blocks(NamedTuple):
-  """How many queries and keys make a block."""
+class Attended(NamedTuple):
+  """What queries have from some of their keys: the mean of the values by weight, and the logarithm of the weights' sum.
 
+  Attributes:
+    out: (B, K, L, H) float32; 0 where a query has none of these keys.
+    log_total: (B, K, L) float32; NEVER there.
+  """
+
+  out: jax.Array
+  log_total: jax.Array
+
+
+class Block(NamedTuple):
+  """A block of queries and the window of keys that it sees; its methods cut them out of (B, K, ...) arrays.
+
+  Attributes:
+    row, query, key: where they begin, int32 scalars.
+    queries, keys: how many they are.
+  """
+
+  row: jax.Array
+  query: jax.Array
+  key: jax.Array
   queries: int
   keys: int
 
+  def mine(self, x: jax.Array, axis: int = 2) -> jax.Array:
+    """What array `x` holds along `axis` for the queries, without the dimension of rows."""
+    return self._cut(x, axis, self.query, self.queries)
 
-BLOCKS = Blocks(64, 128)
+  def theirs(self, x: jax.Array, axis: int = 2) -> jax.Array:
+    return self._cut(x, axis, self.key, self.keys)
+
+  def _cut(self, x: jax.Array, axis: int, start: jax.Array, size: int) -> jax.Array:
+    sizes = [1, *x.shape[1:axis], size, *x.shape[axis + 1 :]]
+    return lax.dynamic_slice(x, self._starts(x, axis, start), sizes)[0]
+
+  def put(self, x: jax.Array, part: jax.Array, axis: int = 2) -> jax.Array:
+    """`x` with the queries' part replaced."""
+    return lax.dynamic_update_slice(x, part[None], self._starts(x, axis, self.query))
+
+  def add(self, x: jax.Array, part: jax.Array) -> jax.Array:
+    """`x` with something added to the keys' part."""
+    return lax.dynamic_update_slice(x, (self.theirs(x) + part)[None], self._starts(x, 2, self.key))
+
+  def _starts(self, x: jax.Array, axis: int, start: jax.Array) -> tuple:
+    return (self.row, *(start if i == axis else 0 for i in range(1, x.ndim)))
+
+  def bias(self, query_segments_BL: jax.Array, key_segments_BM: jax.Array) -> jax.Array:
+    """0 where a query may see a key, NEVER elsewhere; (1, Q, W) float32."""
+    mine = self.mine(query_segments_BL, 1)
+    same = (mine[:, None] == self.theirs(key_segments_BM, 1)[None]) & (mine[:, None] > 0)
+    return jnp.where(same, 0.0, NEVER)[None]
 
 
 def blockwise_attention(
@@ -33,19 +82,128 @@ def blockwise_attention(
   value_BKMH: jax.Array,
   query_segments_BL: jax.Array,
   key_segments_BM: jax.Array,
-  blocks: Blocks = BLOCKS,
+  queries: int = QUERIES,
 ) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys whose segment id equals the query's and is above 0; (B, K, L, H).
 
   Scores and sums are float32. A query that has no key gets 0, and gives no gradient.
   """
-  L, M = query_BKLH.shape[2], key_BKMH.shape[2]
-  blocks = Blocks(min(blocks.queries, L), min(blocks.keys, M))
-  query = _pad(query_BKLH * query_BKLH.shape[-1] ** -0.5, 2, blocks.queries)
-  key, value = _pad(key_BKMH, 2, blocks.keys), _pad(value_BKMH, 2, blocks.keys)
-  query_segments = _pad(query_segments_BL, 1, blocks.queries)
-  key_segments = _pad(key_segments_BM, 1, blocks.keys)
-  return _attend(blocks, query, key, value, query_segments, key_segments)[:, :, :L]
+  return _attention(queries, query_BKLH, key_BKMH, value_BKMH, query_segments_BL, key_segments_BM)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(queries: int, *inputs: jax.Array) -> jax.Array:
+  return forward(*inputs, queries).out.astype(inputs[0].dtype)
+
+
+def _save(queries: int, *inputs: jax.Array) -> tuple[jax.Array, Any]:
+  out, log_total = forward(*inputs, queries)
+  out = out.astype(inputs[0].dtype)
+  return out, (inputs, Attended(out, log_total))
+
+
+def _pull(queries: int, saved: Any, gradient_BKLH: jax.Array) -> tuple:
+  inputs, attended = saved
+  gradients = backward(*inputs, attended, gradient_BKLH, queries)
+  return *(g.astype(x.dtype) for g, x in zip(gradients, inputs[:3], strict=True)), None, None
+
+
+_attention.defvjp(_save, _pull)
+
+
+def forward(query, key, value, query_segments, key_segments, queries: int = QUERIES) -> Attended:
+  """Attention to these keys, be they all that the queries have or a part."""
+  L, queries = query.shape[2], min(queries, query.shape[2])
+  query, query_segments = _pad(_scaled(query), 2, queries), _pad(query_segments, 1, queries)
+  key_BKHM = key.swapaxes(2, 3)
+
+  def attend(carry: Attended, block: Block) -> Attended:
+    score = _product(block.mine(query), block.theirs(key_BKHM, 3))
+    score += block.bias(query_segments, key_segments)
+    most = score.max(-1)
+    weight = jnp.exp(score - most[..., None])
+    total = weight.sum(-1)
+    out = _product(weight.astype(value.dtype), block.theirs(value)) / total[..., None]
+    # A query without a key met only NEVER: its weights are all 1, and of nobody.
+    seen = most > NEVER / 2
+    out, log_total = jnp.where(seen[..., None], out, 0.0), jnp.where(seen, most + jnp.log(total), NEVER)
+    return Attended(block.put(carry.out, out), block.put(carry.log_total, log_total))
+
+  nothing = Attended(jnp.zeros(query.shape, jnp.float32), jnp.full(query.shape[:3], NEVER, jnp.float32))
+  return Attended(*(x[:, :, :L] for x in _each_block(attend, nothing, query_segments, key_segments, queries)))
+
+
+def backward(
+  query, key, value, query_segments, key_segments, attended: Attended, gradient, queries: int = QUERIES
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The gradients of query, key and value, float32, for keys that are all or a part of what `attended` is of.
+
+  Scores stand the other way round, (K, W, Q): all five products are then of the kind that XLA's CPU code does fast.
+  """
+  L, queries, scale = query.shape[2], min(queries, query.shape[2]), query.shape[-1] ** -0.5
+  along = (gradient.astype(jnp.float32) * attended.out.astype(jnp.float32)).sum(-1)
+  log_total = jnp.where(attended.log_total > NEVER / 2, attended.log_total, -NEVER)  # weights 0 where nothing was seen
+  query, gradient, along, log_total = (_pad(x, 2, queries) for x in (_scaled(query), gradient, along, log_total))
+  query_segments = _pad(query_segments, 1, queries)
+  query_BKHL, key_BKHM, gradient_BKHL = (x.swapaxes(2, 3) for x in (query, key, gradient))
+
+  def pull(carry: tuple, block: Block) -> tuple:
+    score = _product(block.theirs(key), block.mine(query_BKHL, 3))
+    score += block.bias(query_segments, key_segments).swapaxes(1, 2)
+    weight = jnp.exp(score - block.mine(log_total)[:, None])
+    weight_gradient = _product(block.theirs(value), block.mine(gradient_BKHL, 3))
+    score_gradient = (weight * (weight_gradient - block.mine(along)[:, None])).astype(value.dtype)
+    to_query = _product(block.theirs(key_BKHM, 3), score_gradient)
+    to_key = _product(score_gradient, block.mine(query))
+    to_value = _product(weight.astype(value.dtype), block.mine(gradient))
+    query_gradient, key_gradient, value_gradient = carry
+    return (
+      block.put(query_gradient, to_query * scale, 3),
+      block.add(key_gradient, to_key),
+      block.add(value_gradient, to_value),
+    )
+
+  start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (query_BKHL, key, value))
+  to_query, to_key, to_value = _each_block(pull, start, query_segments, key_segments, queries)
+  return to_query.swapaxes(2, 3)[:, :, :L], to_key, to_value
+
+
+def windows(query_segments_BL: jax.Array, key_segments_BM: jax.Array, queries: int) -> tuple[jax.Array, jax.Array]:
+  """First key and number of keys of the window of each block of queries, int32 (B, L / Q); 0 keys where none meets."""
+  parts = query_segments_BL.reshape(len(query_segments_BL), -1, queries)
+  low_Bq = jnp.where(parts > 0, parts, jnp.iinfo(jnp.int32).max).min(-1)
+  keys_B1M = key_segments_BM[:, None]
+  meets_BqM = (keys_B1M >= low_Bq[..., None]) & (keys_B1M <= parts.max(-1)[..., None])
+  first = meets_BqM.argmax(-1)
+  last = meets_BqM.shape[-1] - 1 - meets_BqM[..., ::-1].argmax(-1)
+  return first, jnp.where(meets_BqM.any(-1), last + 1 - first, 0)
+
+
+def _each_block(act: Callable, carry: Any, query_segments, key_segments, queries: int) -> Any:
+  """`act(carry, block)` for every block that has keys: those with windows of one size after another."""
+  M = key_segments.shape[1]
+  first, count = windows(query_segments, key_segments, queries)
+  below = 0
+  for window in window_sizes(M):
+    chosen = (count > below) & (count <= window)
+    rows, numbers = jnp.nonzero(chosen, size=chosen.size, fill_value=0)
+    keys = jnp.minimum(first[rows, numbers], M - window)
+    starts = jnp.stack([rows, numbers * queries, keys]).astype(jnp.int32)
+    run = lambda i, carry, starts=starts, window=window: act(carry, Block(*starts[:, i], queries, window))
+    carry = lax.fori_loop(0, chosen.sum(), run, carry)
+    below = window
+  return carry
+
+
+def window_sizes(keys: int) -> list[int]:
+  """Sizes of windows up to all keys, each at most half as large again as the one before, but for the second."""
+  sizes = [WINDOW << power for power in range(32)]
+  sizes = sorted([*sizes, *(size + size // 2 for size in sizes[1:])])
+  return [size for size in sizes if size < keys] + [keys]
+
+
+def _scaled(query: jax.Array) -> jax.Array:
+  return query * query.shape[-1] ** -0.5
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -53,112 +211,6 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
   return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)]) if more else x
 
 
-def meeting(query_segments_BL: jax.Array, key_segments_BM: jax.Array, blocks: Blocks) -> jax.Array:
-  """Which blocks may share a segment, bool (B, L / Q, M / J): those whose ranges of ids overlap."""
-  low_Bq, high_Bq = _ranges(query_segments_BL, blocks.queries)
-  low_Bk, high_Bk = _ranges(key_segments_BM, blocks.keys)
-  return (low_Bq[:, :, None] <= high_Bk[:, None]) & (low_Bk[:, None] <= high_Bq[:, :, None])
-
-
-def _ranges(segments_BL: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-  """The least and greatest id of each block; of padding alone, a range that meets none."""
-  parts = segments_BL.reshape(segments_BL.shape[0], -1, block)
-  low = jnp.where(parts > 0, parts, jnp.iinfo(jnp.int32).max).min(-1)
-  return low, parts.max(-1) - (parts.max(-1) == 0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(blocks: Blocks, query, key, value, query_segments, key_segments):
-  return _forward(blocks, query, key, value, query_segments, key_segments)[0]
-
-
-def _pairs(blocks: Blocks, query_segments, key_segments) -> tuple[jax.Array, jax.Array]:
-  """(row, first query, first key) of the pairs of blocks to compute, int32 (P, 3), and how many there are."""
-  meets = meeting(query_segments, key_segments, blocks)
-  rows, queries, keys = jnp.nonzero(meets, size=math.prod(meets.shape), fill_value=0)
-  return jnp.stack([rows, queries * blocks.queries, keys * blocks.keys], 1).astype(jnp.int32), meets.sum()
-
-
-def _cut(x: jax.Array, row: jax.Array, start: jax.Array, size: int) -> jax.Array:
-  """x (B, K, L, ...)[row, :, start : start + size]."""
-  zeros = (0,) * (x.ndim - 3)
-  return lax.dynamic_slice(x, (row, 0, start, *zeros), (1, x.shape[1], size, *x.shape[3:]))[0]
-
-
-def _put(x: jax.Array, part: jax.Array, row: jax.Array, start: jax.Array) -> jax.Array:
-  return lax.dynamic_update_slice(x, part[None].astype(x.dtype), (row, 0, start, *(0,) * (x.ndim - 3)))
-
-
-def _bias(blocks: Blocks, query_segments, key_segments, row, q, k) -> jax.Array:
-  """0 where a query may see a key, NEVER elsewhere; (1, Q, J)."""
-  mine = lax.dynamic_slice(query_segments, (row, q), (1, blocks.queries))[0]
-  theirs = lax.dynamic_slice(key_segments, (row, k), (1, blocks.keys))[0]
-  same = (mine[:, None] == theirs[None]) & (mine[:, None] > 0)
-  return jnp.where(same, 0.0, NEVER).astype(jnp.float32)[None]
-
-
-def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def _forward(blocks: Blocks, query, key, value, query_segments, key_segments):
-  """The output (B, K, L, H), and the logarithm of each query's sum (B, K, L)."""
-  pairs, count = _pairs(blocks, query_segments, key_segments)
-
-  def add(number, carry):
-    out, most, total = carry
-    row, q, k = pairs[number]
-    score = _product("KQH,KJH->KQJ", _cut(query, row, q, blocks.queries), _cut(key, row, k, blocks.keys))
-    score += _bias(blocks, query_segments, key_segments, row, q, k)
-    before = _cut(most, row, q, blocks.queries)
-    after = jnp.maximum(before, score.max(-1))
-    weight, shrink = jnp.exp(score - after[..., None]), jnp.exp(before - after)
-    part = _product("KQJ,KJH->KQH", weight.astype(value.dtype), _cut(value, row, k, blocks.keys))
-    out = _put(out, _cut(out, row, q, blocks.queries) * shrink[..., None] + part, row, q)
-    total = _put(total, _cut(total, row, q, blocks.queries) * shrink + weight.sum(-1), row, q)
-    return out, _put(most, after, row, q), total
-
-  heads = query.shape[:3]
-  start = (jnp.zeros(query.shape, jnp.float32), jnp.full(heads, NEVER, jnp.float32), jnp.zeros(heads, jnp.float32))
-  out, most, total = lax.fori_loop(0, count, add, start)
-  # A query without a key met only NEVER: its weights are all 1, and of nobody.
-  seen = most > NEVER / 2
-  out = jnp.where(seen[..., None], out / jnp.where(seen, total, 1.0)[..., None], 0.0)
-  return out.astype(query.dtype), jnp.where(seen, most + jnp.log(jnp.where(seen, total, 1.0)), -NEVER)
-
-
-def _save(blocks: Blocks, query, key, value, query_segments, key_segments):
-  out, log_total = _forward(blocks, query, key, value, query_segments, key_segments)
-  return out, (query, key, value, query_segments, key_segments, out, log_total)
-
-
-def _backward(blocks: Blocks, saved, out_gradient):
-  query, key, value, query_segments, key_segments, out, log_total = saved
-  pairs, count = _pairs(blocks, query_segments, key_segments)
-  along = (out_gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-
-  def add(number, carry):
-    query_gradient, key_gradient, value_gradient = carry
-    row, q, k = pairs[number]
-    mine, theirs = _cut(query, row, q, blocks.queries), _cut(key, row, k, blocks.keys)
-    given = _cut(out_gradient, row, q, blocks.queries)
-    score = _product("KQH,KJH->KQJ", mine, theirs) + _bias(blocks, query_segments, key_segments, row, q, k)
-    weight = jnp.exp(score - _cut(log_total, row, q, blocks.queries)[..., None])
-    weight_gradient = _product("KQH,KJH->KQJ", given, _cut(value, row, k, blocks.keys))
-    score_gradient = weight * (weight_gradient - _cut(along, row, q, blocks.queries)[..., None])
-    weight, score_gradient = weight.astype(value.dtype), score_gradient.astype(value.dtype)
-    value_part = _product("KQJ,KQH->KJH", weight, given)
-    key_part = _product("KQJ,KQH->KJH", score_gradient, mine)
-    query_part = _product("KQJ,KJH->KQH", score_gradient, theirs)
-    return (
-      _put(query_gradient, _cut(query_gradient, row, q, blocks.queries) + query_part, row, q),
-      _put(key_gradient, _cut(key_gradient, row, k, blocks.keys) + key_part, row, k),
-      _put(value_gradient, _cut(value_gradient, row, k, blocks.keys) + value_part, row, k),
-    )
-
-  start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (query, key, value))
-  gradients = lax.fori_loop(0, count, add, start)
-  return *(g.astype(x.dtype) for g, x in zip(gradients, (query, key, value), strict=True)), None, None
-
-
-_attend.defvjp(_save, _backward)
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The matrix product for each head, float32."""
+  return jnp.einsum("Kab,Kbc->Kac", a, b, preferred_element_type=jnp.float32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sora_jax import sharding
 from sora_jax.models import attention as dense
-from sora_jax.models.blockwise import Blocks, blockwise_attention, meeting
+from sora_jax.models.blockwise import blockwise_attention, window_sizes, windows
 
 LENGTHS = (1, 64, 129, 704)
 MORE_LENGTHS = (63, 65, 127, 128, 191, 192, 1088)
@@ -65,14 +65,17 @@ def test_output_and_gradients_are_those_of_the_whole(length, dtype):
     np.testing.assert_allclose(mine, theirs, atol=1e-5 if dtype == np.float32 else 0.1)
 
 
-@settings(max_examples=6, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9))
-def test_any_blocks_and_any_ids_in_any_order(seed, queries, keys):
+def in_blocks_of_five(*args):
+  return blockwise_attention(*args, queries=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_any_ids_in_any_order(seed):
   rng = np.random.default_rng(seed)
   query_segments, key_segments = (jnp.asarray(rng.integers(0, 4, (2, n)), jnp.int32) for n in (23, 17))
   inputs = draw(seed, 23, 17)
-  call = lambda *args: blockwise_attention(*args, blocks=Blocks(queries, keys))
-  found = both(call, *inputs, query_segments, key_segments)
+  found = both(in_blocks_of_five, *inputs, query_segments, key_segments)
   for mine, theirs in zip(found, both(reference, *inputs, query_segments, key_segments), strict=True):
     np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
@@ -99,14 +102,24 @@ def test_another_clip_however_large_changes_nothing():
     np.testing.assert_array_equal(mine[:, :, keep], theirs[:, :, keep])
 
 
-def test_blocks_meet_where_they_share_a_segment():
+def test_a_window_holds_all_that_a_block_can_see_and_begins_and_ends_with_it():
   rng = np.random.default_rng(3)
   segments = np.stack([packed(256, 5, rng), np.zeros(256, np.int32)])
-  meets = np.asarray(meeting(jnp.asarray(segments), jnp.asarray(segments), Blocks(16, 32)))
-  queries, keys = segments.reshape(2, 16, 16), segments.reshape(2, 8, 32)
-  for row, q, k in np.ndindex(2, 16, 8):
-    assert meets[row, q, k] == bool(set(queries[row, q].tolist()) & set(keys[row, k].tolist()) - {0})
-  assert meets[0].mean() < 0.7 and not meets[1].any()
+  first, count = (np.asarray(x) for x in windows(jnp.asarray(segments), jnp.asarray(segments), 16))
+  for row, block in np.ndindex(2, 16):
+    own = set(segments[row, 16 * block : 16 * block + 16].tolist()) - {0}
+    seen = np.flatnonzero(np.isin(segments[row], list(own)))
+    assert count[row, block] == (seen[-1] + 1 - seen[0] if len(seen) else 0)
+    assert not len(seen) or first[row, block] == seen[0]
+  assert 0 < count[0].mean() < 128 and not count[1].any()
+
+
+@given(st.integers(1, 10**6))
+def test_windows_grow_by_half_at_most_and_end_with_all_keys(keys):
+  sizes = window_sizes(keys)
+  assert sizes[-1] == keys and len(sizes) < 30
+  assert all(small < large <= 2 * small for small, large in zip(sizes, sizes[1:], strict=False))
+  assert all(large <= 1.5 * small for small, large in zip(sizes[1:], sizes[2:], strict=False))
 
 
 def test_long_rows_on_one_cpu_are_computed_in_blocks_and_give_the_same(monkeypatch):
