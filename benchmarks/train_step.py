@@ -140,7 +140,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   keys = jax.random.split(jax.random.key(1), 5)
   inputs = {
     "x": jax.random.normal(keys[0], (rows, tokens, width)),
-    "modulation": [jax.random.normal(key, (rows * tokens, width)) * 0.1 for key in jax.random.split(keys[1], 6)],
+    "modulation": [jax.random.normal(key, (rows, tokens, width)) * 0.1 for key in jax.random.split(keys[1], 6)],
   }
   target = jax.random.normal(keys[2], (rows, tokens, width))
   text_BMD = jax.random.normal(keys[3], (rows, shape.text_tokens, shape.text_width))

@@ -102,6 +102,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   train.keep = 3  # checkpoints
   train.log_every = 50
   train.preview_every = 5000  # samples drawn into the log; 0 = never
+  train.max_minutes = 0.0  # then it saves and ends with exit status 75, "run me again"; 0 = no limit
 
   config.sample = sample = ml_collections.ConfigDict()
   sample.steps = 50
@@ -112,6 +113,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   config.mesh = mesh = ml_collections.ConfigDict()
   mesh.data, mesh.fsdp, mesh.context, mesh.tensor = 1, -1, 1, 1  # devices along each axis; -1 = the rest
+  mesh.ulysses = 1  # of the context's devices, how many exchange heads for tokens; the rest pass keys round a ring
 
   if given.get("runlocal"):
     shrink_to_laptop(config)

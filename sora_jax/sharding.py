@@ -5,53 +5,90 @@ that matches their path. The same program runs on one device and on many: only t
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
+MESH_AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
+# What a config gives sizes for: `context` devices share the tokens of a row, `ulysses` of them by exchanging heads for
+# tokens, the rest by passing keys round a ring.
+CONFIG_AXES = ("data", "fsdp", "context", "ulysses", "tensor")
 
 # Logical name of an activation's dimension -> mesh axes it is split over.
 AXIS_RULES: dict[str, tuple[str, ...] | None] = {
   "batch": ("data", "fsdp"),
-  "tokens": ("context",),
+  "tokens": ("ring", "ulysses"),
   "heads": ("tensor",),
   "hidden": ("tensor",),
   "embed": None,
 }
 
+# The devices that share a row work on the same step as those that share the batch, so they share the weights as well.
+FSDP = ("fsdp", "ring", "ulysses")
+
 # Parameter path -> the spec of its *last* dimensions; dimensions before them (stacked layers) are not split. Optimizer
 # moments match too: their paths end with their parameter's.
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-  (r"(query|key|value|qkv|key_value|gate_up)/kernel", PartitionSpec("fsdp", "tensor")),
-  (r"(attention_out|down)/kernel", PartitionSpec("tensor", "fsdp")),
+  (r"(query|key|value|qkv|key_value|gate_up)/kernel", PartitionSpec(FSDP, "tensor")),
+  (r"(attention_out|down)/kernel", PartitionSpec("tensor", FSDP)),
   (
     r"(patch_in|patch_out|place_in|caption_in|time_in|size_in|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
-    PartitionSpec("fsdp", None),
+    PartitionSpec(FSDP, None),
   ),
-  (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec("fsdp", None)),
-  (r"embedding", PartitionSpec(None, "fsdp")),
+  (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec(FSDP, None)),
+  (r"embedding", PartitionSpec(None, FSDP)),
   (r"bias|table|taps|latent_mean|latent_deviation|ns_coeffs", PartitionSpec()),
 )
 
 
-def make_mesh(shape: dict[str, int] | None = None) -> Mesh:
-  """The mesh over all devices; `shape` gives the size of some axes and one may be -1 (the rest of the devices).
+def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh over all devices; `shape` gives sizes by CONFIG_AXES and one may be -1 (the rest of the devices).
+
+  Slices of TPU that only a data centre's network joins lie along `data`.
+
+  Args:
+    devices: others than those of this machine, to compile for.
 
   Raises:
-    ValueError: an unknown axis, or sizes that do not multiply to the number of devices.
+    ValueError: an unknown axis, sizes that do not multiply to the number of devices, slices that do not divide `data`.
   """
-  sizes = dict.fromkeys(MESH_AXES, 1) | ({"fsdp": -1} if shape is None else dict(shape))
-  unknown = set(sizes) - set(MESH_AXES)
+  devices = jax.devices() if devices is None else devices
+  sizes = _sizes({"fsdp": -1} if shape is None else shape, len(devices))
+  if sizes["context"] % sizes["ulysses"]:
+    raise ValueError(f"mesh.ulysses={sizes['ulysses']} must divide mesh.context={sizes['context']}, whose part it is")
+  ring = sizes["context"] // sizes["ulysses"]
+  counts = (sizes["data"], sizes["fsdp"], ring, sizes["ulysses"], sizes["tensor"])
+  return Mesh(make_grid(counts, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def make_grid(counts: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+  """The devices as an array of `counts`, those that talk most next to each other; see `make_mesh`."""
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  # An axis may be smaller or larger than a side of a TPU's torus, which `jax.make_mesh` allows on few kinds of TPU.
+  if slices == 1:
+    return mesh_utils.create_device_mesh(counts, devices, allow_split_physical_axes=True)
+  if counts[0] % slices:
+    raise ValueError(f"mesh.data={counts[0]}: the {slices} slices lie along it, so make it a multiple of {slices}")
+  within, across = (counts[0] // slices, *counts[1:]), (slices, *[1] * (len(counts) - 1))
+  return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def _sizes(shape: dict[str, int], devices: int) -> dict[str, int]:
+  """A size for each of CONFIG_AXES; `ulysses` is a part of `context`, so it does not count."""
+  unknown = set(shape) - set(CONFIG_AXES)
   if unknown:
-    raise ValueError(f"mesh axis {sorted(unknown)[0]!r} is unknown: the axes are {', '.join(MESH_AXES)}")
-  known = int(np.prod([size for size in sizes.values() if size > 0]))
-  sizes = {axis: size if size > 0 else jax.device_count() // known for axis, size in sizes.items()}
-  if np.prod(list(sizes.values())) != jax.device_count():
-    raise ValueError(f"mesh {sizes} does not cover {jax.device_count()} devices: make one axis -1")
-  return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    raise ValueError(f"mesh axis {sorted(unknown)[0]!r} is unknown: the axes are {', '.join(CONFIG_AXES)}")
+  sizes = dict.fromkeys(CONFIG_AXES, 1) | shape
+  counted = [axis for axis in CONFIG_AXES if axis != "ulysses"]
+  known = int(np.prod([sizes[axis] for axis in counted if sizes[axis] > 0]))
+  sizes |= {axis: devices // known for axis in counted if sizes[axis] < 0}
+  if np.prod([sizes[axis] for axis in counted]) != devices:
+    raise ValueError(f"mesh {sizes} does not cover {devices} devices: make one axis -1")
+  return sizes
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -63,17 +100,32 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """
   if len(names) != x.ndim:
     raise ValueError(f"{x.ndim} dimensions, {len(names)} names: {x.shape} {names}")
-  spec = PartitionSpec(*(None if name is None else AXIS_RULES[name] for name in names))
+  spec = PartitionSpec(*(split(name, size) for name, size in zip(names, x.shape, strict=True)))
+  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
+
+
+def split(name: str | None, size: int) -> tuple[str, ...] | None:
+  """The mesh axes that a dimension of this logical name and size lies over; None where they don't divide it."""
+  axes = None if name is None else AXIS_RULES[name]
+  return axes if axes and size % ways(name) == 0 else None
+
+
+def ways(name: str) -> int:
+  """How many parts a dimension of this logical name is split into; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  return jax.lax.with_sharding_constraint(x, spec)
+  return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in AXIS_RULES[name] or ()]))
 
 
 def one_device() -> bool:
   """Whether all arrays lie on one device: the mesh that is set has no other, or none is set."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.empty or mesh.size == 1
+
+
+def platform() -> str:
+  """What is compiled for, "cpu", "gpu" or "tpu": the devices of the mesh that is set, or JAX's own where none is."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -91,10 +143,9 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   if len(found) != 1:
     raise ValueError(f"{len(found)} sharding rules match the parameter {path!r}: it needs exactly one in PARAM_RULES")
   spec = (None,) * (len(shape) - len(found[0])) + tuple(found[0])
-  fits = [
-    axis if axis is None or size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=True)
-  ]
-  return PartitionSpec(*fits)
+  fits = lambda axes, size: size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
+  several = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+  return PartitionSpec(*(axes if axes and fits(axes, n) else None for axes, n in zip(several, shape, strict=True)))
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:
@@ -121,3 +172,16 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
   """This process's rows of a batch (numpy, first dimension rows) -> one global array a leaf."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of a batch this process reads, and of how many: processes that share rows read the same ones.
+
+  Raises:
+    ValueError: the rows of this process are no equal part of the batch.
+  """
+  sharding, parts = batch_sharding(mesh), mesh.shape["data"] * mesh.shape["fsdp"]
+  mine = sorted({index[0].start or 0 for index in sharding.addressable_devices_indices_map((parts,)).values()})
+  if parts % len(mine) or mine[0] % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
+    raise ValueError(f"process {jax.process_index()} holds the rows {mine} of {parts}, which are no equal part of them")
+  return mine[0] // len(mine), parts // len(mine)

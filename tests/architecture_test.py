@@ -22,11 +22,11 @@ PACKAGE = "sora_jax"
 
 # A row may import the rows above it. Inside a row, only what SIDEWAYS lists.
 LAYERS = (
-  ("host", "clips", "config", "sharding", "patches", "packing", "balance", "checkpoint"),
+  ("host", "interruption", "ending", "clips", "config", "sharding", "patches", "packing", "balance", "checkpoint"),
   ("models", "diffusion", "worlds", "data"),
   ("codec",),
   ("train", "generate", "precompute", "recaption"),
-  ("outputs", "evaluation", "scaling"),
+  ("outputs", "evaluation", "scaling", "plan"),
   ("report", "studio"),
   ("demo",),
   ("cli",),
@@ -61,7 +61,7 @@ BANNED_NAMES = {
 BANNED_CALLS = {"eval": "parse the text instead", "exec": "write the code out"}
 BANNED_FLAGS = {"shell": "pass the command as a list", "allow_pickle": "store plain arrays"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
-MESH_AXES = {"fsdp", "tensor", "context"}
+MESH_AXES = {"fsdp", "tensor", "ring", "ulysses"}
 
 Check = Callable[[pathlib.Path], Iterator[str]]
 

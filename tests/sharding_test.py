@@ -1,9 +1,7 @@
 """The mesh and its tables: a rule for every parameter and moment, checked names, many devices equal one."""
 
+import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
+from tests.devices import on_devices
 
 TEXT = TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2)
 WAVELENGTHS = ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0))
@@ -27,7 +26,7 @@ MODELS = {
   "text_encoder": lambda: TextEncoder(TEXT, nnx.Rngs(params=0)),
   "autoencoder": lambda: Autoencoder(AUTOENCODER, nnx.Rngs(params=0)),
 }
-MESH = AbstractMesh((1, 4, 1, 2), sharding.MESH_AXES)
+MESH = AbstractMesh((1, 4, 1, 1, 2), sharding.MESH_AXES)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -48,7 +47,7 @@ def test_every_parameter_has_one_rule_and_every_matrix_is_split(params):
   for path, spec in laid_out.items():
     matrix = path.endswith(("kernel", "embedding"))
     fits = matrix and any(size % 4 == 0 for size in shape_of(params, path)[-2:])
-    assert ("fsdp" in spec) == fits, path
+    assert (sharding.FSDP in spec) == fits, path
 
 
 def shape_of(tree, path: str) -> tuple[int, ...]:
@@ -68,10 +67,10 @@ def test_moments_lie_as_their_parameters_do(params):
 
 def test_a_dimension_that_the_axis_does_not_divide_stays_whole():
   spec = lambda *shape: sharding.param_spec("blocks/qkv/kernel", shape, MESH)
-  assert spec(8, 6) == PartitionSpec("fsdp", "tensor")
-  assert spec(6, 6) == PartitionSpec(None, "tensor")
-  assert spec(8, 5) == PartitionSpec("fsdp", None)
-  assert spec(3, 8, 6) == PartitionSpec(None, "fsdp", "tensor")
+  assert spec(8, 6) == PartitionSpec(sharding.FSDP, ("tensor",))
+  assert spec(6, 6) == PartitionSpec(None, ("tensor",))
+  assert spec(8, 5) == PartitionSpec(sharding.FSDP, None)
+  assert spec(3, 8, 6) == PartitionSpec(None, sharding.FSDP, ("tensor",))
 
 
 @pytest.mark.parametrize("path", ["blocks/wild/kernel", "kernel", "blocks/myqkv/kernel", "qkv/kernel/more"])
@@ -133,10 +132,35 @@ def test_batches_go_to_devices_whole():
   jax.tree.map(np.testing.assert_array_equal, there, batch)
 
 
+def test_a_mesh_of_part_of_the_context_only_is_refused():
+  with pytest.raises(ValueError, match="mesh.ulysses=2 must divide mesh.context=1"):
+    sharding.make_mesh({"ulysses": 2})
+
+
+def test_slices_lie_along_data():
+  @dataclasses.dataclass(frozen=True)
+  class Device:
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "none"
+    process_index: int = 0
+
+  devices = [Device(number, number // 4) for number in range(8)]
+  with pytest.raises(ValueError, match="mesh.data=1: the 2 slices lie along it, so make it a multiple of 2"):
+    sharding.make_mesh(None, devices)
+  grid = sharding.make_grid((4, 2, 1, 1, 1), devices)
+  assert [{device.slice_index for device in row.flat} for row in grid] == [{0}, {0}, {1}, {1}]
+
+
+def test_one_process_reads_the_whole_batch():
+  assert sharding.batch_share(sharding.make_mesh()) == (0, 1)
+
+
+# Losses of a few steps on each mesh, beside those of one device, and into how many parts a weight is split.
 STEPS = """
 import json
 import jax, numpy as np
-from jax.sharding import AxisType, Mesh
 from sora_jax import sharding
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.models.dit import DiTConfig
@@ -155,39 +179,42 @@ def clip(index, tokens):
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   words = np.array([1, index + 2], np.int32)
   return Segment(draw(tokens, 8), draw(tokens, 3), np.zeros(tokens, bool), words, np.ones(4, np.float32), index)
-row = RowShape(12, 8, 3)
-batch = stack([pack_row([clip(2 * i, 4 + i), clip(2 * i + 1, 3)], row, 8) for i in range(4)])
-one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
-meshes = {"one": one}
-for shape in ({"fsdp": 4}, {"data": 2, "fsdp": 2}, {"fsdp": 1, "context": 2, "tensor": 2}):
-  meshes[json.dumps(shape)] = sharding.make_mesh(shape)
-losses, split = {}, {}
-for name, mesh in meshes.items():
+row = RowShape(13, 8, 3)
+batch = stack([pack_row([clip(2 * i, 4 + i // 2), clip(2 * i + 1, 3)], row, 8) for i in range(8)])
+
+def train(shape, count):
+  mesh = sharding.make_mesh(shape, jax.devices()[:count])
   with jax.set_mesh(mesh):
     state = make_state(task, optimizer, 0, mesh)
     step = jax.jit(
       make_step(task, optimizer, 0.9), out_shardings=(state_shardings(state, mesh), sharding.replicated(mesh))
     )
-    losses[name] = []
+    losses = []
     for _ in range(4):
       state, metrics = step(state, sharding.to_devices(batch, mesh))
-      losses[name].append(float(metrics["loss"]))
+      losses.append(float(metrics["loss"]))
   kernel = state.params["blocks"]["qkv"]["kernel"]
-  split[name] = kernel.size // kernel.addressable_shards[0].data.size
-print(json.dumps({"losses": losses, "split": split}))
+  return losses, kernel.size // kernel.addressable_shards[0].data.size
+
+print(json.dumps([train(shape, count) for shape, count in [({}, 1), *json.loads('CASES')]]))
 """
+FAST = [({"fsdp": 2, "context": 2, "ulysses": 1, "tensor": 2}, 8)]
+SLOW = [
+  ({"fsdp": 2}, 2),
+  ({"context": 2}, 2),
+  ({"data": 2, "fsdp": 2}, 4),
+  ({"context": 4, "ulysses": 2}, 4),
+  ({"fsdp": 8}, 8),
+  ({"data": 2, "fsdp": 2, "tensor": 2}, 8),
+  ({"fsdp": 2, "context": 4, "ulysses": 2}, 8),
+  ({"context": 8}, 8),
+]
 
 
-@pytest.mark.slow
-def test_four_devices_train_as_one_does():
-  forced = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-  command = [sys.executable, "-c", STEPS]
-  done = subprocess.run(command, env=os.environ | forced, capture_output=True, text=True, timeout=600)
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout.splitlines()[-1])
-  one = found["losses"].pop("one")
-  assert found["split"].pop("one") == 1
-  assert len(found["losses"]) == 3 and len(set(one)) == 4
-  for name, losses in found["losses"].items():
-    assert found["split"][name] > 1, name
-    np.testing.assert_allclose(losses, one, atol=1e-5, err_msg=name)
+@pytest.mark.parametrize("cases", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["fast", "all"])
+def test_several_devices_train_as_one_does(cases):
+  one, *several = on_devices(8, STEPS.replace("CASES", json.dumps(cases)))
+  assert one[1] == 1 and len(set(one[0])) == 4
+  for (losses, parts), case in zip(several, cases, strict=True):
+    assert parts > 1, case
+    np.testing.assert_allclose(losses, one[0], atol=1e-5, err_msg=str(case))

@@ -1,16 +1,22 @@
-"""Attention that never crosses segments: one call, whatever computes it.
+"""Attention that never crosses segments: one call, whatever computes it and wherever the row lies.
 
 Shape letters: B rows, L queries, M keys, K heads, H head width.
 """
 
+import functools
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
+from sora_jax.models import context
 from sora_jax.models.blockwise import blockwise_attention
 
-LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay if clips are three or more
+LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay on a CPU
+BACKENDS = ("auto", "dense", "blocks")
 
 
 def attention(
@@ -20,26 +26,62 @@ def attention(
   query_segments_BL: jax.Array,
   key_segments_BM: jax.Array,
   backend: str = "auto",
+  over: tuple[str | None, str | None] = (None, None),
 ) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys whose segment id equals the query's; (B, L, K, H).
 
   Scores and softmax are float32. Padding, id 0, and a query whose segment has no key get something finite, of no use to
   anybody.
+
+  Args:
+    backend: what computes it, of BACKENDS; "auto" takes what is fastest here for these sizes.
+    over: the logical names of the dimensions of queries and keys: "tokens" where devices share them.
+
+  Raises:
+    ValueError: an unknown backend, or heads that `mesh.ulysses` devices can't exchange.
   """
   chex.assert_equal_shape([key_BMKH, value_BMKH])
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query_BLKH, key_BMKH, value_BMKH))
-  if backend == "auto":
-    long = query.shape[2] * key.shape[2] >= LONG and jax.default_backend() == "cpu" and sharding.one_device()
-    backend = "blocks" if long else "dense"
-  if backend == "blocks":
-    return blockwise_attention(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
+  attend = _backend(backend, query.shape[2], key.shape[2])
+  if not sharding.one_device():
+    attend = _on_all_devices(attend, query.shape, over)
+  return attend(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
+
+
+def _backend(name: str, queries: int, keys: int) -> Callable:
+  if name not in BACKENDS:
+    raise ValueError(f"model.attention is {name!r}: it is one of {', '.join(BACKENDS)}")
+  if name == "auto":
+    name = "blocks" if queries * keys >= LONG and sharding.platform() == "cpu" else "dense"
+  return blockwise_attention if name == "blocks" else dense_attention
+
+
+def _on_all_devices(attend: Callable, shape_BKLH: tuple[int, ...], over: tuple[str | None, str | None]) -> Callable:
+  """`attend`, each device on its rows, heads and tokens."""
+  B, K, L, _ = shape_BKLH
+  rows, heads, tokens = sharding.split("batch", B), sharding.split("heads", K), sharding.split(over[0], L)
+  keys = tokens if over[1] == over[0] else None
+  if tokens and keys:
+    ring, group = tokens
+    mesh, mine = jax.sharding.get_abstract_mesh(), K // (sharding.ways("heads") if heads else 1)
+    if mine % mesh.shape[group]:
+      raise ValueError(
+        f"{mine} heads a device can't be exchanged by mesh.ulysses={mesh.shape[group]} devices: make it a divisor"
+      )
+    attend = context.exchange_heads(functools.partial(context.ring_attention, context.BLOCKWISE, ring), group)
+  query_spec, key_spec = (PartitionSpec(rows, heads, place, None) for place in (tokens, keys))
+  specs = (query_spec, key_spec, key_spec, PartitionSpec(rows, tokens), PartitionSpec(rows, keys))
+  return jax.shard_map(attend, in_specs=specs, out_specs=query_spec, check_vma=False)
+
+
+def dense_attention(query, key, value, query_segments, key_segments) -> jax.Array:
+  """Every query with every key, and a mask; (B, K, L, H)."""
   # Added, not selected, and divided by the sum at the end: written so, XLA fuses the whole of it on the CPU.
-  same_B1LM = query_segments_BL[:, None, :, None] == key_segments_BM[:, None, None, :]
+  same_B1LM = query_segments[:, None, :, None] == key_segments[:, None, None, :]
   bias_B1LM = jnp.where(same_B1LM, 0.0, -1e30).astype(jnp.float32)
-  scale = query_BLKH.shape[-1] ** -0.5
+  scale = query.shape[-1] ** -0.5
   score = jnp.einsum("BKLH,BKMH->BKLM", query * scale, key, preferred_element_type=jnp.float32) + bias_B1LM
   weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
   # The sum as a product with ones: XLA's reduction of the same array is slower on the CPU.
   total = jnp.einsum("BKLM,M->BKL", weight, jnp.ones(weight.shape[-1], jnp.float32))[..., None].astype(value.dtype)
-  mixed = jnp.einsum("BKLM,BKMH->BKLH", weight.astype(value.dtype), value) / total
-  return mixed.transpose(0, 2, 1, 3)
+  return jnp.einsum("BKLM,BKMH->BKLH", weight.astype(value.dtype), value) / total

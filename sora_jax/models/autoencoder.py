@@ -77,11 +77,6 @@ def depth_to_space(x_BTHWC: jax.Array, shrink: tuple[int, int, int], first: bool
   return x[:, st - 1 :] if first else x
 
 
-def dense(layer: layers.Dense, x: jax.Array) -> jax.Array:
-  """Applies a dense layer to the last dimension of an array of any rank."""
-  return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-
 def spread(values_C: nnx.Param) -> jax.Array:
   """One value a channel, shaped to meet (B, T, H, W, C)."""
   return values_C[...].reshape(1, 1, 1, 1, -1)
@@ -105,7 +100,7 @@ class CausalBlock(nnx.Module):
     mixed = neighbours(layers.rms_norm(x_BTHWC), self.taps[...])
     seen = jnp.concatenate([past_BPHWC, mixed], axis=1)
     recent = jnp.concatenate([seen[:, tap : tap + T] for tap in range(TIME_TAPS)], -1)
-    return x_BTHWC + dense(self.down, jax.nn.silu(dense(self.mix_time, recent))), seen[:, T:]
+    return x_BTHWC + self.down(jax.nn.silu(self.mix_time(recent))), seen[:, T:]
 
 
 def neighbours(x_BTHWC: jax.Array, taps_9C: jax.Array) -> jax.Array:
@@ -138,7 +133,7 @@ class EncoderStage(nnx.Module):
     self.blocks = layers.make_stack(lambda r: CausalBlock(stage.width, r), stage.depth, rngs)
 
   def __call__(self, x: jax.Array, past: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    x = dense(self.stage_in, space_to_depth(x, self.stage.shrink, first=past is None))
+    x = self.stage_in(space_to_depth(x, self.stage.shrink, first=past is None))
     return run_blocks(self.blocks, x, empty_past(x.shape[:4], self.stage) if past is None else past)
 
 
@@ -150,7 +145,7 @@ class DecoderStage(nnx.Module):
 
   def __call__(self, x: jax.Array, past: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     y, new_past = run_blocks(self.blocks, x, empty_past(x.shape[:4], self.stage) if past is None else past)
-    return depth_to_space(dense(self.stage_out, layers.rms_norm(y)), self.stage.shrink, first=past is None), new_past
+    return depth_to_space(self.stage_out(layers.rms_norm(y)), self.stage.shrink, first=past is None), new_past
 
 
 class Autoencoder(nnx.Module):
@@ -181,18 +176,18 @@ class Autoencoder(nnx.Module):
       past: what the chunk before returned; None for the first.
     """
     x = constrain(frames_BTHWC, "batch", None, None, None, None)
-    linear = dense(self.linear_in, space_to_depth(x, self.config.compression, first=past is None))
+    linear = self.linear_in(space_to_depth(x, self.config.compression, first=past is None))
     pasts = []
     for stage, seen in zip(self.encoder, past or [None] * len(self.encoder), strict=True):
       x, seen = stage(x, seen)
       pasts.append(seen)
-    mean, log_variance = jnp.split(dense(self.latent_out, layers.rms_norm(x)), 2, -1)
+    mean, log_variance = jnp.split(self.latent_out(layers.rms_norm(x)), 2, -1)
     return linear + mean, jnp.clip(log_variance + FIRST_LOG_VARIANCE, -20.0, 10.0), pasts
 
   def reconstruct(self, raw_BthwC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
     """Raw latents -> frames (B, T, H, W, 3), about [-1, 1], and what the next chunk needs."""
-    x = dense(self.latent_in, raw_BthwC)
-    linear = depth_to_space(dense(self.linear_out, raw_BthwC), self.config.compression, first=past is None)
+    x = self.latent_in(raw_BthwC)
+    linear = depth_to_space(self.linear_out(raw_BthwC), self.config.compression, first=past is None)
     pasts = []
     for stage, seen in zip(self.decoder, past or [None] * len(self.decoder), strict=True):
       x, seen = stage(x, seen)

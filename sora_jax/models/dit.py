@@ -7,7 +7,7 @@
 After Peebles & Xie 2023 (DiT), Chen et al. 2023 (adaLN-single, cross attention), Polyak et al. 2024 (RMSNorm and
 SwiGLU). It knows nothing of schedules, losses or data: callers corrupt tokens and read the output as they like.
 
-Shape letters: B rows, L tokens, S segments, M text tokens, N = B * L, C values a token, D width, K heads, H head width.
+Shape letters: B rows, L tokens, S segments, M text tokens, C values a token, D width, K heads, H head width.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from sora_jax.models import layers
 from sora_jax.models.attention import attention
 from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sora_jax.packing import PackedBatch, per_token
-from sora_jax.sharding import constrain
+from sora_jax.sharding import constrain, ways
 
 TIME_FEATURES = 64
 SIZE_FEATURES = 16
@@ -65,32 +65,33 @@ class Block(nnx.Module):
     # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
     self.table = nnx.Param(jnp.zeros((6, D), jnp.float32))
 
-  def __call__(self, x_BLD, modulation_6ND, segments_BL, rotary_BLh, text_BMD, text_segments_BM):
+  def __call__(self, x_BLD, modulation_6BLD, segments_BL, rotary_BLh, text_BMD, text_segments_BM):
     B, L, D = x_BLD.shape
     M, K, H = text_BMD.shape[1], self.heads, D // self.heads
     shift1, scale1, gate1, shift2, scale2, gate2 = (
-      shared_ND + own_D[None] for shared_ND, own_D in zip(modulation_6ND, self.table[...], strict=True)
+      shared_BLD + own_D[None, None] for shared_BLD, own_D in zip(modulation_6BLD, self.table[...], strict=True)
     )
     cosine, sine = (table[:, :, None] for table in rotary_BLh)
-    x = x_BLD.reshape(B * L, D)
+    x = x_BLD
 
     qkv = self.qkv(layers.modulate(x, scale1, shift1)).reshape(B, L, 3, K, H)
     query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
     key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
-    query = constrain(query, "batch", "tokens", "heads", None)
     # Values turn with their token and back at the query, so what is gathered tells where it lay relative to the query
     # (Miyato et al. 2024, "GTA", section 3).
     value = layers.rotate(qkv[:, :, 2], cosine, sine)
-    mixed = layers.rotate(attention(query, key, value, segments_BL, segments_BL), cosine, -sine)
-    x = x + gate1.astype(x.dtype) * self.attention_out(mixed.reshape(B * L, D))
+    mixed = attention(query, key, value, segments_BL, segments_BL, over=("tokens", "tokens"))
+    mixed = layers.rotate(mixed, cosine, -sine).reshape(B, L, D)
+    x = x + gate1.astype(x.dtype) * self.attention_out(mixed)
 
     query = layers.rms_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))
-    key_value = self.key_value(text_BMD.reshape(B * M, -1)).reshape(B, M, 2, K, H)
-    mixed = attention(query, layers.rms_norm(key_value[:, :, 0]), key_value[:, :, 1], segments_BL, text_segments_BM)
-    x = x + self.cross.attention_out(mixed.reshape(B * L, D))
+    key_value = self.key_value(text_BMD).reshape(B, M, 2, K, H)
+    key, value = layers.rms_norm(key_value[:, :, 0]), key_value[:, :, 1]
+    mixed = attention(query, key, value, segments_BL, text_segments_BM, over=("tokens", None))
+    x = x + self.cross.attention_out(mixed.reshape(B, L, D))
 
     x = x + gate2.astype(x.dtype) * self.feed_forward(layers.modulate(x, scale2, shift2))
-    return constrain(x.reshape(B, L, D), "batch", "tokens", "embed")
+    return constrain(x, "batch", "tokens", "embed")
 
 
 class DiT(nnx.Module):
@@ -122,26 +123,27 @@ class DiT(nnx.Module):
       (B, L, C) float32.
     """
     chex.assert_equal_shape_prefix([x_BLC, t_BL, batch.segments_BL], 2)
-    B, L, _ = x_BLC.shape
+    L = x_BLC.shape[1]
+    x_BLC, t_BL, batch = lengthened((x_BLC, t_BL, batch), L + -L % ways("tokens"))
     D, dtype = self.config.width, jnp.dtype(self.config.dtype)
     text_BMD, text_segments_BM = self.encode_text(batch, caption_kept_BS, dtype)
     caption_BSD = pooled(self.text_encoder.words(batch.text_BM, dtype), text_segments_BM, batch.weight_BS.shape[1])
     # Eight arrays, not slices of one: the gradient of a slice is as large as the whole.
-    *modulation_6ND, last_scale, last_shift = jnp.split(
+    *modulation_6BLD, last_scale, last_shift = jnp.split(
       self.modulation(self.condition(t_BL, caption_BSD, batch)), 8, -1
     )
     angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths)
     rotary = (jnp.cos(angles), jnp.sin(angles))
 
-    x = self.patch_in(x_BLC.astype(dtype).reshape(B * L, -1)) + self.place(batch).astype(dtype)
-    x = constrain(x.reshape(B, L, D), "batch", "tokens", "embed")
-    call = lambda block, carry: block(carry, modulation_6ND, batch.segments_BL, rotary, text_BMD, text_segments_BM)
-    x = layers.apply_stack(self.blocks, x, call, self.config.remat).reshape(B * L, D)
+    x = self.patch_in(x_BLC.astype(dtype)) + self.place(batch).astype(dtype)
+    x = constrain(x, "batch", "tokens", "embed")
+    call = lambda block, carry: block(carry, modulation_6BLD, batch.segments_BL, rotary, text_BMD, text_segments_BM)
+    x = layers.apply_stack(self.blocks, x, call, self.config.remat)
     x = layers.modulate(x, last_scale, last_shift)
-    return self.patch_out(x.astype(jnp.float32)).reshape(B, L, -1)
+    return self.patch_out(x.astype(jnp.float32))[:, :L]
 
   def place(self, batch: PackedBatch) -> jax.Array:
-    """Where each token lies between the first and last moment and the edges of its clip -> (N, D), float32.
+    """Where each token lies between the first and last moment and the edges of its clip -> (B, L, D), float32.
 
     Rotary positions tell distances only; a clip's walls and its beginning are known from these fractions, which mean
     the same at every size (NaViT, Dehghani et al. 2023, section 2.1).
@@ -149,21 +151,20 @@ class DiT(nnx.Module):
     size_BL3 = per_token(batch.size_BS4, batch.segments_BL)[..., :3]
     fraction_BL3 = batch.positions_BL3 / jnp.maximum(size_BL3, 1e-3)
     features = layers.fourier_features(fraction_BL3, PLACE_FEATURES, jnp.pi / 2, 16 * jnp.pi)
-    return self.place_in(features.reshape(-1, 3 * 2 * PLACE_FEATURES))
+    return self.place_in(features.reshape(*fraction_BL3.shape[:2], 3 * 2 * PLACE_FEATURES))
 
   def condition(self, t_BL: jax.Array, caption_BSD: jax.Array, batch: PackedBatch) -> jax.Array:
-    """Noise level of each token, size and mean word vector of its clip -> (N, D), float32.
+    """Noise level of each token, size and mean word vector of its clip -> (B, L, D), float32.
 
     Words before the text encoder has mixed them: a pair of words that training never saw together is then a sum of
     two that it knows.
     """
-    B, L = t_BL.shape
-    time = self.time_in(layers.fourier_features(t_BL, TIME_FEATURES, 1.0, 1000.0).reshape(B * L, -1))
+    time_BLD = self.time_in(layers.fourier_features(t_BL, TIME_FEATURES, 1.0, 1000.0))
     size_BS4 = jnp.log(jnp.maximum(batch.size_BS4, 1e-3))
     features = layers.fourier_features(size_BS4, SIZE_FEATURES, 0.2, 20.0)
-    clip = self.size_in(features.reshape(-1, 4 * 2 * SIZE_FEATURES))
-    clip = clip + self.caption_in(caption_BSD.astype(jnp.float32).reshape(len(clip), -1))
-    return jax.nn.silu(time + per_token(clip.reshape(B, -1, self.config.width), batch.segments_BL).reshape(B * L, -1))
+    clip_BSD = self.size_in(features.reshape(*size_BS4.shape[:2], 4 * 2 * SIZE_FEATURES))
+    clip_BSD = clip_BSD + self.caption_in(caption_BSD.astype(jnp.float32))
+    return jax.nn.silu(time_BLD + per_token(clip_BSD, batch.segments_BL))
 
   def encode_text(
     self, batch: PackedBatch, caption_kept_BS: jax.Array, dtype: jnp.dtype
@@ -181,3 +182,12 @@ def pooled(text_BMD: jax.Array, segments_BM: jax.Array, segments: int) -> jax.Ar
   member_BSM = (segments_BM[:, None] == jnp.arange(1, segments + 1)[None, :, None]).astype(text_BMD.dtype)
   total_BSD = jnp.einsum("BSM,BMD->BSD", member_BSM, text_BMD)
   return total_BSD / jnp.maximum(member_BSM.sum(-1, keepdims=True), 1.0)
+
+
+def lengthened(row: tuple[jax.Array, jax.Array, PackedBatch], tokens: int) -> tuple[jax.Array, jax.Array, PackedBatch]:
+  """(x_BLC, t_BL, batch) with padding up to `tokens`, so that devices can share them."""
+  x_BLC, t_BL, batch = row
+  more = tokens - x_BLC.shape[1]
+  pad = lambda x: jnp.pad(x, [(0, more if axis == 1 else 0) for axis in range(x.ndim)]) if more else x
+  batch = batch._replace(segments_BL=pad(batch.segments_BL), positions_BL3=pad(batch.positions_BL3))
+  return pad(x_BLC), pad(t_BL), batch

@@ -1,9 +1,6 @@
 """What the transformers are made of: dense layers, norms, rotary positions, feed-forward, stacks of blocks.
 
-Dense layers take 2-D arrays (tokens, width): XLA's CPU backend runs a matrix product at full speed only when one
-dimension is contracted, which a weight gradient over (batch, tokens) would break; elsewhere the reshape is free.
-
-Shape letters: B rows, L tokens, N tokens of all rows (B * L), D width, K heads, H head width.
+Shape letters: B rows, L tokens, D width, K heads, H head width.
 """
 
 from collections.abc import Callable
@@ -13,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from sora_jax import sharding
 
 Block = TypeVar("Block", bound=nnx.Module)
 
@@ -26,9 +25,15 @@ class Dense(nnx.Module):
     self.kernel = nnx.Param(draw * (scale * width_in**-0.5))
     self.bias = nnx.Param(jnp.zeros((width_out,), jnp.float32)) if bias else None
 
-  def __call__(self, x_ND: jax.Array) -> jax.Array:
-    y = jnp.dot(x_ND, self.kernel[...].astype(x_ND.dtype))
-    return y if self.bias is None else y + self.bias[...].astype(x_ND.dtype)[None]
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(..., width_in) -> (..., width_out)."""
+    # On one device all tokens are one dimension: XLA's CPU code is at full speed only where one is contracted, and a
+    # weight's gradient contracts them all. On several, rows and tokens are split, and their product would not be.
+    flat = x.reshape(-1, x.shape[-1]) if sharding.one_device() else x
+    y = jnp.dot(flat, self.kernel[...].astype(x.dtype))
+    if self.bias is not None:
+      y += jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -50,8 +55,8 @@ class SwiGLU(nnx.Module):
     self.gate_up = Dense(width, 2 * self.hidden, rngs)
     self.down = Dense(self.hidden, width, rngs)
 
-  def __call__(self, x_ND: jax.Array) -> jax.Array:
-    return self.down(gated(self.gate_up(x_ND)))
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.down(gated(self.gate_up(x)))
 
 
 @jax.checkpoint
@@ -113,5 +118,5 @@ def apply_stack(blocks: Block, x: jax.Array, call: Callable[[Block, jax.Array], 
   """
   run = jax.checkpoint(call, prevent_cse=False) if remat else call
   step = lambda carry, block: (run(block, carry), None)
-  x, _ = jax.lax.scan(step, x, blocks, unroll=jax.default_backend() == "cpu")
+  x, _ = jax.lax.scan(step, x, blocks, unroll=sharding.platform() == "cpu")
   return x

@@ -38,14 +38,12 @@ class TextBlock(nnx.Module):
   def __call__(self, x_BMD: jax.Array, segments_BM: jax.Array, angles_BMh: jax.Array) -> jax.Array:
     B, M, D = x_BMD.shape
     cosine, sine = jnp.cos(angles_BMh)[:, :, None], jnp.sin(angles_BMh)[:, :, None]
-    x = x_BMD.reshape(B * M, D)
-    qkv = self.qkv(layers.rms_norm(x)).reshape(B, M, 3, self.heads, D // self.heads)
+    qkv = self.qkv(layers.rms_norm(x_BMD)).reshape(B, M, 3, self.heads, D // self.heads)
     query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
     key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
     mixed = attention(query, key, qkv[:, :, 2], segments_BM, segments_BM)
-    x = x + self.attention_out(mixed.reshape(B * M, D))
-    x = x + self.feed_forward(layers.rms_norm(x))
-    return x.reshape(B, M, D)
+    x = x_BMD + self.attention_out(mixed.reshape(B, M, D))
+    return x + self.feed_forward(layers.rms_norm(x))
 
 
 class TextEncoder(nnx.Module):
@@ -58,7 +56,8 @@ class TextEncoder(nnx.Module):
 
   def words(self, text_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Each token's own vector (B, M, D), before attention has mixed it with its neighbours."""
-    return self.embedding[...].astype(dtype)[text_BM]
+    # Whole on every device before it is read: the partitioner has no good way to read a table that is split by width.
+    return constrain(self.embedding[...].astype(dtype), None, None)[text_BM]
 
   def __call__(self, text_BM: jax.Array, segments_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
     x = constrain(self.words(text_BM, dtype), "batch", None, "embed")

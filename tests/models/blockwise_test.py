@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sora_jax import sharding
-from sora_jax.models import attention as dense
+from sora_jax.models.attention import attention
 from sora_jax.models.blockwise import blockwise_attention, window_sizes, windows
 
 LENGTHS = (1, 64, 129, 704)
@@ -122,14 +121,20 @@ def test_windows_grow_by_half_at_most_and_end_with_all_keys(keys):
   assert all(large <= 1.5 * small for small, large in zip(sizes[1:], sizes[2:], strict=False))
 
 
-def test_long_rows_on_one_cpu_are_computed_in_blocks_and_give_the_same(monkeypatch):
+def test_long_rows_on_a_cpu_are_computed_in_blocks_and_give_the_same():
   rng = np.random.default_rng(0)
   segments = jnp.asarray(packed(600, 3, rng)[None])
   query, key, value, _ = (x.transpose(0, 2, 1, 3) for x in draw(0, 600, 600, rows=1))
   clip = np.asarray(segments > 0)
-  found = dense.attention(query, key, value, segments, segments)
-  seen = []
-  monkeypatch.setattr(sharding, "one_device", lambda: seen.append(1))
-  whole = dense.attention(query, key, value, segments, segments)
-  np.testing.assert_allclose(np.asarray(found)[clip], np.asarray(whole)[clip], atol=1e-5)
-  assert seen and not np.array_equal(found, whole)
+  automatic, blocks, dense = (
+    np.asarray(attention(query, key, value, segments, segments, backend)) for backend in ("auto", "blocks", "dense")
+  )
+  np.testing.assert_array_equal(automatic, blocks)
+  np.testing.assert_allclose(automatic[clip], dense[clip], atol=1e-5)
+  assert not np.array_equal(automatic, dense)
+
+
+def test_an_unknown_backend_is_refused():
+  x, segments = jnp.zeros((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
+  with pytest.raises(ValueError, match="model.attention is 'flash': it is one of auto, dense"):
+    attention(x, x, x, segments, segments, "flash")

@@ -228,7 +228,7 @@ def test_places_are_fractions_of_the_clip(model):
   """The same corner of a larger clip has the same place, whatever it is packed with."""
   larger = A._replace(positions_N3=A.positions_N3 * np.float32(3), size_4=A.size_4 * np.array([3, 3, 3, 1], np.float32))
   dit = nnx.merge(model.graph, model.params)
-  place = lambda *clips: np.asarray(dit.place(stack([pack_row(clips, ROW, CHANNELS)])))
+  place = lambda *clips: np.asarray(dit.place(stack([pack_row(clips, ROW, CHANNELS)])))[0]
   np.testing.assert_allclose(place(larger)[: len(A.tokens_NC)], place(A)[: len(A.tokens_NC)], atol=1e-4)
   np.testing.assert_array_equal(place(A, B)[: len(A.tokens_NC)], place(A)[: len(A.tokens_NC)])
 
