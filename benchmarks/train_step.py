@@ -152,7 +152,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   def loss(params: Any, inputs: dict[str, Any], data: Any) -> jax.Array:
     target, text_BMD, rotary, segments, text_segments = data
     call = lambda block, x: block(x, inputs["modulation"], segments, rotary, text_BMD, text_segments)
-    out = layers.apply_stack(nnx.merge(graph, params), inputs["x"], call, False)
+    out = layers.apply_stack(nnx.merge(graph, params), inputs["x"], call, "none")
     return jnp.mean(jnp.square(out - target))
 
   optimizer = optax.adam(LEARNING_RATE)

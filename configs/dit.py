@@ -75,7 +75,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   model.seconds = (0.5, 240.0)  # shortest and longest rotary wavelength along time
   model.pixels = (32.0, 8192.0)  # and along rows and columns
   model.dtype = "bfloat16"
-  model.remat = True
+  # what the backward pass computes again: "none", "full", "attention" (all but attention), "offload" (the same, and
+  # what attention gave is kept in the host's memory)
+  model.remat = "full"
+  model.attention = "auto"  # what computes attention: the fastest there is for these devices, or one by name
 
   config.diffusion = diffusion = ml_collections.ConfigDict()
   diffusion.prediction = "x"  # "x" (clean patches) or "v"; the loss is on velocity either way
@@ -89,6 +92,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   train.steps = 400_000
   train.rows = 32  # rows a step, over all devices
   train.ranks = 8  # data-parallel ranks that get equal work in a step; any number that divides it does too
+  train.parts = 1  # of a step's rows, computed one after another where all at once need too much memory
   train.row_tokens = 8192
   train.row_text = 1024  # caption tokens a row
   train.row_segments = 32  # most clips a row
@@ -99,7 +103,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   train.clip_norm = 1.0
   train.ema_decay = 0.9999
   train.checkpoint_every = 1000  # steps
-  train.keep = 3  # checkpoints
+  train.keep = 3  # newest checkpoints
+  train.keep_every = 0  # and, for good, one every so many steps; 0 = none
   train.log_every = 50
   train.preview_every = 5000  # samples drawn into the log; 0 = never
   train.max_minutes = 0.0  # then it saves and ends with exit status 75, "run me again"; 0 = no limit
@@ -125,7 +130,7 @@ def shrink_to_laptop(config: ml_collections.ConfigDict) -> None:
   config.data.update(clips=64, sizes=("32x32", "40x24"), frames=(1, 5), max_frames=5, max_tokens=64)
   config.autoencoder.update(channels=8, stages=(((2, 4, 4), 32, 2),), crop=(5, 24, 24), batch=8, steps=20)
   config.model.update(width=64, depth=2, heads=2, text_width=32, text_depth=1, text_heads=1, vocabulary=512)
-  config.model.update(pixels=(16.0, 1024.0), dtype="float32", remat=False)
+  config.model.update(pixels=(16.0, 1024.0), dtype="float32", remat="none")
   config.diffusion.base_tokens = 64
   config.train.update(steps=20, rows=4, ranks=1, row_tokens=128, row_text=256, row_segments=8, warmup=5)
   config.train.update(checkpoint_every=10, log_every=5, preview_every=0)

@@ -1,27 +1,27 @@
-"""Train states on disk: Orbax, one folder a step, complete or not there at all.
+"""Train states on disk: Orbax, one folder a step, complete or not there at all, with a manifest of its files beside it.
 
 A step holds `params`, `optimizer` and `ema` as plain trees of arrays (optimizer leaves by path, so that no class
 name is on disk), `train` (step and RNG), `data` (the iterator's position) and `meta` (config and its hash,
-versions).
+versions, and the number of this format). It is restored on any number of devices.
 """
 
 import hashlib
 import json
-import pathlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sora_jax import integrity, sharding
+from sora_jax.integrity import CheckpointError, Folder
 from sora_jax.sharding import path_name
+from sora_jax.steps import ARRAYS, DamagedCheckpoint, Pinned, Steps, first_line
 
-ARRAYS = ("params", "optimizer", "ema", "train")
-JSONS = ("data", "meta")
+FORMAT = 1  # of a step; raised when an older version could not read it
 
-
-class CheckpointError(ValueError):
-  """A checkpoint is missing, foreign or damaged; the message names it."""
+Found = TypeVar("Found")
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -29,14 +29,42 @@ def flat(tree: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def manager(folder: str | pathlib.Path, every: int = 1, keep: int | None = None) -> ocp.CheckpointManager:
-  """The steps of one run, under `folder`/checkpoints; saving takes every `every`th step and keeps the last `keep`."""
-  return _open(folder, ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, create=True))
+def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every: int = 0) -> Steps:
+  """The steps of one run, under `folder`/checkpoints.
+
+  Args:
+    every: saving takes every `every`th step.
+    keep: how many of the last steps stay; None is all. Pinned steps stay too.
+    keep_every: steps that this number divides stay too; 0 is none.
+  """
+  if keep is not None and keep < 1:
+    raise ValueError(f"keep is {keep}, which would delete every checkpoint: give 1 or more")
+  path = integrity.root(folder)
+  policies = ocp.checkpoint_managers
+  stay = [policies.LatestN(keep), Pinned(path), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+  policy = policies.AnyPreservationPolicy(stay)
+  return Steps(path, ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy))
 
 
-def save(steps: ocp.CheckpointManager, state: Any, data: dict, meta: dict, force: bool = False) -> bool:
-  """Saves a train state (params, optimizer, ema, step, rng) in the background; False where it is not time."""
+def reader(folder: Folder) -> Steps:
+  """The steps of one run, to read alone.
+
+  Raises:
+    CheckpointError: there is no folder of checkpoints.
+  """
+  return Steps(integrity.existing_root(folder), ocp.CheckpointManagerOptions(read_only=True))
+
+
+def save(steps: Steps, state: Any, data: dict, meta: dict, force: bool = False) -> bool:
+  """Saves a train state (params, optimizer, ema, step, rng) in the background; False where it is not time.
+
+  Steps that were passed over as damaged are set aside first.
+
+  Raises:
+    CheckpointError: the save before this one failed.
+  """
   step = int(state.step)
+  steps.make_way(step)
   if step in steps.all_steps():
     return False
   arrays = {
@@ -46,84 +74,86 @@ def save(steps: ocp.CheckpointManager, state: Any, data: dict, meta: dict, force
     "train": {"step": state.step, "rng": state.rng},
   }
   items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-  items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
-  return steps.save(step, args=ocp.args.Composite(**items), force=force)
+  items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave({**meta, "format": FORMAT})}
+  saved = steps.save(step, args=ocp.args.Composite(**items), force=force)
+  if saved:
+    steps.write_manifest_after(step)
+  return saved
 
 
-def restore(steps: ocp.CheckpointManager, like: Any, step: int) -> tuple[Any, dict, dict]:
+def restore(steps: Steps, like: Any, step: int) -> tuple[Any, dict, dict]:
   """The state of `step` laid out as `like` (a state of arrays or ShapeDtypeStructs with shardings), data, meta.
 
   Raises:
+    DamagedCheckpoint: a file of the step is not as it was written, and is named.
     CheckpointError: what is on disk does not fit `like`; the first leaf that differs is named.
   """
-  abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-  wanted = {
-    "params": abstract(like.params),
-    "optimizer": flat(abstract(like.optimizer)),
-    "ema": abstract(like.ema),
-    "train": abstract({"step": like.step, "rng": like.rng}),
-  }
-  found = _restore(steps, step, wanted)
-  leaves = [found["optimizer"][path] for path in flat(like.optimizer)]
-  optimizer = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like.optimizer), leaves)
-  state = like._replace(
-    params=found["params"],
-    optimizer=optimizer,
-    ema=found["ema"],
-    step=found["train"]["step"],
-    rng=found["train"]["rng"],
-  )
-  return state, found["data"], found["meta"]
+  steps.check(step)
+  return _restore_state(steps, like, step)
 
 
-def load_params(folder: str | pathlib.Path, like: Any, step: int | None = None, item: str = "ema") -> tuple[Any, int]:
-  """One tree of parameters, the EMA unless told otherwise, of the newest step or of `step`; and that step."""
-  with reader(folder) as steps:
-    step = latest(steps, folder) if step is None else step
-    return _restore(steps, step, {item: like})[item], step
+def restore_newest(steps: Steps, like: Any) -> tuple[Any, dict, dict]:
+  """`restore` of the newest step that is whole, the same on all hosts.
 
-
-def load_meta(folder: str | pathlib.Path) -> dict:
-  """What the newest checkpoint under `folder` says of itself: its config, task and versions."""
-  with reader(folder) as steps:
-    return _read(steps, latest(steps, folder), {"meta": ocp.args.JsonRestore()})["meta"]
-
-
-def reader(folder: str | pathlib.Path) -> ocp.CheckpointManager:
-  """A manager that writes nothing.
+  Steps that are damaged are named on stderr, left as they are and passed over.
 
   Raises:
-    CheckpointError: there is no folder of checkpoints.
+    CheckpointError: no step can be used, or the newest does not fit `like`.
   """
-  if not (pathlib.Path(folder) / "checkpoints").is_dir():
-    raise CheckpointError(f"no checkpoints under {folder}: give the --workdir of a `sora train` run")
-  return _open(folder, ocp.CheckpointManagerOptions(read_only=True))
+  return _newest(steps, (), lambda step: _restore_state(steps, like, step))
 
 
-def _open(folder: str | pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-  handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
-  handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
-  path = pathlib.Path(folder).absolute() / "checkpoints"
-  return ocp.CheckpointManager(path.as_posix(), options=options, item_handlers=handlers)
+def latest(steps: Steps, folder: Folder) -> int:
+  """The newest step that is whole, of the run in `folder`.
+
+  Raises:
+    CheckpointError: there is none.
+  """
+  return steps.newest()
 
 
-def latest(steps: ocp.CheckpointManager, folder: str | pathlib.Path) -> int:
-  step = steps.latest_step()
-  if step is None:
-    raise CheckpointError(f"no complete checkpoint under {folder}: the run was stopped before its first save")
-  return step
+def load_params(folder: Folder, like: Any, step: int | None = None, item: str = "ema") -> tuple[Any, int]:
+  """One tree of parameters, the EMA unless told otherwise, of the newest step or of `step`; and that step.
+
+  Leaves of `like` without a sharding come as they were saved where the devices are the same, or else are replicated.
+
+  Raises:
+    CheckpointError: there is no such step, it is damaged, or it does not fit `like`.
+  """
+  with reader(folder) as steps:
+    read = lambda step: (_restore(steps, step, {item: like})[0][item], step)
+    return _step_or_newest(steps, step, (item, "meta"), read)
 
 
-def digest(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
+def load_arrays(folder: Folder, item: str, step: int | None = None) -> tuple[dict[str, np.ndarray], dict, int]:
+  """One item as {path: array in host memory}, whatever it was saved on; the step's meta; and that step.
+
+  Raises:
+    CheckpointError: there is no such step, or it is damaged.
+  """
+  with reader(folder) as steps:
+    read = lambda step: (flat(_read_host(steps, step, (item,))[item]), _read_meta(steps, step), step)
+    return _step_or_newest(steps, step, (item, "meta"), read)
+
+
+def load_meta(folder: Folder) -> dict:
+  """What the newest checkpoint under `folder` says of itself: its config, task and versions."""
+  with reader(folder) as steps:
+    return _newest(steps, ("meta",), lambda step: _read_meta(steps, step))
+
+
+def digest(folder: Folder, step: int | None = None) -> dict[str, Any]:
   """{step, params, optimizer, ema, rng, data}: the sha256 of each part of a checkpoint, names, shapes and bytes."""
   with reader(folder) as steps:
-    step = latest(steps, folder) if step is None else step
-    if step not in steps.all_steps():
-      raise CheckpointError(f"no step {step} under {folder}: it holds {sorted(steps.all_steps())}")
-    arrays = {name: ocp.args.StandardRestore() for name in ARRAYS}
-    found = _read(steps, step, {"data": ocp.args.JsonRestore(), **arrays})
+    return _step_or_newest(steps, step, (), lambda step: _digest(steps, step))
+
+
+def _digest(steps: Steps, step: int) -> dict[str, Any]:
+  _read_meta(steps, step)
+  found = _read_host(steps, step, ARRAYS)
+  position = _read(steps, step, {"data": ocp.args.JsonRestore()})["data"]
   parts = {name: tree_digest(found[name]) for name in ("params", "optimizer", "ema")}
-  data = hashlib.sha256(json.dumps(found["data"], sort_keys=True).encode()).hexdigest()
+  data = hashlib.sha256(json.dumps(position, sort_keys=True).encode()).hexdigest()
   return {"step": step, **parts, "rng": tree_digest({"rng": found["train"]["rng"]}), "data": data}
 
 
@@ -137,32 +167,109 @@ def tree_digest(tree: Any) -> str:
   return total.hexdigest()
 
 
-def _restore(steps: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-  """Restores items strictly: names, shapes and types on disk must be those of `wanted`."""
-  where = _where(steps, step)
+# Which step.
+
+
+def _step_or_newest(steps: Steps, step: int | None, parts: Sequence[str], read: Callable[[int], Found]) -> Found:
+  """What `read` makes of `step`, or of the newest step whose `parts` are whole."""
+  if step is None:
+    return _newest(steps, parts, read)
+  steps.check(step, parts)
+  return read(step)
+
+
+def _newest(steps: Steps, parts: Sequence[str], read: Callable[[int], Found]) -> Found:
+  """What `read` makes of the newest step whose `parts` are whole."""
+  while True:
+    step = steps.newest(parts)
+    try:
+      return read(step)
+    except DamagedCheckpoint as error:
+      # With a manifest the files are as they were written, so older steps would fail as well. Without one the run was
+      # killed between commit and manifest. Hosts could disagree on whether the step can be read, so they don't try.
+      if jax.process_count() > 1 or integrity.faults(steps.directory, step, parts) is not None:
+        raise
+      steps.pass_over(step, str(error))
+
+
+# What is in it.
+
+
+def _restore_state(steps: Steps, like: Any, step: int) -> tuple[Any, dict, dict]:
+  abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+  wanted = {
+    "params": abstract(like.params),
+    "optimizer": flat(abstract(like.optimizer)),
+    "ema": abstract(like.ema),
+    "train": abstract({"step": like.step, "rng": like.rng}),
+  }
+  found, meta = _restore(steps, step, wanted)
+  data = _read(steps, step, {"data": ocp.args.JsonRestore()})["data"]
+  leaves = [found["optimizer"][path] for path in flat(like.optimizer)]
+  optimizer = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like.optimizer), leaves)
+  state = like._replace(
+    params=found["params"],
+    optimizer=optimizer,
+    ema=found["ema"],
+    step=found["train"]["step"],
+    rng=found["train"]["rng"],
+  )
+  return state, data, meta
+
+
+def _restore(steps: Steps, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+  """Restores items strictly, with meta: names, shapes and types on disk must be those of `wanted`."""
+  meta = _read_meta(steps, step)
   kind = lambda leaf: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
   for name, tree in wanted.items():
-    try:
-      metadata = steps.item_metadata(step)[name]
-    except Exception as error:  # as in `_read`
-      raise _unreadable(steps, step, error) from error
-    if metadata is None:
-      raise CheckpointError(f"{where} has no {name!r}: it is not a checkpoint of sora_jax")
-    on_disk = {path: kind(leaf) for path, leaf in flat(dict(metadata)).items()}
+    on_disk = {path: kind(leaf) for path, leaf in flat(_metadata(steps, step, name)).items()}
     needed = {path: kind(leaf) for path, leaf in flat(tree).items()}
     wrong = sorted(path for path in on_disk.keys() | needed.keys() if on_disk.get(path) != needed.get(path))
     if wrong:
       path = wrong[0]
       raise CheckpointError(
-        f"{where} does not fit this config: {name}/{path} is {on_disk.get(path, 'absent')} there and "
+        f"{steps.where(step)} does not fit this config: {name}/{path} is {on_disk.get(path, 'absent')} there and "
         f"{needed.get(path, 'absent')} here ({len(wrong)} differ)"
       )
-  args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-  args |= {name: ocp.args.JsonRestore() for name in JSONS}
-  return _read(steps, step, args)
+  whole = sharding.replicated(sharding.make_mesh())
+  args = {name: ocp.args.StandardRestore(tree, fallback_sharding=whole) for name, tree in wanted.items()}
+  return _read(steps, step, args), meta
 
 
-def _read(steps: ocp.CheckpointManager, step: int, args: dict[str, Any]) -> dict[str, Any]:
+def _read_host(steps: Steps, step: int, names: Sequence[str]) -> dict[str, Any]:
+  """Whole items as numpy arrays."""
+  hollow = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no memory
+  trees = {name: jax.tree.map(hollow, _metadata(steps, step, name)) for name in names}
+  return _read(steps, step, {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()})
+
+
+def _read_meta(steps: Steps, step: int) -> dict:
+  """What `save` was given.
+
+  Raises:
+    CheckpointError: the step is of another format than this version reads.
+  """
+  meta = _read(steps, step, {"meta": ocp.args.JsonRestore()})["meta"]
+  number = meta.pop("format", FORMAT)  # the first steps had no number
+  if number != FORMAT:
+    raise CheckpointError(
+      f"{steps.where(step)} is of format {number}, written by sora_jax {meta.get('sora_jax', 'of another version')}; "
+      f"this version reads format {FORMAT}: use that version"
+    )
+  return meta
+
+
+def _metadata(steps: Steps, step: int, name: str) -> dict[str, Any]:
+  """The tree of an item, of leaves with shape and dtype."""
+  try:
+    # Not `steps.item_metadata`, which would read the others too.
+    found = ocp.StandardCheckpointHandler().metadata(steps.directory / str(step) / name)
+  except Exception as error:  # as in `_read`
+    raise _unreadable(steps, step, error) from error
+  return dict(found)
+
+
+def _read(steps: Steps, step: int, args: dict[str, Any]) -> dict[str, Any]:
   """The named items of a step."""
   try:
     return dict(steps.restore(step, args=ocp.args.Composite(**args)).items())
@@ -170,11 +277,5 @@ def _read(steps: ocp.CheckpointManager, step: int, args: dict[str, Any]) -> dict
     raise _unreadable(steps, step, error) from error
 
 
-def _where(steps: ocp.CheckpointManager, step: int) -> str:
-  return f"checkpoint {steps.directory} step {step}"
-
-
-def _unreadable(steps: ocp.CheckpointManager, step: int, error: Exception) -> CheckpointError:
-  """One line: what TensorStore adds of its own settings is left out."""
-  reason = str(error).partition("[tensorstore_spec")[0].strip().partition("\n")[0]
-  return CheckpointError(f"{_where(steps, step)} is damaged or not of sora_jax: {reason}")
+def _unreadable(steps: Steps, step: int, error: Exception) -> DamagedCheckpoint:
+  return DamagedCheckpoint(f"{steps.where(step)} is damaged or not of sora_jax: {first_line(error)}")

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sora_jax import host
+from sora_jax import host, hosts, interruption
 
 FLAGS = flags.FLAGS
 
@@ -36,6 +36,7 @@ flags.DEFINE_enum("method", None, ["euler", "heun"], "sample, animate: the sampl
 flags.DEFINE_float("guidance", None, "sample, animate: how strongly the prompt steers; 1 is not at all")
 flags.DEFINE_bool("first_frame", None, "sample: make the first frame as an image, then animate it")
 flags.DEFINE_integer("step", None, "sample, checkpoint: which step; the newest by default")
+flags.DEFINE_enum("item", "ema", ["ema", "params"], "checkpoint export: the averaged weights, or the last ones")
 flags.DEFINE_integer("workers", 0, "data build, precompute: processes; 0 does the work in this one", lower_bound=0)
 flags.DEFINE_multi_string(
   "beam", None, "data build, precompute: an option of an Apache Beam pipeline that does the work"
@@ -46,6 +47,9 @@ flags.DEFINE_float("min_motion", 0.0, "data build: videos that change less from 
 flags.DEFINE_bool("dedup", True, "data build: of clips that show the same, keep one")
 flags.DEFINE_bool("cut", True, "data build: cut videos into scenes")
 flags.DEFINE_integer("shard_clips", 256, "data build: clips a shard", lower_bound=1)
+flags.DEFINE_string("topology", None, "plan: the chips, v5p:4x4x4 or v5p-128; this machine's devices by default")
+flags.DEFINE_float("price", None, "plan: US dollars of a chip an hour; the list price by default", lower_bound=0.0)
+flags.DEFINE_float("tokens", None, "plan: tokens to train on; those of the config's steps by default", lower_bound=0.0)
 flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 
 USAGE = """usage: sora COMMAND [flags]
@@ -61,7 +65,13 @@ USAGE = """usage: sora COMMAND [flags]
   data        show SRC --out DIR [--config FILE]        a page of its clips as a model sees them
   data        build SRC --out DIR                       shards of its clips: cut, filtered, each once; taken up again
                                                         [--workers N] or [--beam=--runner=... ...]
-  checkpoint  list|digest DIR [--step N]                what a run has saved
+  checkpoint  list DIR                                  what a run has saved
+  checkpoint  verify DIR [--step N]                     whether every file is still as it was written
+  checkpoint  digest DIR [--step N]                     the sha256 of each part of a step
+  checkpoint  export DIR --out F [--step N]             the averaged weights as safetensors; --item=params: the last
+  checkpoint  pin|unpin DIR --step N                    keep a step for ever, or no longer
+  plan        --config FILE [--topology v5p-128]        memory, time and money of a run, before it; no TPU is needed
+                                                        [--price DOLLARS] [--tokens N]
   doctor                                                versions and devices
 
 every command takes --json"""
@@ -75,6 +85,8 @@ def main() -> None:
   """The console entry point."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.set_verbosity(logging.ERROR)
+  if sys.argv[1:2] in (["train"], ["precompute"]):
+    interruption.listen()
   host.keep_freed_memory()
   host.compile_sooner()
   if len(sys.argv) < 2 or sys.argv[1] in ("help", "-h", "--help"):
@@ -99,9 +111,15 @@ def _run(argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors():
-  """Turns the errors that a user can cause into one line and exit status 1 (2 for a wrong command line)."""
+  """Turns the errors that a user can cause into one line and exit status 1 (2 for a wrong command line).
+
+  A run that was told to end ends with one line and interruption.REQUEUE.
+  """
   try:
     yield
+  except interruption.Interrupted as error:
+    interruption.ignore()  # told again while Python cleans up
+    _fail(error, interruption.REQUEUE)
   except (flags.Error, UsageError) as error:
     _fail(error, 2)
   except (AttributeError, KeyError, TypeError) as error:
@@ -129,12 +147,14 @@ def _need(command: str, **given: Any) -> None:
 
 
 def train(_: list[str]) -> dict:
-  from sora_jax.train import run
-
   _need("train", config=FLAGS.config, workdir=FLAGS.workdir)
-  summary = run.train(FLAGS.config, FLAGS.workdir)
+  host.keep_compiled(os.path.join(FLAGS.workdir, "compiled"))
+  with hosts.joined():  # before JAX does anything else
+    from sora_jax.train import goodput, run
+
+    summary = run.train(FLAGS.config, FLAGS.workdir, host.started())
   fields = ("step", "loss", "steps_run", "resumed_from", "seconds", "useful_tokens", "tokens_per_second")
-  return {name: getattr(summary, name) for name in fields}
+  return {name: getattr(summary, name) for name in fields} | {"goodput": goodput.current().summary()}
 
 
 def sample(_: list[str]) -> dict:
@@ -185,13 +205,41 @@ def _make(size: str | None, image: str | None) -> dict:
 
 def checkpoint(words: list[str]) -> dict:
   from sora_jax import checkpoint as checkpoints
+  from sora_jax import export, integrity
 
-  if len(words) != 2 or words[0] not in ("list", "digest"):
-    raise UsageError("usage: sora checkpoint list|digest DIR [--step N]")
-  if words[0] == "digest":
-    return checkpoints.digest(words[1], FLAGS.step)
-  with checkpoints.reader(words[1]) as steps:
-    return {"steps": sorted(steps.all_steps())}
+  actions = ("list", "verify", "digest", "export", "pin", "unpin")
+  if len(words) != 2 or words[0] not in actions:
+    raise UsageError(f"usage: sora checkpoint {'|'.join(actions)} DIR [--step N] [--out F]")
+  action, folder = words
+  if action == "digest":
+    return checkpoints.digest(folder, FLAGS.step)
+  if action == "export":
+    _need("checkpoint export", out=FLAGS.out)
+    return export.export(folder, FLAGS.out, FLAGS.step, FLAGS.item)
+  if action in ("pin", "unpin"):
+    _need(f"checkpoint {action}", step=FLAGS.step)
+    return integrity.pin(folder, FLAGS.step, action == "pin")
+  if action == "verify":
+    return _checkpoint_verify(integrity.verify(folder, FLAGS.step), folder)
+  found = integrity.listing(folder)
+  if FLAGS.json:
+    return found
+  for row in found["checkpoints"]:
+    about = [f"{row['bytes']:,} bytes", row["saved_at"], row["state"], "pinned" if row["pinned"] else None]
+    print(f"step {row['step']}: {', '.join(filter(None, about))}")
+  return {"steps": found["steps"]} | ({"not_used": found["not_used"]} if found["not_used"] else {})
+
+
+def _checkpoint_verify(found: dict, folder: str) -> dict:
+  for step in found["unchecked"]:
+    print(f"step {step} has no manifest to be checked against", file=sys.stderr)
+  for fault in found["faults"]:
+    print(fault, file=sys.stderr)
+  if found["faults"] or found["unchecked"] == [FLAGS.step]:
+    if FLAGS.json:
+      print(json.dumps(found))
+    raise ValueError(f"{folder}: {len(found['faults'])} damaged files" if found["faults"] else "nothing was checked")
+  return found
 
 
 def precompute(_: list[str]) -> dict:
@@ -255,6 +303,13 @@ def _name_dropped(dropped: list[dict]) -> None:
     print(f"dropped {printable(each['file']) or 'a line'} ({where}): {each['reason']}", file=sys.stderr)
 
 
+def plan(_: list[str]) -> dict:
+  from sora_jax.plan import plan as planning
+
+  _need("plan", config=FLAGS.config)
+  return planning.plan(FLAGS.config, FLAGS.topology, FLAGS.price, FLAGS.tokens)
+
+
 def doctor(_: list[str]) -> dict:
   import importlib.metadata
 
@@ -296,6 +351,7 @@ COMMANDS: dict[str, Callable[[list[str]], dict]] = {
   "precompute": precompute,
   "data": data,
   "checkpoint": checkpoint,
+  "plan": plan,
   "doctor": doctor,
 }
 

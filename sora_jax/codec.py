@@ -3,15 +3,15 @@
 import functools
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sora_jax import checkpoint
+from sora_jax import checkpoint, sharding
 from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage, pad_clip
 from sora_jax.patches import Grid, pad_edge
 
@@ -45,15 +45,19 @@ class Codec:
     self.config = config
     self.params = params
     self.origin: tuple[str, Any] | None = None  # the folder that the weights are from, and their config section
+    self.step: int | None = None  # of the checkpoint there
+    self._here = sharding.make_mesh(devices=jax.local_devices()[:1])
     self._encode, self._decode = _programs(config)
 
   @classmethod
-  def load(cls, folder: str | pathlib.Path, section: Any) -> "Codec":
+  def load(cls, folder: str | os.PathLike, section: Any) -> "Codec":
     """The EMA weights of the autoencoder trained in `folder`, whose config section is `section`."""
     config = autoencoder_config(section)
     like = abstract_params(lambda rngs: Autoencoder(config, rngs))
-    codec = cls(config, checkpoint.load_params(folder, like)[0])
-    codec.origin = os.fspath(folder), section
+    on_host = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
+    params, step = checkpoint.load_params(folder, on_host)
+    codec = cls(config, jax.tree.map(jnp.asarray, params))
+    codec.origin, codec.step = (os.fspath(folder), section), step
     return codec
 
   def __reduce__(self) -> tuple:
@@ -80,9 +84,10 @@ class Codec:
     """Runs `code` on the first frame and `step` more, then on `step` at a time; each chunk hears of the one before."""
     starts = [0, *range(1 + step, x_BTHWC.shape[1], step)]
     parts, past = [], None
-    for start, end in zip(starts, [*starts[1:], x_BTHWC.shape[1]], strict=True):
-      part, past = code(self.params, x_BTHWC[:, start:end], past)
-      parts.append(np.asarray(part))
+    with jax.set_mesh(self._here):  # hosts code clips of their own, whatever they train together
+      for start, end in zip(starts, [*starts[1:], x_BTHWC.shape[1]], strict=True):
+        part, past = code(self.params, x_BTHWC[:, start:end], past)
+        parts.append(np.asarray(part))
     return np.concatenate(parts, 1)
 
   def grid(self, patch: tuple[int, int, int]) -> Grid:

@@ -5,7 +5,7 @@ Shape letters: B rows, L tokens, S segments, C values a token.
 
 import dataclasses
 import functools
-import pathlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from sora_jax import checkpoint
@@ -25,6 +26,7 @@ from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, per_token, plan, stack
 from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
+from sora_jax.sharding import constrain
 
 GROUP_TOKENS = 2048  # sampled at a time, or one row where that is longer
 MAX_SIDE = 8192  # pixels
@@ -98,6 +100,7 @@ def dit_config(config: Any, vocabulary: int) -> DiTConfig:
     wavelengths=(tuple(section.seconds), tuple(section.pixels), tuple(section.pixels)),
     dtype=section.dtype,
     remat=section.remat,
+    attention=section.attention,
   )
 
 
@@ -120,7 +123,9 @@ def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
     start = noise.token_noise(keys, batch.segments_BL, model.channels)
     shift_BS = schedules.size_shift(objective.segment_tokens(batch), base_tokens)
     shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
-    return samplers.sample(denoise, start, batch.tokens_BLC, batch.clean_BL, shift_BL, sampling.steps, sampling.method)
+    given = batch.tokens_BLC, batch.clean_BL
+    tokens_BLC = samplers.sample(denoise, start, *given, shift_BL, sampling.steps, sampling.method)
+    return constrain(tokens_BLC, None, None, None)  # whole on every host
 
   return jax.jit(sample_tokens, static_argnums=3)
 
@@ -137,13 +142,13 @@ class Generator:
     self._run = _program(model, config.diffusion.prediction, config.diffusion.base_tokens)
 
   @classmethod
-  def load(cls, workdir: str | pathlib.Path, step: int | None = None) -> "Generator":
+  def load(cls, workdir: str | os.PathLike, step: int | None = None) -> "Generator":
     """The EMA weights of a `sora train` workdir.
 
     Raises:
       CheckpointError: the folder holds no finished step of a transformer.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = epath.Path(workdir)
     meta = checkpoint.load_meta(workdir)
     if meta.get("task") != "dit":
       raise checkpoint.CheckpointError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sora_jax import __version__, checkpoint
+from sora_jax import __version__, checkpoint, ending, hosts
 from sora_jax.clips import Clip
 from sora_jax.codec import Codec
 from sora_jax.data import latents, quarantine
@@ -20,6 +20,7 @@ from sora_jax.data.video_io import UnreadableFile
 BATCH = 64  # clips of one size encoded together
 BATCH_PIXELS = 2e7  # bounds memory
 UNIT = 512  # clips; what is lost when encoding is stopped
+SLOW = 6  # times as long as a step may a unit take
 
 Unit = list[list[int]]  # batches of clips of one shape, by number
 
@@ -34,8 +35,8 @@ def encode_source(
 ) -> latents.LatentStore:
   """The latents of every clip of `source`; made again only when something that they are made from changed.
 
-  A clip that can't be read is skipped, named on stderr and listed in the folder's quarantine.jsonl; the others keep
-  their order.
+  Several hosts share the work. A clip that can't be read is skipped, named on stderr and listed in the folder's
+  quarantine.jsonl; the others keep their order.
 
   Args:
     max_bad: the share of clips that may be bad, those that the source dropped before included.
@@ -44,13 +45,27 @@ def encode_source(
   Raises:
     TooManyBad: more are.
     ValueError: not one clip could be read.
+    Interrupted: the run was told to end; units that are done are saved.
+    HostsError: the hosts' weights or sources differ, or one of them is late.
   """
-  units = plan_units(source)
-  if not latents.begin(folder, key_of(codec, source)):
+  units, key = plan_units(source), key_of(codec, source)
+  hosts.same("comparing weights and clips", key)
+  missing = hosts.decide("looking for latents", lambda: missing_units(folder, key, len(units)))
+  if missing is not None:
     work = functools.partial(encode_unit, codec, source, folder, units)
-    work_units.run(work, latents.missing_units(folder, len(units)), "encode", workers, beam)
-    latents.finish(folder, len(units))
-  return checked(latents.LatentStore(folder), source, max_bad)
+    work_units.run(work, missing[hosts.index() :: hosts.count()], "encode", workers, beam)
+    hosts.barrier("encoding latents", hosts.LONG)
+    left = hosts.decide("counting latents", lambda: len(latents.missing_units(folder, len(units))))
+    ending.end_here(f"latents: {len(units) - left} of {len(units)} units are saved")
+    hosts.decide("joining latents", lambda: len(latents.finish(folder, len(units))))
+  store = latents.LatentStore(folder)
+  hosts.decide("checking latents", lambda: check(store, source, max_bad))
+  return store
+
+
+def missing_units(folder: str | os.PathLike, key: dict[str, str], units: int) -> list[int] | None:
+  """Those that are to be encoded; None where the store of this key is complete."""
+  return None if latents.begin(folder, key) else latents.missing_units(folder, units)
 
 
 def key_of(codec: Codec, source: Source) -> dict[str, str]:
@@ -83,6 +98,7 @@ def plan_units(source: Source) -> list[Unit]:
 
 def encode_unit(codec: Codec, source: Source, folder: str | os.PathLike, units: Sequence[Unit], number: int) -> None:
   """Encodes and writes one unit."""
+  hosts.at("encoding unit", number, SLOW * hosts.limit())
   bad: list[Dropped] = []
   latents.write_unit(folder, number, _encode(codec, source, units[number], bad), bad)
   if bad:
@@ -90,8 +106,8 @@ def encode_unit(codec: Codec, source: Source, folder: str | os.PathLike, units: 
     print(f"skipped {len(bad)} clips that can't be read: {told}", file=sys.stderr)
 
 
-def checked(store: latents.LatentStore, source: Source, max_bad: float) -> latents.LatentStore:
-  """The store, with what was bad listed beside it.
+def check(store: latents.LatentStore, source: Source, max_bad: float) -> None:
+  """Lists beside the store what was bad.
 
   Raises:
     TooManyBad, ValueError: it lacks too much; its bad clips will be read again.
@@ -106,7 +122,6 @@ def checked(store: latents.LatentStore, source: Source, max_bad: float) -> laten
   except ValueError:
     latents.forget_bad(store.folder)
     raise
-  return store
 
 
 def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped]) -> Iterator[latents.LatentClip]:

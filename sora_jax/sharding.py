@@ -4,6 +4,7 @@ Activations are laid out by logical names through `constrain`; parameters by the
 that matches their path. The same program runs on one device and on many: only the mesh differs.
 """
 
+import collections
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -177,11 +178,15 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 def batch_share(mesh: Mesh) -> tuple[int, int]:
   """Which part of a batch this process reads, and of how many: processes that share rows read the same ones.
 
+  Its rows need not lie side by side, as on a TPU, where a process has a square of the torus.
+
   Raises:
-    ValueError: the rows of this process are no equal part of the batch.
+    ValueError: processes share some of their rows only.
   """
-  sharding, parts = batch_sharding(mesh), mesh.shape["data"] * mesh.shape["fsdp"]
-  mine = sorted({index[0].start or 0 for index in sharding.addressable_devices_indices_map((parts,)).values()})
-  if parts % len(mine) or mine[0] % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
-    raise ValueError(f"process {jax.process_index()} holds the rows {mine} of {parts}, which are no equal part of them")
-  return mine[0] // len(mine), parts // len(mine)
+  parts, begun = mesh.shape["data"] * mesh.shape["fsdp"], collections.defaultdict(set)
+  for device, index in batch_sharding(mesh).devices_indices_map((parts,)).items():
+    begun[device.process_index].add(index[0].start or 0)
+  shares = sorted({tuple(sorted(rows)) for rows in begun.values()})
+  if sum(map(len, shares)) != parts or len({len(rows) for rows in shares}) > 1:
+    raise ValueError(f"processes hold the rows {shares} of {parts}: make the mesh's axes whole processes")
+  return shares.index(tuple(sorted(begun[jax.process_index()]))), len(shares)

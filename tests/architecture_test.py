@@ -22,7 +22,9 @@ PACKAGE = "sora_jax"
 
 # A row may import the rows above it. Inside a row, only what SIDEWAYS lists.
 LAYERS = (
-  ("host", "interruption", "ending", "clips", "config", "sharding", "patches", "packing", "balance", "checkpoint"),
+  ("host", "interruption", "cluster", "rollcall", "watchdog", "hosts", "ending"),
+  ("clips", "config", "sharding", "patches", "packing", "balance"),
+  ("steps", "integrity", "export", "checkpoint"),
   ("models", "diffusion", "worlds", "data"),
   ("codec",),
   ("train", "generate", "precompute", "recaption"),
@@ -33,7 +35,7 @@ LAYERS = (
   ("__main__",),
 )
 # Training may sample and precompute as it goes; what users call never needs training.
-SIDEWAYS = {unit: set(LAYERS[0]) for unit in LAYERS[0]} | {
+SIDEWAYS = {unit: set(row) for row in LAYERS[:3] for unit in row} | {
   "data": {"worlds"},
   "train": {"generate", "precompute"},
   "precompute": {"generate"},
@@ -45,7 +47,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"train/loop.py": 120}  # the loop is read from top to bottom, as a recipe
 PARAMETERS = 8
-CONFIG_LEAVES = 70  # every setting of a run in one file: data and its sharing among ranks took it past 60
+CONFIG_LEAVES = 75  # every setting of a run in one file: data, ranks and the memory of a step took it past 60
 # A config is loaded by its path and may build on another: pathlib and runpy reach that file from anywhere.
 CONFIG_IMPORTS = {"ml_collections", "configs", "pathlib", "runpy"}
 
@@ -383,7 +385,7 @@ BROKEN: dict[Check, list[tuple[str, str, str]]] = {
   config_violations: [
     ("configs/dit.py", "import jax\n", "dit.py:1: a config imports jax"),
     ("configs/dit.py", "from sora_jax import clips\n", "a config imports sora_jax"),
-    ("configs/dit.py", config(71), "dit.py:1: 71 leaves"),
+    ("configs/dit.py", config(76), "dit.py:1: 76 leaves"),
   ],
 }
 CHECKS = tuple(BROKEN)

@@ -54,3 +54,11 @@ def test_one_model_trains_on_the_same_clips_packed_bucketed_and_padded():
   assert found["packed_over_padded"] == pytest.approx(found["packed"] / found["padded"], rel=0.01)
   assert found["schemes"]["packed"]["programs"] == 1 and found["schemes"]["packed"]["lost_tokens"] == 0
   assert found["schemes"]["padded"]["useful_tokens"] < found["schemes"]["buckets"]["useful_tokens"] <= 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_up_again_compiles_little():
+  found = last_line("restart.py", "--set", "model.depth=2", "--set", "model.text_depth=1")
+  assert set(found) == {"first", "second", "second_over_first"}
+  assert found["second"]["compile"] < 0.4 * found["first"]["compile"]
+  assert found["second_over_first"] < 0.6

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,6 +22,55 @@ def test_asking_twice_gives_the_same_answer():
 def test_other_systems_are_left_alone(monkeypatch):
   monkeypatch.setattr(sys, "platform", "darwin")
   assert host.keep_freed_memory() is False
+
+
+def test_a_process_knows_when_it_began():
+  code = "import time; time.sleep(0.5); from sora_jax import host; print(time.monotonic() - host.started())"
+  begin = time.monotonic()
+  age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+  assert age < time.monotonic() - begin + 0.02
+  if sys.platform.startswith("linux"):
+    assert age > 0.5
+
+
+COMPILES = """
+from sora_jax import host
+host.keep_compiled({folder!r})
+import jax, jax.numpy as jnp
+found = []
+jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
+jax.jit(lambda x: jnp.linalg.qr(jnp.sin(x @ x)))(jnp.ones((50, 50)))
+print(found.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def compiles(folder, **more: str) -> int:
+  """Programs that a process found compiled; it keeps its own in `folder`."""
+  environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+  environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **more}
+  words = [sys.executable, "-c", COMPILES.format(folder=str(folder))]
+  return int(subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout)
+
+
+def test_the_next_process_finds_what_this_one_compiled(tmp_path):
+  assert compiles(tmp_path / "kept") == 0
+  assert compiles(tmp_path / "other", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "kept")) >= 1
+  assert not (tmp_path / "other").exists()
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path, monkeypatch):
+  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+  monkeypatch.setattr(host, "MAX_COMPILED", 25)
+  for age, name in enumerate(("new", "middle", "old", "oldest")):
+    path = tmp_path / f"{name}-cache"
+    path.write_bytes(bytes(10))
+    os.utime(path, (1e9 - age, 1e9 - age))
+  (tmp_path / "another").write_bytes(bytes(100))
+  host.keep_compiled(tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "middle-cache", "new-cache"]
+  assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 
 
 LEVEL = "--xla_backend_optimization_level"

@@ -15,7 +15,7 @@ from sora_jax import cli
 from sora_jax.data import video_io
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md")
+PAGES = ("README.md", "docs/data.md", "docs/checkpoints.md", "docs/plan.md", "docs/scale.md")
 # What makes a training command of the README end in seconds; everything else is run as it stands there.
 SMALL = (
   "--config.autoencoder.steps=2 --config.autoencoder.stages=(((2,4,4),16,1),) --config.autoencoder.channels=8 "
@@ -80,7 +80,7 @@ def test_the_commands_work_in_the_order_in_which_they_stand(tmp_path):
   rows = [{"file": name, "short": "a dog", "long": "a dog runs"} for name in ("dog.mp4", "dog.png")]
   (clips / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   beam = importlib.util.find_spec("apache_beam")
-  for words in sora_commands():
+  for words in sora_commands("README.md", "docs/data.md"):
     if not beam and any(word.startswith("--beam") for word in words):
       continue
     small = SMALL if words[1] in ("train", "precompute") else []

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sora_jax import interruption
 from sora_jax.data import video_io
 from sora_jax.data.video_io import Probe, UnreadableFile
 
@@ -126,10 +127,11 @@ class _LateError(UnreadableFile):
 
 def _start(memory: int) -> subprocess.Popen:
   command = [sys.executable, "-m", "sora_jax.data.isolated", str(memory)]
-  # A session of its own: an interrupt from the terminal is for the run, which ends this process itself.
-  return subprocess.Popen(
-    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-  )
+  # A session of its own too: an interrupt from the terminal is for the run, which ends this process itself.
+  with interruption.shielded():
+    return subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _cause(status: int | None) -> str:

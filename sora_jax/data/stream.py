@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import grain
 
+from sora_jax import interruption
+
 ENDLESS = 2**40  # elements; more than any run takes
 AHEAD = 8  # batches that are made before they are asked for: a few slow files in a row stop no step
 ON_MISMATCH = ("error", "restart", "remap")
@@ -46,6 +48,20 @@ class Reading(NamedTuple):
   on_mismatch: str = "error"
 
 
+class _Sent:
+  """A function for workers: one that gets it ends with the process that sent it, which may be killed."""
+
+  def __init__(self, call: Callable[[int], Any]):
+    self.call = call
+
+  def __call__(self, number: int) -> Any:
+    return self.call(number)
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__ = state
+    interruption.end_with_parent()
+
+
 class Stream:
   """Batches of elements 0, 1, ...: this host's share of each. Its state is the same on every host."""
 
@@ -72,7 +88,7 @@ class Stream:
       return element(step * batch + place % hosts * (batch // hosts) + place // hosts)
 
     self._iterator = grain.experimental.ElasticIterator(
-      grain.MapDataset.range(ENDLESS).map(dealt),
+      grain.MapDataset.range(ENDLESS).map(_Sent(dealt)),
       batch,
       reading.shard,
       read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD),
@@ -83,7 +99,8 @@ class Stream:
     return self
 
   def __next__(self) -> Any:
-    return next(self._iterator)
+    with interruption.shielded():  # which starts the workers when it needs them
+      return next(self._iterator)
 
   def close(self) -> None:
     """Ends the workers."""

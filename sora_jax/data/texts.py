@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sora_jax import __version__
+from sora_jax import __version__, hosts
 from sora_jax.data import latents, storage
 from sora_jax.data.tokenizer import Tokenizer
 
@@ -55,7 +55,10 @@ class Texts:
 def kept_texts(
   folder: str | os.PathLike, captions: Sequence[Mapping[str, str]], tokenizer: Tokenizer, limit: int
 ) -> Texts:
-  """`Texts.of`, from the folder where it holds just these; what differs is named on stderr, and they are made again."""
+  """`Texts.of`, kept in the folder; where it holds others, what differs is named on stderr and they are made again.
+
+  Of several hosts the first makes them, and all read them.
+  """
   folder = epath.Path(folder)
   key = {
     "tokenizer": latents.digest([tokenizer.model.hex()]),
@@ -63,19 +66,23 @@ def kept_texts(
     "limit": str(limit),
     "version of sora_jax": __version__,
   }
-  if (folder / KEY).exists() and (folder / IDS).exists():
-    changed = latents.differing(_read_key(folder / KEY), key)
-    if not changed:
-      with (folder / IDS).open("rb") as file, np.load(file, allow_pickle=False) as found:
-        return Texts(found["ids"], found["starts"])
-    print(f"{folder / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
-  texts = Texts.of(captions, tokenizer, limit)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
-  with (folder / IDS).open("wb") as file:
-    np.savez(file, ids=texts.ids_M, starts=texts.starts)
-  storage.write_text(folder / KEY, json.dumps(key, indent=1, sort_keys=True))
-  return texts
+
+  def make() -> None:
+    if (folder / KEY).exists() and (folder / IDS).exists():
+      changed = latents.differing(_read_key(folder / KEY), key)
+      if not changed:
+        return
+      print(f"{folder / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
+    texts = Texts.of(captions, tokenizer, limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
+    with (folder / IDS).open("wb") as file:
+      np.savez(file, ids=texts.ids_M, starts=texts.starts)
+    storage.write_text(folder / KEY, json.dumps(key, indent=1, sort_keys=True))
+
+  hosts.decide("tokenising captions", make, hosts.LONG)
+  with (folder / IDS).open("rb") as file, np.load(file, allow_pickle=False) as found:
+    return Texts(found["ids"], found["starts"])
 
 
 def _read_key(path: Any) -> dict[str, str]:

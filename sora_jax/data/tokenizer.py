@@ -4,10 +4,14 @@ Byte fallback spells out words that training never saw, so every string has ids 
 """
 
 import io
+import os
 import pathlib
 from collections.abc import Iterable
 
 import sentencepiece
+from etils import epath
+
+from sora_jax.data import storage
 
 PAD, START, UNKNOWN = 0, 1, 2
 
@@ -48,13 +52,13 @@ class Tokenizer:
     return cls(buffer.getvalue())
 
   @classmethod
-  def load(cls, path: str | pathlib.Path) -> "Tokenizer":
+  def load(cls, path: str | os.PathLike) -> "Tokenizer":
     """
     Raises:
       ValueError: there is no such file, or it is no SentencePiece model.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    path = epath.Path(path)
+    if not path.exists():
       raise ValueError(f"no tokenizer at {path}: it is written when training starts")
     model = path.read_bytes()
     if not model:  # which SentencePiece takes for "no model given"
@@ -64,12 +68,12 @@ class Tokenizer:
     except (RuntimeError, OSError) as error:
       raise ValueError(f"{path} is no SentencePiece model: {str(error).splitlines()[0]}") from error
 
-  def save(self, path: pathlib.Path) -> None:
-    """Writes the file by renaming, so that a killed run leaves none or a whole one."""
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes the file whole or not at all."""
+    path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f"{path.name}.part")
-    written.write_bytes(self.model)
-    written.replace(path)
+    with storage.written_local(path) as local:
+      pathlib.Path(local).write_bytes(self.model)
 
   @property
   def vocabulary(self) -> int:

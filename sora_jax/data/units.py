@@ -6,20 +6,19 @@ missing, and it does not matter who does which.
 
 import concurrent.futures
 import multiprocessing
-import multiprocessing.connection
-import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from sora_jax import ending, interruption
+
 Work = Callable[[int], Any]  # a module's function, or functools.partial of one: it is sent to other processes
 
 
 def run(work: Work, units: Sequence[int], name: str, workers: int = 0, beam: Sequence[str] | None = None) -> None:
-  """Does every unit.
+  """Does every unit; a process that is told to end does the units it is at, and returns (`ending.heard`).
 
   Args:
     work: does one, and leaves its result on disk.
@@ -39,17 +38,27 @@ def run(work: Work, units: Sequence[int], name: str, workers: int = 0, beam: Seq
   with tqdm(total=len(units), desc=name, file=sys.stderr, unit="unit", mininterval=1.0) as bar:
     if workers <= 1:
       for unit in units:
+        if ending.heard():
+          return
         work(unit)
         bar.update()
       return
     # Spawned: a forked process would inherit locks that JAX's threads hold.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, _take, (work,)) as pool:
-      waiting = [pool.submit(_do, unit) for unit in units]
+      with interruption.shielded():
+        waiting = [pool.submit(_do, unit) for unit in units]
       try:
         for done in concurrent.futures.as_completed(waiting):
           done.result()
           bar.update()
+          if ending.heard():
+            pool.shutdown(wait=True, cancel_futures=True)
+            return
+      except concurrent.futures.process.BrokenProcessPool:
+        for worker in multiprocessing.active_children():
+          worker.kill()  # the pool ends them by SIGTERM, from which they are shielded
+        raise
       except BaseException:
         pool.shutdown(wait=True, cancel_futures=True)
         raise
@@ -60,15 +69,8 @@ _taken: list[Work] = []  # in a worker: what it does, sent once and not with eve
 
 def _take(work: Work) -> None:
   _taken[:] = [work]
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  """Without it the workers of a killed process would wait for units for ever, and get in the way of the next run."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+  # The workers of a killed process would wait for units for ever, and get in the way of the next run.
+  interruption.end_with_parent()
 
 
 def _do(unit: int) -> None:

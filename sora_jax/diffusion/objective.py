@@ -58,12 +58,30 @@ def velocity_errors(x_hat_BLC: jax.Array, batch: PackedBatch, t_BL: jax.Array) -
     errors (B, S), 0 where a segment has no predicted token; and the number of predicted tokens (B, S).
   """
   error_BL = jnp.mean(jnp.square(x_hat_BLC - batch.tokens_BLC), -1) / jnp.square(jnp.maximum(t_BL, MIN_TIME))
-  predicted_BL = (batch.segments_BL > 0) & ~batch.clean_BL
-  ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
-  member_BLS = (batch.segments_BL[:, :, None] == ids_S[None, None]) & predicted_BL[:, :, None]
+  member_BLS = _predicted(batch)
   count_BS = member_BLS.sum(1).astype(jnp.float32)
   total_BS = jnp.where(member_BLS, error_BL[:, :, None], 0.0).sum(1)
   return total_BS / jnp.maximum(count_BS, 1.0), count_BS
+
+
+def _predicted(batch: PackedBatch) -> jax.Array:
+  """Which tokens are of a segment and not given, bool (B, L, S)."""
+  ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
+  predicted_BL = (batch.segments_BL > 0) & ~batch.clean_BL
+  return (batch.segments_BL[:, :, None] == ids_S[None, None]) & predicted_BL[:, :, None]
+
+
+def segment_weights(batch: PackedBatch, weighting: str) -> jax.Array:
+  """What each segment's error counts in the loss, (B, S): as a clip ("clip") or as many tokens ("token").
+
+  Raises:
+    ValueError: another weighting.
+  """
+  count_BS = _predicted(batch).sum(1).astype(jnp.float32)
+  weights = {"clip": batch.weight_BS * (count_BS > 0), "token": batch.weight_BS * count_BS}
+  if weighting not in weights:
+    raise ValueError(f"diffusion.weighting is {weighting!r}: it is 'clip' or 'token'")
+  return weights[weighting]
 
 
 def velocity_loss(
@@ -77,12 +95,10 @@ def velocity_loss(
   Raises:
     ValueError: another weighting.
   """
-  errors_BS, count_BS = velocity_errors(x_hat_BLC, batch, t_BL)
-  clip_BS = batch.weight_BS * (count_BS > 0)
-  token_BS = batch.weight_BS * count_BS
-  means = {
-    name: jnp.sum(errors_BS * w) / jnp.maximum(jnp.sum(w), 1e-6) for name, w in (("clip", clip_BS), ("token", token_BS))
-  }
-  if weighting not in means:
-    raise ValueError(f"diffusion.weighting is {weighting!r}: it is 'clip' or 'token'")
-  return means[weighting], {"loss_per_clip": means["clip"], "loss_per_token": means["token"]}
+  errors_BS = velocity_errors(x_hat_BLC, batch, t_BL)[0]
+
+  def mean(name: str) -> jax.Array:
+    weight_BS = segment_weights(batch, name)
+    return jnp.sum(errors_BS * weight_BS) / jnp.maximum(jnp.sum(weight_BS), 1e-6)
+
+  return mean(weighting), {f"loss_per_{name}": mean(name) for name in ("clip", "token")}

@@ -9,14 +9,19 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
 from sora_jax.models import context
-from sora_jax.models.blockwise import blockwise_attention
+from sora_jax.models.blockwise import BLOCKWISE
+from sora_jax.models.flash_tpu import FLASH_TPU
+from sora_jax.models.kernel import ATTENDED, attend
 
 LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay on a CPU
-BACKENDS = ("auto", "dense", "blocks")
+# Kernel by name, and the platforms it runs on. "dense", every pair and a mask, runs anywhere.
+KERNELS = {"blocks": (BLOCKWISE, ("cpu", "gpu", "tpu")), "flash": (FLASH_TPU, ("tpu",))}
+BACKENDS = ("auto", "dense", *KERNELS)
 
 
 def attention(
@@ -38,26 +43,37 @@ def attention(
     over: the logical names of the dimensions of queries and keys: "tokens" where devices share them.
 
   Raises:
-    ValueError: an unknown backend, or heads that `mesh.ulysses` devices can't exchange.
+    ValueError: an unknown backend or one that does not run here, or heads that `mesh.ulysses` devices can't exchange.
   """
   chex.assert_equal_shape([key_BMKH, value_BMKH])
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query_BLKH, key_BMKH, value_BMKH))
-  attend = _backend(backend, query.shape[2], key.shape[2])
+  name = choose(backend, query.shape[2], key.shape[2])
+  call = dense_attention if name == "dense" else functools.partial(attend, KERNELS[name][0])
   if not sharding.one_device():
-    attend = _on_all_devices(attend, query.shape, over)
-  return attend(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
+    call = _on_all_devices(call, query.shape, over)
+  return call(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
 
 
-def _backend(name: str, queries: int, keys: int) -> Callable:
-  if name not in BACKENDS:
-    raise ValueError(f"model.attention is {name!r}: it is one of {', '.join(BACKENDS)}")
-  if name == "auto":
-    name = "blocks" if queries * keys >= LONG and sharding.platform() == "cpu" else "dense"
-  return blockwise_attention if name == "blocks" else dense_attention
+def choose(backend: str, queries: int, keys: int) -> str:
+  """The backend itself, or for "auto" what is fastest where this is compiled for and for rows of these lengths.
+
+  Raises:
+    ValueError: an unknown backend, or one that does not run there.
+  """
+  if backend not in BACKENDS:
+    raise ValueError(f"model.attention is {backend!r}: it is one of {', '.join(BACKENDS)}")
+  platform = sharding.platform()
+  if backend == "auto":
+    long = queries * keys >= LONG
+    return {"tpu": "flash", "cpu": "blocks" if long else "dense"}.get(platform, "dense")
+  if backend != "dense" and platform not in KERNELS[backend][1]:
+    runs_on = " or ".join(KERNELS[backend][1])
+    raise ValueError(f"model.attention={backend!r} runs on {runs_on}, not on {platform}: leave it at 'auto'")
+  return backend
 
 
-def _on_all_devices(attend: Callable, shape_BKLH: tuple[int, ...], over: tuple[str | None, str | None]) -> Callable:
-  """`attend`, each device on its rows, heads and tokens."""
+def _on_all_devices(call: Callable, shape_BKLH: tuple[int, ...], over: tuple[str | None, str | None]) -> Callable:
+  """`call`, each device on its rows, heads and tokens."""
   B, K, L, _ = shape_BKLH
   rows, heads, tokens = sharding.split("batch", B), sharding.split("heads", K), sharding.split(over[0], L)
   keys = tokens if over[1] == over[0] else None
@@ -68,10 +84,11 @@ def _on_all_devices(attend: Callable, shape_BKLH: tuple[int, ...], over: tuple[s
       raise ValueError(
         f"{mine} heads a device can't be exchanged by mesh.ulysses={mesh.shape[group]} devices: make it a divisor"
       )
-    attend = context.exchange_heads(functools.partial(context.ring_attention, context.BLOCKWISE, ring), group)
+    kernel = KERNELS["flash" if sharding.platform() == "tpu" else "blocks"][0]
+    call = context.exchange_heads(functools.partial(context.ring_attention, kernel, ring), group)
   query_spec, key_spec = (PartitionSpec(rows, heads, place, None) for place in (tokens, keys))
   specs = (query_spec, key_spec, key_spec, PartitionSpec(rows, tokens), PartitionSpec(rows, keys))
-  return jax.shard_map(attend, in_specs=specs, out_specs=query_spec, check_vma=False)
+  return jax.shard_map(call, in_specs=specs, out_specs=query_spec, check_vma=False)
 
 
 def dense_attention(query, key, value, query_segments, key_segments) -> jax.Array:
@@ -84,4 +101,4 @@ def dense_attention(query, key, value, query_segments, key_segments) -> jax.Arra
   weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
   # The sum as a product with ones: XLA's reduction of the same array is slower on the CPU.
   total = jnp.einsum("BKLM,M->BKL", weight, jnp.ones(weight.shape[-1], jnp.float32))[..., None].astype(value.dtype)
-  return jnp.einsum("BKLM,BKMH->BKLH", weight.astype(value.dtype), value) / total
+  return checkpoint_name(jnp.einsum("BKLM,BKMH->BKLH", weight.astype(value.dtype), value) / total, ATTENDED)

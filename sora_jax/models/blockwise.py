@@ -8,7 +8,6 @@ forward pass.
 Shape letters: B rows, K heads, L queries, M keys, H head width, Q queries of a block, W keys of a window.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,21 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-NEVER = -1e30  # a score that no query has: finite, so that differences of two are numbers
+from sora_jax.models.kernel import NEVER, Attended, Kernel
+
 QUERIES = 256  # of a block
 WINDOW = 64  # keys of the smallest window; the others are this times 2, 3, 4, 6, 8, 12, ...
-
-
-class Attended(NamedTuple):
-  """What queries have from some of their keys: the mean of the values by weight, and the logarithm of the weights' sum.
-
-  Attributes:
-    out: (B, K, L, H) float32; 0 where a query has none of these keys.
-    log_total: (B, K, L) float32; NEVER there.
-  """
-
-  out: jax.Array
-  log_total: jax.Array
 
 
 class Block(NamedTuple):
@@ -74,41 +62,6 @@ class Block(NamedTuple):
     mine = self.mine(query_segments_BL, 1)
     same = (mine[:, None] == self.theirs(key_segments_BM, 1)[None]) & (mine[:, None] > 0)
     return jnp.where(same, 0.0, NEVER)[None]
-
-
-def blockwise_attention(
-  query_BKLH: jax.Array,
-  key_BKMH: jax.Array,
-  value_BKMH: jax.Array,
-  query_segments_BL: jax.Array,
-  key_segments_BM: jax.Array,
-  queries: int = QUERIES,
-) -> jax.Array:
-  """softmax(q k^T / sqrt(H)) v over the keys whose segment id equals the query's and is above 0; (B, K, L, H).
-
-  Scores and sums are float32. A query that has no key gets 0, and gives no gradient.
-  """
-  return _attention(queries, query_BKLH, key_BKMH, value_BKMH, query_segments_BL, key_segments_BM)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(queries: int, *inputs: jax.Array) -> jax.Array:
-  return forward(*inputs, queries).out.astype(inputs[0].dtype)
-
-
-def _save(queries: int, *inputs: jax.Array) -> tuple[jax.Array, Any]:
-  out, log_total = forward(*inputs, queries)
-  out = out.astype(inputs[0].dtype)
-  return out, (inputs, Attended(out, log_total))
-
-
-def _pull(queries: int, saved: Any, gradient_BKLH: jax.Array) -> tuple:
-  inputs, attended = saved
-  gradients = backward(*inputs, attended, gradient_BKLH, queries)
-  return *(g.astype(x.dtype) for g, x in zip(gradients, inputs[:3], strict=True)), None, None
-
-
-_attention.defvjp(_save, _pull)
 
 
 def forward(query, key, value, query_segments, key_segments, queries: int = QUERIES) -> Attended:
@@ -214,3 +167,6 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   """The matrix product for each head, float32."""
   return jnp.einsum("Kab,Kbc->Kac", a, b, preferred_element_type=jnp.float32)
+
+
+BLOCKWISE = Kernel(forward, backward)

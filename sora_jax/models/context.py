@@ -10,24 +10,13 @@ Shape letters: B rows, K heads, L queries of this device, M keys of this device,
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sora_jax.models import blockwise
-from sora_jax.models.blockwise import Attended
-
-
-class Kernel(NamedTuple):
-  """Attention to a part of the keys, and its gradients; see `blockwise.forward` and `blockwise.backward`."""
-
-  forward: Callable[..., Attended]
-  backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-
-
-BLOCKWISE = Kernel(blockwise.forward, blockwise.backward)
+from sora_jax.models.kernel import NEVER, Attended, Kernel, kept
 
 
 def exchange_heads(attend: Callable, axis: str) -> Callable:
@@ -58,15 +47,14 @@ def _ring_forward(kernel: Kernel, axis: str, query, key, value, query_segments, 
     key, value, ids = visitor
     return (merge(attended, kernel.forward(query, key, value, query_segments, ids)), following), None
 
-  nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(query.shape[:3], blockwise.NEVER, jnp.float32)
+  nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(query.shape[:3], NEVER, jnp.float32)
   (attended, _), _ = lax.scan(visit, (Attended(*nothing), (key, value, key_segments)), length=lax.axis_size(axis))
   return attended
 
 
 def _ring_save(kernel: Kernel, axis: str, *inputs: jax.Array) -> tuple[jax.Array, Any]:
-  out, log_total = _ring_forward(kernel, axis, *inputs)
-  out = out.astype(inputs[0].dtype)
-  return out, (inputs, Attended(out, log_total))
+  attended = kept(_ring_forward(kernel, axis, *inputs), inputs[0].dtype)
+  return attended.out, (inputs, attended)
 
 
 def _ring_pull(kernel: Kernel, axis: str, saved: Any, gradient: jax.Array) -> tuple:

@@ -35,8 +35,9 @@ class DiTConfig:
   Attributes:
     channels: values of a token, patch volume times latent channels.
     wavelengths: shortest and longest rotary wavelength of (seconds, pixels down, pixels right).
+    attention: what computes self attention, of `attention.BACKENDS`.
     dtype: what the blocks compute in; parameters, norms and softmax stay float32.
-    remat: recompute blocks in the backward pass instead of storing them.
+    remat: what of a block is computed again in the backward pass, of `layers.REMAT`.
   """
 
   channels: int
@@ -46,7 +47,8 @@ class DiTConfig:
   text: TextEncoderConfig
   wavelengths: tuple[tuple[float, float], ...]
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
+  attention: str = "auto"
 
 
 class Block(nnx.Module):
@@ -54,7 +56,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
     D = config.width
-    self.heads = config.heads
+    self.heads, self.backend = config.heads, config.attention
     self.qkv = layers.Dense(D, 3 * D, rngs)
     self.attention_out = layers.Dense(D, D, rngs)
     self.query = layers.Dense(D, D, rngs)
@@ -80,7 +82,7 @@ class Block(nnx.Module):
     # Values turn with their token and back at the query, so what is gathered tells where it lay relative to the query
     # (Miyato et al. 2024, "GTA", section 3).
     value = layers.rotate(qkv[:, :, 2], cosine, sine)
-    mixed = attention(query, key, value, segments_BL, segments_BL, over=("tokens", "tokens"))
+    mixed = attention(query, key, value, segments_BL, segments_BL, self.backend, ("tokens", "tokens"))
     mixed = layers.rotate(mixed, cosine, -sine).reshape(B, L, D)
     x = x + gate1.astype(x.dtype) * self.attention_out(mixed)
 

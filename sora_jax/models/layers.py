@@ -12,8 +12,23 @@ import numpy as np
 from flax import nnx
 
 from sora_jax import sharding
+from sora_jax.models.kernel import ATTENDED
 
 Block = TypeVar("Block", bound=nnx.Module)
+
+# What the backward pass of a block makes again: nothing, everything but its input, everything but what attention gave
+# (by far the dearest in a long row), or the same with that kept in the host's memory.
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[ATTENDED],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
+}
 
 
 class Dense(nnx.Module):
@@ -110,13 +125,15 @@ def make_stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) ->
   return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), depth))
 
 
-def apply_stack(blocks: Block, x: jax.Array, call: Callable[[Block, jax.Array], jax.Array], remat: bool) -> jax.Array:
-  """Runs stacked blocks one after another; `remat` recomputes each block in the backward pass instead of storing it.
+def apply_stack(blocks: Block, x: jax.Array, call: Callable[[Block, jax.Array], jax.Array], remat: str) -> jax.Array:
+  """Runs stacked blocks one after another; `remat`, of REMAT, is what the backward pass computes again.
 
   The scan is unrolled on the CPU, where a rolled loop costs as much again as its body; on accelerators it keeps
   compile time independent of depth.
   """
-  run = jax.checkpoint(call, prevent_cse=False) if remat else call
+  if remat not in REMAT:
+    raise ValueError(f"model.remat is {remat!r}: it is one of {', '.join(REMAT)}")
+  run = call if remat == "none" else jax.checkpoint(call, prevent_cse=False, policy=REMAT[remat])
   step = lambda carry, block: (run(block, carry), None)
   x, _ = jax.lax.scan(step, x, blocks, unroll=sharding.platform() == "cpu")
   return x

@@ -23,7 +23,7 @@ class TextEncoderConfig:
   width: int
   depth: int
   heads: int
-  remat: bool = False
+  remat: str = "none"
 
 
 class TextBlock(nnx.Module):

@@ -8,6 +8,7 @@ from flax import nnx
 from sora_jax.clips import contact_sheet, to_uint8
 from sora_jax.diffusion.noise import clip_keys
 from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, linear_start, pad_clip
+from sora_jax.sharding import constrain
 from sora_jax.train.state import Metrics, Params
 
 STATISTICS_BATCH = 32  # clips a pass when latent statistics are measured
@@ -26,8 +27,9 @@ class AutoencoderTask:
     self.start = linear_start(self.probe, config)
     self.make = lambda key: Autoencoder(config, nnx.Rngs(params=key))
     self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
-    self._posterior = jax.jit(lambda params, frames: self.model(params).posterior(frames)[:2])
-    self._rebuild = jax.jit(lambda params, frames: self._through(params, frames)[0])
+    whole = lambda x: constrain(x, *[None] * x.ndim)  # on every host
+    self._mean = jax.jit(lambda params, frames: whole(self.model(params).posterior(frames)[0]))
+    self._rebuild = jax.jit(lambda params, frames: whole(self._through(params, frames)[0]))
 
   def model(self, params: Params) -> Autoencoder:
     return nnx.merge(self.graph, params)
@@ -57,6 +59,9 @@ class AutoencoderTask:
     psnr = 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(error)), 1e-10))
     return distance + self.kl_weight * divergence, {"l1": distance, "kl": divergence, "psnr_db": psnr}
 
+  def weight(self, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return jnp.float32(batch[0].shape[0])
+
   def evaluate(self, params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Metrics:
     """PSNR in dB of the posterior's mean, over the whole batch (peak 2, the range [-1, 1])."""
     rebuilt, frames = self._through(params, batch[0])
@@ -73,7 +78,7 @@ class AutoencoderTask:
   def finish(self, params: Params) -> Params:
     """Fills in the latents' mean and standard deviation a channel, over the probe."""
     parts = [
-      np.asarray(self._posterior(params, self.probe[i : i + STATISTICS_BATCH])[0])
+      np.asarray(self._mean(params, self.probe[i : i + STATISTICS_BATCH]))
       for i in range(0, len(self.probe), STATISTICS_BATCH)
     ]
     latents = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])

@@ -47,6 +47,9 @@ class DiTTask:
     x_hat = clean_from(output, x_t, t_BL, self.diffusion.prediction)
     return objective.velocity_loss(x_hat, batch, t_BL, self.diffusion.weighting)
 
+  def weight(self, batch: PackedBatch) -> jax.Array:
+    return objective.segment_weights(batch, self.diffusion.weighting).sum()
+
   def evaluate(self, params: Params, batch: PackedBatch, key: jax.Array) -> Metrics:
     """The same loss with captions kept."""
     t_BS = objective.draw_times(batch, key, self.diffusion.levels)

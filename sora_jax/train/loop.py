@@ -1,20 +1,24 @@
 """The training loop of every model. It knows a task, an iterator of batches and a folder; nothing else.
 
-Side effects keep one order: read the last step's metrics (stop if they are not finite), save, take the next batch,
-step.
+Side effects keep one order: read the last step's metrics (stop if they are not finite), log, save, preview, end if this
+run was told to, take the next batch, step.
 """
 
+import contextlib
 import dataclasses
-import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from etils import epath
 from jax.sharding import Mesh
 
-from sora_jax import checkpoint, sharding
+from sora_jax import checkpoint, ending, hosts, interruption, sharding
+from sora_jax.train import goodput
 from sora_jax.train.metrics import MetricsLog, progress
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import Task, TrainState, make_state, make_step, state_shardings
@@ -36,6 +40,8 @@ class LoopConfig:
   keep: int
   log_every: int
   preview_every: int
+  keep_every: int = 0  # every so many steps a checkpoint stays for good
+  parts: int = 1  # a step computes so many parts of its batch one after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +60,12 @@ class Batches:
   """An iterator of numpy batches with `get_state` and `set_state`, and how to count and name what is in a batch."""
 
   iterator: Any
-  tokens: Callable[[Any], tuple[int, int]]  # (useful, all)
+  tokens: Callable[[Any], tuple[int, int]]  # (useful, all) of all hosts
   clips: Callable[[Any], list[str]]  # which clips, for the error that names them
 
 
 def fit(
-  task: Task, batches: Batches, config: LoopConfig, folder: pathlib.Path, mesh: Mesh, meta: dict
+  task: Task, batches: Batches, config: LoopConfig, folder: epath.Path, mesh: Mesh, meta: dict
 ) -> tuple[TrainState, Summary]:
   """Trains until `config.optimizer.steps`, from the newest checkpoint in `folder` if there is one.
 
@@ -68,58 +74,103 @@ def fit(
 
   Raises:
     NonFiniteLoss: names the step and the clips of the batch; the last checkpoint stays as it is.
+    Interrupted: the run was told to end; its last step is saved.
     CheckpointError: the checkpoint in `folder` does not fit the task.
   """
+  clock = goodput.current()
+
+  def turn_to(phase: str, step: int = 0) -> None:
+    """What this host does from now on: where its time goes, and where the others find it when it is late."""
+    clock.spend(phase)
+    hosts.at(f"{config.name}: {phase}", step)
+
+  turn_to("init")
   optimizer = make_optimizer(config.optimizer)
   total = config.optimizer.steps
-  with jax.set_mesh(mesh), checkpoint.manager(folder, max(config.checkpoint_every, 1), config.keep) as steps:
-    state = make_state(task, optimizer, config.seed, mesh)
-    state, resumed_from = _resume(steps, state, batches, mesh)
-    first = int(state.step)
-    log = MetricsLog(folder / "logs", first)
-    train_step = jax.jit(
-      make_step(task, optimizer, config.ema_decay),
-      donate_argnums=0,
-      out_shardings=(state_shardings(state, mesh), sharding.replicated(mesh)),
-    )
-    bar, meter, pending = progress(config.name, total, first), _Meter(batches), None
-    for step in range(first + 1, total + 1):
-      batch = next(batches.iterator)
-      state, metrics = train_step(state, sharding.to_devices(batch, mesh))
-      if pending is not None:  # one step late, so that the device never waits for the host
-        meter.add(*pending)
-      pending = (step, batch, metrics)
-      save_now = step == total or (config.checkpoint_every and step % config.checkpoint_every == 0)
-      log_now = step == total or (config.log_every and step % config.log_every == 0)
-      preview_now = config.preview_every and (step == total or step % config.preview_every == 0)
-      if save_now or log_now or preview_now:
-        meter.add(*pending)
-        pending = None
-      if log_now:
-        log.scalars(step, meter.report(bar))
-      if save_now:
-        if step == total:
-          state = state._replace(params=task.finish(state.params), ema=task.finish(state.ema))
-        checkpoint.save(steps, state, batches.iterator.get_state(), meta, force=True)
-      if preview_now and (picture := task.preview(state.ema)) is not None:
-        log.picture(step, picture)
-      bar.update()
-    bar.close()
-    log.close()
+  keeping = max(config.checkpoint_every, 1), config.keep, config.keep_every
+  with jax.set_mesh(mesh), checkpoint.manager(folder, *keeping) as steps:
+    state, resumed_from, step_seconds = _begin(task, optimizer, config.seed, steps, batches, mesh)
+    first = step = int(state.step)
+    clock.take_up(config.name, step, step_seconds)
+    meter, pending, train_step = _Meter(batches), None, None
+    told = ending.agreed(step)
+    with contextlib.closing(MetricsLog(folder / "logs", first)) as log, progress(config.name, total, first) as bar:
+      while step < total and not told:
+        turn_to("data", step + 1)
+        batch = next(batches.iterator)
+        on_devices = sharding.to_devices(batch, mesh)
+        if train_step is None:
+          turn_to("compile")
+          train_step = _compile(make_step(task, optimizer, config.ema_decay, config.parts), state, on_devices, mesh)
+          if told := ending.agreed(step):
+            break
+        turn_to("step", step + 1)
+        state, metrics = train_step(state, on_devices)
+        step += 1
+        if pending is not None:  # one step late, so that the device never waits for the host
+          meter.add(*pending)
+          clock.reached(step - 1)
+        pending = (step, batch, metrics)
+        told = ending.agreed(step)
+        save_now = step == total or told or (config.checkpoint_every and step % config.checkpoint_every == 0)
+        log_now = step == total or told or (config.log_every and step % config.log_every == 0)
+        preview_now = config.preview_every and (step == total or step % config.preview_every == 0)
+        if save_now or log_now or preview_now:
+          meter.add(*pending)
+          clock.reached(step)
+          pending = None
+        clock.spend("other")
+        if log_now:
+          log.scalars(step, meter.report(bar))
+        if save_now:
+          log.flush()
+          turn_to("checkpoint", step)
+          if step == total:
+            state = state._replace(params=task.finish(state.params), ema=task.finish(state.ema))
+          saved = {**meta, "step_seconds": clock.step_seconds()}
+          checkpoint.save(steps, state, batches.iterator.get_state(), saved, force=True)
+        if preview_now and (step == total or not told):
+          turn_to("eval", step)
+          _preview(task, state.ema, log, step)
+        bar.update()
+    turn_to("checkpoint", step)
     steps.wait_until_finished()
+    clock.spend("other")
+  if step < total:
+    what = f"step {step} of {total} is saved" if step else f"no step of {total} was taken"
+    raise interruption.Interrupted(interruption.message(told, f"{config.name}: {what}"))
   return state, meter.summary(total, first, resumed_from)
 
 
-def _resume(steps: Any, state: TrainState, batches: Batches, mesh: Mesh) -> tuple[TrainState, int | None]:
-  """The newest checkpoint's state and data position, or the fresh state."""
-  newest = steps.latest_step()
-  if newest is None:
-    return state, None
-  shardings = state_shardings(state, mesh)
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-  state, data, _ = checkpoint.restore(steps, like, newest)
+def _begin(
+  task: Task, optimizer: optax.GradientTransformation, seed: int, steps: Any, batches: Batches, mesh: Mesh
+) -> tuple[TrainState, int | None, float | None]:
+  """The newest checkpoint's state and data position, or a fresh state; which step, and what its steps had taken."""
+  if steps.latest_step() is None:
+    return make_state(task, optimizer, seed, mesh), None, 0.0
+  like = jax.eval_shape(lambda: make_state(task, optimizer, seed, mesh))
+  shardings = state_shardings(like, mesh)
+  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+  state, data, meta = checkpoint.restore_newest(steps, like)
   batches.iterator.set_state(data)
-  return state, newest
+  return state, int(state.step), meta.get("step_seconds")
+
+
+def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh) -> Callable:
+  """The compiled step: batches of another shape are an error, not another wait for the compiler."""
+  shardings = (state_shardings(state, mesh), sharding.replicated(mesh))
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(state, batch).compile()
+
+
+def _preview(task: Task, ema: Any, log: MetricsLog, step: int) -> None:
+  """Draws a preview into the log. Training never needs it, so an error in it costs the picture alone."""
+  try:
+    picture = task.preview(ema)
+  except Exception as error:  # a model's, a codec's or a full device's
+    print(f"warning: no preview of step {step}: {' '.join(str(error).split())[:500]}", file=sys.stderr)
+    return
+  if picture is not None:
+    log.picture(step, picture)
 
 
 class _Meter:

@@ -3,24 +3,27 @@
     workdir/config.json  tokenizer.model  autoencoder/checkpoints  latents/  checkpoints  logs/
 
 Each step is skipped when the folder already holds its result, so a run that was stopped is taken up by the same
-command.
+command. The workdir is a folder or an address, gs://BUCKET/RUN. Several hosts share it: host 0 writes what is written
+once, all encode and train.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
-import pathlib
-import shutil
+import math
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from etils import epath
 
-from sora_jax import __version__, precompute, sharding
+from sora_jax import checkpoint, hosts, interruption, precompute, sharding
 from sora_jax.balance import Work
 from sora_jax.codec import Codec, abstract_params, autoencoder_config
 from sora_jax.data import pipeline, quarantine, sources
@@ -34,46 +37,39 @@ from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing import RowShape
 from sora_jax.patches import Grid
+from sora_jax.train import goodput
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.loop import Batches, LoopConfig, Summary, fit
 from sora_jax.train.optimizer import OptimizerConfig
+from sora_jax.train.state import TrainState
+from sora_jax.train.workdir import code, open_workdir
 
-# What may change when a run is taken up again; anything else would be another run.
-RESUMABLE = (
-  "train.checkpoint_every",
-  "train.keep",
-  "data.max_bad",
-  "data.on_mismatch",
-  "data.workers",
-  "train.log_every",
-  "train.preview_every",
-  "sample.",
-  "mesh.",
-)
 PROBE = 64  # crops that the autoencoder's statistics are measured on
 
 
-class ConfigMismatch(ValueError):
-  """The workdir was made by another config."""
-
-
-def train(config: Any, workdir: str | pathlib.Path) -> Summary:
+def train(config: Any, workdir: str | os.PathLike, started: float | None = None) -> Summary:
   """Trains what `config.task` names, and first what that needs.
 
+  Args:
+    started: time.monotonic() when the process began; wall time and time limit count from then.
+
   Raises:
-    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss: one line each, for the terminal.
+    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, Interrupted, HostsError: one line each, for the
+      terminal.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, started = epath.Path(workdir), time.monotonic() if started is None else started
+  interruption.end_after(config.train.max_minutes, started)
   source, mesh = open_run(config, workdir)
-  if config.task == "autoencoder":
-    return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
-  codec = get_codec(config, source, workdir, mesh)
-  return train_dit(config, codec, source, workdir, mesh)
+  with goodput.accounted(workdir / "logs", started):
+    if config.task == "autoencoder":
+      return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
+    codec = get_codec(config, source, workdir, mesh)
+    return train_dit(config, codec, source, workdir, mesh)
 
 
 def prepare(
-  config: Any, workdir: str | pathlib.Path, workers: int = 0, beam: Sequence[str] | None = None
+  config: Any, workdir: str | os.PathLike, workers: int = 0, beam: Sequence[str] | None = None
 ) -> dict[str, Any]:
   """What `train` does before the transformer's first step, the latents on many processes or machines.
 
@@ -88,48 +84,33 @@ def prepare(
   """
   if config.task != "dit":
     raise ValueError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   source, mesh = open_run(config, workdir)
   codec = get_codec(config, source, workdir, mesh)
   folder = workdir / "latents"
   store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam)
   get_tokenizer(config, store, workdir)
-  return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": str(folder)}
+  return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
 
-def open_run(config: Any, workdir: pathlib.Path) -> tuple[sources.Source, jax.sharding.Mesh]:
-  """The source and mesh of a run; the workdir is its own from here on."""
+def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.sharding.Mesh]:
+  """The source and mesh of a run; the workdir is its own from here on.
+
+  Raises:
+    HostsError: the hosts differ in their config, code or data, or don't share the workdir.
+  """
   if config.task not in ("dit", "autoencoder"):
     raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
   source = sources.open_source(config.data, config.seed, budget(config))
   if config.autoencoder.checkpoint:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
-  claim(workdir, config)  # not before: a mistyped source or checkpoint must not bind the folder to it
-  report_dropped(source)
+  # Not before: a mistyped source or checkpoint must not bind the folder to it.
+  open_workdir(workdir, config, source.fingerprint)
+  if hosts.is_first():
+    report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   return source, mesh
-
-
-def claim(workdir: pathlib.Path, config: Any) -> None:
-  """Writes the resolved config, or checks that the one that is there is the same run's.
-
-  Raises:
-    ConfigMismatch: names the first key that differs, and both values.
-  """
-  path = workdir / "config.json"
-  new = json.loads(config.to_json())
-  if path.exists():
-    old, now = flatten(json.loads(path.read_text())), flatten(new)
-    free = RESUMABLE if config.data.on_mismatch == "error" else (*RESUMABLE, "data.")
-    for key in sorted(old.keys() | now.keys()):
-      if old.get(key) != now.get(key) and not key.startswith(free):
-        raise ConfigMismatch(
-          f"{workdir} holds a run with config.{key}={old.get(key)!r}, not {now.get(key)!r}: "
-          "use that value or another --workdir"
-        )
-  workdir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")
 
 
 def report_dropped(source: sources.Source, most: int = 20) -> None:
@@ -139,14 +120,6 @@ def report_dropped(source: sources.Source, most: int = 20) -> None:
     print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
   if len(dropped) > most:
     print(f"skipped {len(dropped) - most} more", file=sys.stderr)
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  parts = {}
-  for key, value in tree.items():
-    parts |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-  return parts
 
 
 def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
@@ -161,7 +134,7 @@ def grid_of(config: Any) -> Grid:
   return Grid(autoencoder_config(config.autoencoder).compression, tuple(config.model.patch))
 
 
-def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> Summary:
+def train_autoencoder(config: Any, source: sources.Source, folder: epath.Path, mesh: jax.sharding.Mesh) -> Summary:
   """Trains the autoencoder with the settings of `config.train`, into `folder`."""
   section = config.autoencoder
   probe = [
@@ -172,29 +145,36 @@ def train_autoencoder(config: Any, source: sources.Source, folder: pathlib.Path,
   ]
   task = AutoencoderTask(autoencoder_config(section), section.kl_weight, np.stack(probe))
   crops = pipeline.Crops(source, section.crop, config.seed, tuple(config.data.weights))
-  with contextlib.closing(pipeline.crop_batches(crops, section.batch, reading(config))) as stream:
+  place = reading(config, mesh)
+  with contextlib.closing(pipeline.crop_batches(crops, section.batch, place)) as stream:
     batches = Batches(
       stream,
-      tokens=lambda batch: (batch[0].size // 3,) * 2,  # an autoencoder's token is a pixel; none is padding
+      # An autoencoder's token is a pixel; none is padding.
+      tokens=lambda batch: (batch[0].size // 3 * place.shard.shard_count,) * 2,
       clips=lambda batch: [f"number {index}" for index in batch[1]],
     )
     return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
 
 
-def get_codec(config: Any, source: sources.Source, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> Codec:
+def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh) -> Codec:
   """The frozen autoencoder of a transformer: the one in the workdir, the config's, or one trained now."""
   folder = workdir / "autoencoder"
   section = config.autoencoder
   if section.checkpoint:
-    # A workdir is all that sampling needs, so it keeps its own copy.
-    if not (folder / "checkpoints").exists():
-      part = folder / "checkpoints.part"
-      shutil.rmtree(part, ignore_errors=True)
-      shutil.copytree(pathlib.Path(section.checkpoint) / "checkpoints", part)
-      part.rename(folder / "checkpoints")
-    return Codec.load(folder, section)
-  train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh)
+    keep_codec(section, folder)
+  else:
+    train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh)
   return Codec.load(folder, section)
+
+
+def keep_codec(section: Any, folder: epath.Path) -> None:
+  """Puts the config's autoencoder in the workdir, which is all that sampling needs."""
+  codec = Codec.load(section.checkpoint, section)
+  with checkpoint.manager(folder) as steps:
+    if steps.latest_step() is None:
+      nothing = np.zeros(1, np.uint32)
+      state = TrainState(codec.params, {"nothing": nothing}, codec.params, np.array(codec.step, np.int32), nothing)
+      checkpoint.save(steps, state, {}, checkpoint.load_meta(section.checkpoint), force=True)
 
 
 def autoencoder_run(config: Any, steps: int) -> Any:
@@ -207,9 +187,11 @@ def autoencoder_run(config: Any, steps: int) -> Any:
 
 
 def train_dit(
-  config: Any, codec: Codec, source: sources.Source, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: Any, codec: Codec, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh
 ) -> Summary:
   """Encodes the source once, trains the tokenizer and the transformer."""
+  goodput.current().spend("data")
+  hosts.at("preparing the transformer", seconds=math.inf)  # the parts that hosts wait for have limits of their own
   store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad)
   tokenizer = get_tokenizer(config, store, workdir)
   model = dit_config(config, tokenizer.vocabulary)
@@ -228,27 +210,38 @@ def train_dit(
     ]
     return sheet(generator.sample(requests, Sampling.of(config)))
 
-  # A clip with some tokens left out gets the noise of the whole clip.
-  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens * (1.0 - config.data.token_drop))
-  diffusion = DiffusionConfig(
-    config.diffusion.prediction, config.diffusion.weighting, levels, config.diffusion.caption_drop
-  )
-  task = DiTTask(model, diffusion, preview)
-  with contextlib.closing(pipeline.packed_batches(rows, reading(config))) as stream:
+  task = dit_task(config, model, preview)
+  place = reading(config, mesh)
+  every = place.shard.shard_count  # whose rows are as full
+  with contextlib.closing(pipeline.packed_batches(rows, place)) as stream:
     batches = Batches(
       stream,
-      tokens=lambda batch: (int((batch.segments_BL > 0).sum()), batch.segments_BL.size),
+      tokens=lambda batch: (int((batch.segments_BL > 0).sum()) * every, batch.segments_BL.size * every),
       clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
     )
     return fit(task, batches, loop_config(config, "transformer"), workdir, mesh, meta(config))[1]
 
 
-def get_tokenizer(config: Any, store: LatentStore, workdir: pathlib.Path) -> Tokenizer:
+def dit_task(config: Any, model: DiTConfig, preview: Callable[[Any], np.ndarray] | None = None) -> DiTTask:
+  """The transformer's task, with the settings of a config."""
+  # A clip with some tokens left out gets the noise of the whole clip.
+  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens * (1.0 - config.data.token_drop))
+  diffusion = DiffusionConfig(
+    config.diffusion.prediction, config.diffusion.weighting, levels, config.diffusion.caption_drop
+  )
+  return DiTTask(model, diffusion, preview)
+
+
+def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path) -> Tokenizer:
   """The one in the workdir, or one trained now on the store's captions."""
   path = workdir / "tokenizer.model"
-  if not path.exists():
-    captions = (text for entry in store.entries for text in entry["captions"].values())
-    Tokenizer.train(captions, config.model.vocabulary).save(path)
+
+  def make() -> None:
+    if not path.exists():
+      captions = (text for entry in store.entries for text in entry["captions"].values())
+      Tokenizer.train(captions, config.model.vocabulary).save(path)
+
+  hosts.decide("training the tokenizer", make, hosts.LONG)
   return Tokenizer.load(path)
 
 
@@ -288,6 +281,8 @@ def loop_config(config: Any, name: str) -> LoopConfig:
     train.keep,
     train.log_every,
     train.preview_every,
+    train.keep_every,
+    train.parts,
   )
 
 
@@ -298,12 +293,11 @@ def meta(config: Any) -> dict:
     "config": json.loads(text),
     "config_hash": hashlib.sha256(text.encode()).hexdigest(),
     "task": config.task,
-    "sora_jax": __version__,
-    "jax": jax.__version__,
+    **code(),
   }
 
 
-def reading(config: Any) -> Reading:
+def reading(config: Any, mesh: jax.sharding.Mesh) -> Reading:
   """How this host reads its share of the batches."""
-  host = grain.sharding.ShardOptions(jax.process_index(), jax.process_count())
-  return Reading(host, config.data.workers, config.data.on_mismatch)
+  share = grain.sharding.ShardOptions(*sharding.batch_share(mesh))
+  return Reading(share, config.data.workers, config.data.on_mismatch)

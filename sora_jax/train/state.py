@@ -24,6 +24,9 @@ class Task(Protocol):
   def loss(self, params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """The scalar to minimise and what to log. Draws are keyed by clip, so `key` is the same on every device."""
 
+  def weight(self, batch: Any) -> jax.Array:
+    """What the loss of a part of a batch counts in the mean over all parts."""
+
   def evaluate(self, params: Params, batch: Any, key: jax.Array) -> Metrics:
     """Metrics on a batch that is not trained on."""
 
@@ -66,12 +69,16 @@ def ema_decay(step: jax.Array, most: float) -> jax.Array:
   return jnp.minimum(most, (1.0 + step) / (10.0 + step))
 
 
-def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float) -> Callable:
-  """The function (state, batch) -> (state, metrics). A step whose loss or gradient is not finite changes nothing."""
+def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float, parts: int = 1) -> Callable:
+  """The function (state, batch) -> (state, metrics). A step whose loss or gradient is not finite changes nothing.
+
+  Args:
+    parts: a batch is computed in so many, one after another, and their gradients are added up.
+  """
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
-    (loss, metrics), gradient = jax.value_and_grad(task.loss, has_aux=True)(state.params, batch, key)
+    (loss, metrics), gradient = gradient_of(task, state.params, batch, key, parts)
     norm = optax.global_norm(gradient)
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -83,3 +90,40 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float)
     return kept, {"loss": loss, "gradient_norm": norm, "finite": finite, **metrics}
 
   return step
+
+
+def gradient_of(task: Task, params: Params, batch: Any, key: jax.Array, parts: int) -> tuple[Any, Params]:
+  """((loss, metrics), gradient) of a batch; with several parts, means over them by the task's weights.
+
+  Raises:
+    ValueError: the rows can't be shared by so many parts.
+  """
+  gradient = jax.value_and_grad(task.loss, has_aux=True)
+  if parts == 1:
+    return gradient(params, batch, key)
+  rows, ranks = jax.tree.leaves(batch)[0].shape[0], sharding.ways("batch")
+  if rows % (parts * ranks):
+    raise ValueError(
+      f"train.parts={parts}: {rows} rows can't be shared by {ranks} ranks in {parts} parts: make train.rows a multiple "
+      f"of {parts * ranks}"
+    )
+
+  def add(total: Any, part: Any) -> tuple[Any, None]:
+    weight = task.weight(part)
+    found = gradient(params, part, key), 1.0
+    return jax.tree.map(lambda old, new: old + weight * new, total, found), None
+
+  shapes = jax.eval_shape(lambda: (gradient(params, jax.tree.map(lambda x: x[0], split_rows(batch, parts)), key), 1.0))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+  (found, weight), _ = jax.lax.scan(add, zeros, split_rows(batch, parts))
+  return jax.tree.map(lambda x: x / weight, found)
+
+
+def split_rows(batch: Any, parts: int) -> Any:
+  """(rows, ...) -> (parts, rows / parts, ...): of each rank's rows, every part has as many."""
+
+  def split(x: jax.Array) -> jax.Array:
+    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+  return jax.tree.map(split, batch)

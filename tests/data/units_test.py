@@ -74,6 +74,64 @@ def test_an_error_reaches_the_caller_and_what_is_done_stays_done(tmp_path: pathl
   assert sorted(done(tmp_path)) == list(range(40)) and all(len(who) == 1 for who in done(tmp_path).values())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_told_to_end_it_does_the_units_that_it_is_at(tmp_path: pathlib.Path, workers: int, monkeypatch):
+  monkeypatch.setattr(units.ending, "heard", lambda: len(done(tmp_path)) >= 3)
+  units.run(functools.partial(leave, str(tmp_path), -1), range(400), "test", workers)
+  found = done(tmp_path)
+  assert 3 <= len(found) < 400 and all(len(who) == 1 for who in found.values())
+
+
+TOLD = """
+import os, pathlib, signal, sys, time
+from sora_jax import interruption
+from sora_jax.data import units
+
+def slow(unit):
+  pathlib.Path(sys.argv[1], f"begun-{unit}").touch()
+  time.sleep(1.0)
+  pathlib.Path(sys.argv[1], f"unit-{unit}").write_text(str(os.getpid()))
+
+def broken(unit):
+  if unit == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(60)
+
+if __name__ == "__main__":
+  interruption.listen()
+  units.run({"slow": slow, "broken": broken}[sys.argv[2]], range(400), "test", 2)
+  print("asked", interruption.asked())
+"""
+
+
+def start_told(tmp_path: pathlib.Path, work: str) -> subprocess.Popen:
+  (tmp_path / "told.py").write_text(TOLD)
+  words = [sys.executable, "told.py", str(tmp_path), work]
+  environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  return subprocess.Popen(words, cwd=tmp_path, env=environ, start_new_session=True, **pipes)
+
+
+def test_workers_finish_their_units_when_all_are_told_to_end(tmp_path: pathlib.Path):
+  with start_told(tmp_path, "slow") as process:
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("begun-*"))) < 2:
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+      os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+  assert process.returncode == 0 and out in (f"asked {signal.SIGTERM:d}\n", f"asked {signal.SIGINT:d}\n"), err
+  begun = {path.name.removeprefix("begun-") for path in tmp_path.glob("begun-*")}
+  assert 2 <= len(begun) < 10 and begun == {path.name.removeprefix("unit-") for path in tmp_path.glob("unit-*")}
+
+
+def test_workers_that_are_shielded_end_with_one_that_was_killed(tmp_path: pathlib.Path):
+  with start_told(tmp_path, "broken") as process:
+    _, err = process.communicate(timeout=50)
+  assert process.returncode == 1 and "terminated abruptly" in err
+
+
 def test_a_worker_that_is_killed_is_an_error(tmp_path: pathlib.Path):
   with pytest.raises(RuntimeError, match="terminated abruptly"):
     units.run(functools.partial(die, str(tmp_path), 3), range(40), "test", 2)

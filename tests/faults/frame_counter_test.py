@@ -1,12 +1,14 @@
 """The frames asked for are the frames got: clips count their frames in big cells, in every container and codec."""
 
 import bisect
+import contextlib
 import dataclasses
 import fractions
 import json
+import os
 import pathlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -106,6 +108,19 @@ KINDS = [
 PLAIN = KINDS[0]
 
 
+@contextlib.contextmanager
+def same_schedule() -> Iterator[None]:
+  """SVT-AV1 makes a process that may do so a real-time one, and so all that it starts, until they starve each other."""
+  if not hasattr(os, "sched_setscheduler"):  # macOS
+    yield
+    return
+  before = os.sched_getscheduler(0), os.sched_getparam(0)
+  try:
+    yield
+  finally:
+    os.sched_setscheduler(0, *before)
+
+
 def write(
   path: pathlib.Path,
   kind: Kind,
@@ -118,7 +133,7 @@ def write(
   """Frame k is shown from stamps[k] ticks; a player is asked for `turns` quarter turns, counter-clockwise."""
   if kind.codec not in av.codecs_available:
     pytest.skip(f"this build of FFmpeg has no {kind.codec}")
-  with av.open(str(path), "w", options=parse_options(kind.muxer)) as container:
+  with same_schedule(), av.open(str(path), "w", options=parse_options(kind.muxer)) as container:
     stream = container.add_stream(kind.codec, rate=rate, options=parse_options(kind.options))
     stream.height, stream.width = size[::-1] if turns % 2 else size
     stream.pix_fmt = kind.pix_fmt

@@ -10,12 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.models.attention import attention
-from sora_jax.models.blockwise import blockwise_attention, window_sizes, windows
+from sora_jax.models.blockwise import BLOCKWISE, backward, forward, window_sizes, windows
+from sora_jax.models.kernel import Kernel, attend
 
 LENGTHS = (1, 64, 129, 704)
 MORE_LENGTHS = (63, 65, 127, 128, 191, 192, 1088)
 slow = [pytest.param(length, marks=pytest.mark.slow) for length in MORE_LENGTHS]
 K, H = 2, 8
+
+
+def blockwise_attention(*args):
+  return attend(BLOCKWISE, *args)
 
 
 def draw(seed: int, queries: int, keys: int, dtype=np.float32, rows: int = 2) -> list[jax.Array]:
@@ -64,8 +69,11 @@ def test_output_and_gradients_are_those_of_the_whole(length, dtype):
     np.testing.assert_allclose(mine, theirs, atol=1e-5 if dtype == np.float32 else 0.1)
 
 
+FIVE = Kernel(functools.partial(forward, queries=5), functools.partial(backward, queries=5))
+
+
 def in_blocks_of_five(*args):
-  return blockwise_attention(*args, queries=5)
+  return attend(FIVE, *args)
 
 
 @settings(max_examples=25, deadline=None)
@@ -136,5 +144,5 @@ def test_long_rows_on_a_cpu_are_computed_in_blocks_and_give_the_same():
 
 def test_an_unknown_backend_is_refused():
   x, segments = jnp.zeros((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
-  with pytest.raises(ValueError, match="model.attention is 'flash': it is one of auto, dense"):
-    attention(x, x, x, segments, segments, "flash")
+  with pytest.raises(ValueError, match="model.attention is 'fast': it is one of auto, dense"):
+    attention(x, x, x, segments, segments, "fast")

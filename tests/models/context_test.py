@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sora_jax.models import blockwise, context
-from sora_jax.models.blockwise import Attended
+from sora_jax.models.kernel import NEVER, Attended
 from tests.devices import on_devices
 
 # Largest difference from one device, of output and gradients, each as a share of its largest value if that is over 1.
@@ -105,8 +105,8 @@ HALVES = (slice(0, 10), slice(10, 20))
 
 
 def test_merging_with_nothing_changes_nothing():
-  nothing = Attended(jnp.zeros((1, 1, 2, 3)), jnp.full((1, 1, 2), blockwise.NEVER))
-  some = Attended(jnp.ones((1, 1, 2, 3)), jnp.asarray([[[0.5, blockwise.NEVER]]]))
+  nothing = Attended(jnp.zeros((1, 1, 2, 3)), jnp.full((1, 1, 2), NEVER))
+  some = Attended(jnp.ones((1, 1, 2, 3)), jnp.asarray([[[0.5, NEVER]]]))
   for merged in (context.merge(nothing, some), context.merge(some, nothing)):
     np.testing.assert_array_equal(merged.out, some.out)
     np.testing.assert_array_equal(merged.log_total, some.log_total)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from sora_jax.models import layers
+from sora_jax.models.attention import attention
 
 WAVELENGTHS = ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0))
 
@@ -148,7 +149,7 @@ def through(stack: layers.SwiGLU, how: str):
         block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[number], params))  # noqa: B023
         out = residual(block, out)
     else:
-      out = layers.apply_stack(blocks, x, residual, remat=how == "remat")
+      out = layers.apply_stack(blocks, x, residual, remat="none" if how == "scan" else how)
     return jnp.sum(out**2), out
 
   (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -160,11 +161,38 @@ def scanned(stack):
   return through(stack, "scan")
 
 
-@pytest.mark.parametrize("how", ["loop", "remat"])
+@pytest.mark.parametrize("how", ["loop", "full", "attention", "offload"])
 def test_a_stack_equals(stack, scanned, how):
   out, gradient = through(stack, how)
   np.testing.assert_allclose(out, scanned[0], rtol=1e-5, atol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, scanned[1])
+
+
+def test_what_is_computed_again_need_not_be_kept():
+  """Numbers that a deep stack of attention keeps for its gradient: all > what attention gave > none."""
+
+  class Attending(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+      self.qkv = layers.Dense(32, 96, rngs)
+
+    def __call__(self, x):
+      query, key, value = (part[:, :, None] for part in jnp.split(self.qkv(x), 3, -1))
+      return x + attention(query, key, value, *2 * [jnp.ones(x.shape[:2], jnp.int32)], "blocks")[:, :, 0]
+
+  graph, params = nnx.split(layers.make_stack(Attending, 6, nnx.Rngs(params=0)))
+
+  def kept(remat: str) -> int:
+    call = lambda block, x: block(x)
+    loss = lambda params, x: layers.apply_stack(nnx.merge(graph, params), x, call, remat).sum()
+    saved = jax.eval_shape(lambda params, x: jax.vjp(loss, params, x)[1], params, jnp.zeros((1, 512, 32)))
+    return sum(leaf.size for leaf in jax.tree.leaves(saved))
+
+  assert kept("none") > kept("attention") > kept("full")
+
+
+def test_an_unknown_policy_is_refused(stack):
+  with pytest.raises(ValueError, match="model.remat is 'some': it is one of none, full, attention, offload"):
+    layers.apply_stack(stack, normal(1, 5, 8), residual, "some")
 
 
 def test_stacked_blocks_start_different(stack):

@@ -1,14 +1,21 @@
-"""The loop on a toy task: it learns, goes on bit for bit, stops at a bad batch, and keeps what it was told to keep."""
+"""The loop on a toy task: it learns, goes on bit for bit, stops at a bad batch and where it is told to, and keeps what
+it was told to keep."""
 
 import json
+import math
+import os
 import pathlib
+import signal
+import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax import checkpoint, sharding
+from sora_jax import checkpoint, interruption, sharding
+from sora_jax.train import goodput, metrics
 from sora_jax.train.loop import Batches, LoopConfig, NonFiniteLoss, fit
 from sora_jax.train.metrics import read_metrics
 from sora_jax.train.optimizer import OptimizerConfig
@@ -18,16 +25,21 @@ FINISHED = 1000.0  # what finish() adds to the bias
 
 
 class Line:
-  """Linear regression with noise on its inputs; finish() adds FINISHED to the bias."""
+  """Linear regression with noise on its inputs; finish() adds FINISHED to the bias.
 
-  def __init__(self, width: int = 4):
+  `when_traced` and `when_shown` are called while the step is compiled and while a preview is drawn.
+  """
+
+  def __init__(self, width: int = 4, when_traced: Callable = bool, when_shown: Callable = bool):
     self.width = width
     self.previews = 0
+    self.when_traced, self.when_shown = when_traced, when_shown
 
   def init(self, key):
     return {"linear_in": {"kernel": 0.1 * jax.random.normal(key, (self.width, 1))}, "bias": jnp.zeros(1)}
 
   def loss(self, params, batch, key):
+    self.when_traced()
     x, y = batch["x"], batch["y"]
     x = x + 0.01 * jax.random.normal(key, x.shape)
     error = x @ params["linear_in"]["kernel"] + params["bias"][None] - y
@@ -35,6 +47,7 @@ class Line:
 
   def preview(self, params):
     self.previews += 1
+    self.when_shown()
     return np.zeros((4, 4, 3), np.uint8)
 
   def finish(self, params):
@@ -42,15 +55,21 @@ class Line:
 
 
 class Counter:
-  """Batch i holds clips 10 i and 10 i + 1; its state is i. Batch `bad` is not finite; a batch past `last` is a kill."""
+  """Batch i holds clips 10 i and 10 i + 1; its state is i. Batch `bad` is not finite; a batch past `last` is a kill.
 
-  def __init__(self, bad: int = -1, last: int = 10**9, width: int = 4):
-    self.number, self.bad, self.last, self.width = 0, bad, last, width
+  `told` are the batches at which this process gets SIGTERM; `saves` counts how often the state was asked for.
+  """
+
+  def __init__(self, bad: int = -1, last: int = 10**9, width: int = 4, told: tuple[int, ...] = ()):
+    self.number, self.bad, self.last, self.width, self.told = 0, bad, last, width, told
+    self.saves: list[int] = []
 
   def __next__(self):
     self.number += 1
     if self.number > self.last:
       raise KeyboardInterrupt
+    if self.number in self.told:
+      terminate()
     x = np.random.default_rng(self.number).normal(size=(8, self.width)).astype(np.float32)
     y = x.sum(1, keepdims=True) + 1
     if self.number == self.bad:
@@ -58,10 +77,15 @@ class Counter:
     return {"x": x, "y": y, "number": np.full(8, self.number, np.int32)}
 
   def get_state(self):
+    self.saves.append(self.number)
     return {"number": self.number}
 
   def set_state(self, state):
     self.number = state["number"]
+
+
+def terminate() -> None:
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def loop_config(steps: int = 12, **changes) -> LoopConfig:
@@ -189,7 +213,8 @@ def test_an_interval_of_zero_is_never(tmp_path):
 
 
 def test_meta_is_stored_with_the_checkpoint(whole):
-  assert checkpoint.load_meta(whole[0]) == META
+  meta = checkpoint.load_meta(whole[0])
+  assert meta.items() >= META.items() and meta["step_seconds"] > 0
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_left_alone(whole):
@@ -202,3 +227,220 @@ def test_a_checkpoint_of_another_model_is_refused_and_left_alone(whole):
 def test_metrics_are_json_lines_of_plain_numbers(whole):
   for line in (whole[0] / "logs" / "metrics.jsonl").read_text().splitlines():
     assert all(isinstance(value, int | float) for value in json.loads(line).values())
+
+
+# Told to end.
+
+
+@pytest.fixture
+def listening(monkeypatch):
+  """This process notes the signals until the test ends."""
+  before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+  for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
+    monkeypatch.setattr(interruption, name, value)
+  interruption.listen()
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+def end_and_go_on(
+  folder: pathlib.Path, whole, said: str, saved: list[int], iterator=None, task=None, **changes
+) -> None:
+  """A run that is told to end says `said` and leaves the steps `saved`; taken up again it ends as one that was not."""
+  with pytest.raises(interruption.Interrupted, match=f"ended by .*toy: {said}; the same command goes on"):
+    run(folder, loop_config(**changes), iterator, task)
+  assert (folder / "checkpoints").exists() and steps_of(folder) == saved
+  interruption._told.clear()
+  interruption.end_after(0, 0)
+  _, summary = run(folder, loop_config(**changes))
+  assert (summary.resumed_from, summary.step) == (saved[-1] if saved else None, 12)
+  assert summary.steps_run == 12 - (saved[-1] if saved else 0)
+  assert checkpoint.digest(folder) == checkpoint.digest(whole[0])
+
+
+@pytest.mark.parametrize(("at", "saved"), [(2, [2]), (4, [4]), (6, [4, 6]), (11, [4, 8, 11])])
+def test_told_in_a_step_it_ends_after_that_step(listening, whole, tmp_path, at, saved):
+  iterator = Counter(told=(at, at))
+  end_and_go_on(tmp_path, whole, f"step {at} of 12 is saved", saved, iterator)
+  assert iterator.number == at
+
+
+def test_told_while_it_starts_it_takes_no_step(listening, whole, tmp_path):
+  terminate()
+  iterator = Counter()
+  end_and_go_on(tmp_path, whole, "no step of 12 was taken", [], iterator)
+  assert iterator.number == 0
+
+
+def test_told_while_the_step_compiles_it_takes_none(listening, whole, tmp_path):
+  end_and_go_on(tmp_path, whole, "no step of 12 was taken", [], task=Line(when_traced=terminate))
+
+
+def test_told_while_the_step_compiles_again_what_was_saved_stays(listening, whole, tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, loop_config(), Counter(last=5))
+  before = checkpoint.digest(tmp_path)
+  iterator = Counter()
+  with pytest.raises(interruption.Interrupted, match="step 4 of 12 is saved"):
+    run(tmp_path, loop_config(), iterator, Line(when_traced=terminate))
+  assert checkpoint.digest(tmp_path) == before and not iterator.saves
+  interruption._told.clear()
+  run(tmp_path, loop_config())
+  assert checkpoint.digest(tmp_path) == checkpoint.digest(whole[0])
+
+
+def test_told_in_a_preview_it_ends_after_the_next_step(listening, whole, tmp_path):
+  task = Line(when_shown=terminate)
+  end_and_go_on(tmp_path, whole, "step 6 of 12 is saved", [4, 6], task=task, preview_every=5)
+  assert task.previews == 1
+
+
+def test_told_while_it_saves_it_saves_once_more(listening, whole, tmp_path):
+  iterator = Counter()
+  iterator.saves = Loud(terminate)
+  end_and_go_on(tmp_path, whole, "step 5 of 12 is saved", [4, 5], iterator)
+
+
+class Loud(list):
+  """Calls a function when something is added."""
+
+  def __init__(self, call: Callable):
+    super().__init__()
+    self.call = call
+
+  def append(self, value: int) -> None:
+    super().append(value)
+    self.call()
+
+
+def test_told_in_the_last_step_it_is_done(listening, whole, tmp_path):
+  _, summary = run(tmp_path, loop_config(preview_every=5), Counter(told=(12,)), task := Line())
+  assert summary.step == 12 and task.previews == 3
+  assert checkpoint.digest(tmp_path) == checkpoint.digest(whole[0])
+
+
+def test_the_time_limit_ends_it_too(listening, whole, tmp_path):
+  class Late(Counter):
+    def __next__(self):
+      if self.number == 5:
+        interruption.end_after(1.0, time.monotonic() - 61)
+      return super().__next__()
+
+  end_and_go_on(tmp_path, whole, "step 6 of 12 is saved", [4, 6], Late())
+
+
+def test_a_step_that_is_not_finite_is_an_error_though_it_was_told_to_end(listening, tmp_path):
+  with pytest.raises(NonFiniteLoss, match="step 6"):
+    run(tmp_path, loop_config(), Counter(bad=6, told=(6,)))
+  assert steps_of(tmp_path) == [4]
+
+
+# What must not stop or change training.
+
+
+def assert_unharmed(folder: pathlib.Path, whole, said: str, times: int = 1) -> None:
+  assert checkpoint.digest(folder) == checkpoint.digest(whole[0])
+  assert steps_of(folder) == steps_of(whole[0])
+  assert said.count("warning: ") == times
+
+
+def test_a_folder_of_logs_that_can_t_be_written_changes_nothing(whole, tmp_path, capsys):
+  (tmp_path / "logs").write_text("no folder")
+  run(tmp_path, loop_config(preview_every=5))
+  assert_unharmed(tmp_path, whole, said := capsys.readouterr().err)
+  assert str(tmp_path / "logs") in said and "training goes on" in said
+
+
+def test_tensorboard_that_raises_changes_nothing_and_leaves_the_other_lines(whole, tmp_path, capsys, monkeypatch):
+  written = []
+
+  def write(self, event):
+    written.append(event)
+    if len(written) > 5:
+      raise OSError("No space left on device")
+
+  monkeypatch.setattr(metrics.EventsWriter, "write_event", write)
+  run(tmp_path, loop_config(preview_every=5))
+  assert_unharmed(tmp_path, whole, said := capsys.readouterr().err)
+  assert "TensorBoard" in said and "No space left" in said
+  assert [line["step"] for line in read_metrics(tmp_path / "logs")] == [4, 8, 12]
+
+
+def test_a_preview_that_fails_costs_the_picture_alone(whole, tmp_path, capsys):
+  def fail():
+    raise MemoryError("RESOURCE_EXHAUSTED: out of memory")
+
+  run(tmp_path, loop_config(preview_every=5), task=Line(when_shown=fail))
+  assert_unharmed(tmp_path, whole, said := capsys.readouterr().err, times=3)
+  assert "no preview of step 10: RESOURCE_EXHAUSTED" in said
+  assert not list((tmp_path / "logs").glob("preview_*"))
+
+
+class Steep(Line):
+  """Its gradient is not finite where a batch is all zeros, though its loss is; a large batch's loss is infinite."""
+
+  def loss(self, params, batch, key):
+    length = jnp.sqrt(jnp.sum(jnp.square(batch["x"] @ params["linear_in"]["kernel"])))
+    return length, {"largest": length}
+
+
+@pytest.mark.parametrize(("value", "loss"), [(0.0, "loss 0.0"), (3e38, "loss inf")], ids=["gradient", "loss"])
+def test_a_gradient_or_loss_that_is_not_finite_stops_it_and_nothing_is_written(tmp_path, value, loss):
+  class Bad(Counter):
+    def __next__(self):
+      batch = super().__next__()
+      return {**batch, "x": np.full_like(batch["x"], value)} if self.number == 6 else batch
+
+  with pytest.raises(NonFiniteLoss, match=f"step 6: {loss}.*nothing was written.*60, 61"):
+    run(tmp_path, loop_config(), Bad(), Steep())
+  assert steps_of(tmp_path) == [4]
+  params, _ = checkpoint.load_params(tmp_path, like(Steep().init(jax.random.key(0))))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+# Where the time went.
+
+
+def test_steps_that_a_kill_threw_away_are_counted_when_it_goes_on(tmp_path):
+  class Slow(Counter):
+    def get_state(self):
+      self.slow = True  # once something is saved
+      return super().get_state()
+
+    def __next__(self):
+      if getattr(self, "slow", False):
+        goodput.current().spend("step")  # the toy's own steps take no time
+        time.sleep(0.1)
+      return super().__next__()
+
+  for last in (7, 6):
+    with goodput.accounted(tmp_path / "logs"), pytest.raises(KeyboardInterrupt):
+      run(tmp_path, loop_config(log_every=1), Slow(last=last))
+  with goodput.accounted(tmp_path / "logs"):
+    run(tmp_path, loop_config(log_every=1))
+  found = goodput.read(tmp_path / "logs")
+  assert (found["starts"], found["lost_steps"]) == (3, 3 + 2)
+  assert found["seconds"]["lost"] == pytest.approx(0.3, abs=0.15)
+  assert found["models"]["toy"]["step"] == 12
+  assert sum(found["seconds"].values()) == pytest.approx(found["wall_seconds"], rel=0.01)
+  assert found["seconds"]["compile"] > 0 and found["seconds"]["checkpoint"] > 0
+
+
+def test_one_program_is_compiled_for_all_steps_and_other_shapes_are_refused(tmp_path):
+  compiled = []
+  listen = lambda event, seconds, **about: compiled.append(about) if event == goodput.COMPILED else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    run(tmp_path / "a", loop_config(100, checkpoint_every=0))
+    assert [about["fun_name"] for about in compiled if "step" in about["fun_name"]] == ["jit(step)"], compiled
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+  class Wider(Counter):
+    def __next__(self):
+      batch = super().__next__()
+      return {name: np.concatenate([value] * 2) for name, value in batch.items()} if self.number == 6 else batch
+
+  with pytest.raises(TypeError, match="compiled"):
+    run(tmp_path / "b", loop_config(), Wider())

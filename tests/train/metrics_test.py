@@ -1,11 +1,13 @@
 """Metrics on disk: every step once, whatever a killed run left."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sora_jax.train import metrics
 from sora_jax.train.metrics import MetricsLog, progress, read_metrics
 
 
@@ -61,6 +63,47 @@ def test_a_picture_is_a_file_of_its_step(tmp_path):
 def test_tensorboard_gets_the_values_too(tmp_path):
   write(tmp_path, [5])
   assert any(b"loss" in path.read_bytes() for path in tmp_path.glob("events.*"))
+
+
+def test_what_was_written_is_on_disk_at_once(tmp_path):
+  log = MetricsLog(tmp_path, 0)
+  log.scalars(5, {"a_name": 1.0})
+  assert [line["step"] for line in read_metrics(tmp_path)] == [5]
+  assert any(b"a_name" in path.read_bytes() for path in tmp_path.glob("events.*"))
+
+
+def test_a_disk_that_fills_up_is_said_once_a_kind_and_the_rest_is_written(tmp_path, capsys):
+  log = MetricsLog(tmp_path, 0)
+  log.scalars(5, {"loss": 1.0})
+  (tmp_path / "metrics.jsonl").unlink()
+  (tmp_path / "metrics.jsonl").mkdir()
+  for step in (10, 15, 20):
+    log.scalars(step, {"loss": 1.0})
+    log.picture(step, np.zeros((2, 2, 3), np.uint8))
+  log.close()
+  said = capsys.readouterr().err
+  assert said.count("warning") == 1 and "no lines of metrics from here on" in said
+  assert len(list(tmp_path.glob("preview_*"))) == 3
+
+
+def test_a_bucket_s_log_is_written_whole(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics.storage, "is_remote", lambda path: "logs" in str(path))
+  monkeypatch.setattr(metrics.storage, "write_text", lambda path, text: pathlib.Path(path).write_text(text))
+  write(tmp_path / "logs", [5, 10])
+  log = MetricsLog(tmp_path / "logs", 5)
+  log.scalars(10, {"loss": 3.0})
+  assert [line["step"] for line in read_metrics(tmp_path / "logs")] == [5]
+  log.flush()
+  assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "logs")] == [(5, 5.0), (10, 3.0)]
+
+
+def test_other_hosts_than_the_first_write_nothing(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(metrics.hosts, "is_first", lambda: False)
+  write(tmp_path / "logs", [5])
+  bar = progress("toy", 10, 4)
+  bar.update()
+  bar.close()
+  assert not (tmp_path / "logs").exists() and not capsys.readouterr().err
 
 
 def test_the_bar_goes_to_stderr_and_starts_where_the_run_is(capsys):

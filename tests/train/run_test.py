@@ -9,50 +9,15 @@ import ml_collections
 import numpy as np
 import pytest
 
-from sora_jax import checkpoint
+from sora_jax import checkpoint, integrity
 from sora_jax.codec import Codec
 from sora_jax.data import pipeline, sources, stream, video_io
 from sora_jax.generate import Generator, Request, Sampling
 from sora_jax.train.metrics import read_metrics
-from sora_jax.train.run import ConfigMismatch, budget, claim, flatten, train
+from sora_jax.train.run import budget, train
+from tests.data.storage_test import bucket  # noqa: F401  a fixture
 
 PREPARED = ("config.json", "tokenizer.model", "autoencoder", "latents")  # what a run has before its first step
-
-
-def test_flatten_joins_keys():
-  assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
-
-
-class TestClaim:
-  def test_the_resolved_config_is_written_and_the_same_may_come_again(self, tiny_config, tmp_path):
-    claim(tmp_path / "w", tiny_config)
-    written = (tmp_path / "w" / "config.json").read_text()
-    assert json.loads(written)["model"]["width"] == tiny_config.model.width
-    claim(tmp_path / "w", tiny_config)
-    assert (tmp_path / "w" / "config.json").read_text() == written
-
-  @pytest.mark.parametrize(
-    ("key", "value"), [("model.width", 48), ("seed", 1), ("data.source", "worlds:uniform"), ("train.steps", 7)]
-  )
-  def test_another_run_s_config_is_refused_with_the_key_and_both_values(self, tiny_config, tmp_path, key, value):
-    claim(tmp_path, tiny_config)
-    written = (tmp_path / "config.json").read_text()
-    old = flatten(json.loads(tiny_config.to_json()))[key]
-    tiny_config.update_from_flattened_dict({key: value})
-    with pytest.raises(ConfigMismatch) as caught:
-      claim(tmp_path, tiny_config)
-    for part in (key, repr(old), repr(value), str(tmp_path)):
-      assert part in str(caught.value)
-    assert (tmp_path / "config.json").read_text() == written
-
-  @pytest.mark.parametrize(
-    ("key", "value"), [("train.keep", 9), ("train.log_every", 1), ("sample.guidance", 1.5), ("mesh.data", -1)]
-  )
-  def test_what_may_change_may_change(self, tiny_config, tmp_path, key, value):
-    claim(tmp_path, tiny_config)
-    tiny_config.update_from_flattened_dict({key: value})
-    claim(tmp_path, tiny_config)
-    assert flatten(json.loads((tmp_path / "config.json").read_text()))[key] == value
 
 
 def test_the_token_budget_of_a_clip_leaves_an_image_more_pixels_than_a_video(tiny_config):
@@ -258,3 +223,33 @@ class TestOwnData:
     with pytest.raises(ValueError, match=r"own.*3 dropped.*2 file missing.*1 unreadable"):
       train(own_config(tiny_config, folder), tmp_path / "w")
     assert not (tmp_path / "w").exists()  # the folder is not bound to a source that never opened
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(trained, tiny_config, tmp_path, monkeypatch, bucket):  # noqa: F811
+  """All but the arrays of checkpoints, which the stand-in can't hold: those are beside it."""
+  beside, address = tmp_path / "beside", "gs://b/runs/w"
+  shutil.copytree(trained / "autoencoder" / "checkpoints", beside / "b/runs/w/autoencoder/checkpoints")
+  of_the_steps = integrity.root
+  monkeypatch.setattr(integrity, "root", lambda folder: of_the_steps(str(folder).replace("gs:/", str(beside))))
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  tiny_config.train.preview_every = 6
+  summary = train(tiny_config, address)
+  assert (summary.step, summary.resumed_from) == (6, None)
+  assert checkpoint.digest(address) == checkpoint.digest(trained)
+  for name in ("tokenizer.model", "latents/unit-00000.npy", "latents/index.json", "latents/quarantine.jsonl"):
+    assert bucket.objects[f"b/runs/w/{name}"] == (trained / name).read_bytes()
+  assert {"config.json", "latents/text.npz", "logs/metrics.jsonl", "logs/preview_0000006.png", "logs/goodput.json"} <= {
+    name.removeprefix("b/runs/w/") for name in bucket.objects
+  }
+  assert [line["loss"] for line in read_metrics(f"{address}/logs")] == [
+    line["loss"] for line in read_metrics(trained / "logs")
+  ]
+  again = train(tiny_config, address)
+  assert (again.steps_run, again.resumed_from) == (0, 6)
+  clips = [
+    Generator.load(folder).sample([Request("a red circle", 16, 16, 1, 8.0, 0)], Sampling.of(tiny_config))[0]
+    for folder in (address, trained)
+  ]
+  np.testing.assert_array_equal(clips[0].frames_THWC, clips[1].frames_THWC)
+  assert not list((tmp_path / "here").iterdir())

@@ -1,5 +1,7 @@
 """One step: the average follows, a bad batch changes nothing, draws belong to clips and not to rows."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, stack
 from sora_jax.train.dit import DiffusionConfig, DiTTask
-from sora_jax.train.state import ema_decay, make_state, make_step
+from sora_jax.train.state import ema_decay, gradient_of, make_state, make_step
 
 
 class Line:
@@ -110,13 +112,21 @@ class TestStep:
     assert bool(metrics["finite"]) and int(good.step) == 2
 
 
-class TestDraws:
-  """The loss of a real transformer on packed rows."""
+class Packed(NamedTuple):
+  """A small transformer, and six clips to pack."""
 
-  def test_the_order_of_rows_and_their_padding_change_no_draw(self):
+  task: DiTTask
+  params: Any
+  clips: list[Segment]
+
+  def rows(self, *rows: list[int]) -> PackedBatch:
+    return stack([pack_row([self.clips[i] for i in row], RowShape(12, 8, 3), 4) for row in rows])
+
+  @staticmethod
+  def make(weighting: str = "clip") -> "Packed":
     text = TextEncoderConfig(vocabulary=32, width=8, depth=1, heads=1)
     config = DiTConfig(channels=4, width=16, depth=1, heads=2, text=text, wavelengths=((1.0, 9.0),) * 3)
-    task = DiTTask(config, DiffusionConfig("x", "clip", NoiseLevels(0.0, 1.0, 8), 0.5))
+    task = DiTTask(config, DiffusionConfig("x", weighting, NoiseLevels(0.0, 1.0, 8), 0.5))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.2, jnp.float32), shapes)
@@ -131,14 +141,36 @@ class TestDraws:
       )
       for i, n in enumerate((5, 3, 4, 6, 2, 7))
     ]
+    return Packed(task, params, clips)
 
-    def packed(*rows) -> PackedBatch:
-      return stack([pack_row([clips[i] for i in row], RowShape(12, 8, 3), 4) for row in rows])
 
-    loss = jax.jit(lambda batch: task.loss(params, batch, jax.random.key(7))[0])
+class TestDraws:
+  """The loss of a real transformer on packed rows."""
+
+  def test_the_order_of_rows_and_their_padding_change_no_draw(self):
+    small = Packed.make()
+    packed = small.rows
+    loss = jax.jit(lambda batch: small.task.loss(small.params, batch, jax.random.key(7))[0])
     first = float(loss(packed([0, 1], [2, 3], [4, 5])))
     for rows in (([4, 5], [0, 1], [2, 3]), ([1, 0], [3, 2], [5, 4]), ([0, 4, 1], [5, 2], [3])):
       assert float(loss(packed(*rows))) == pytest.approx(first, rel=1e-5)
     renamed = packed([0, 1], [2, 3], [4, 5])
     renamed = renamed._replace(clip_index_BS=renamed.clip_index_BS + 100)
     assert float(loss(renamed)) != pytest.approx(first, rel=1e-3)
+
+
+class TestParts:
+  @pytest.mark.parametrize("weighting", ["clip", "token"])
+  def test_a_batch_in_parts_has_the_gradient_of_the_whole(self, weighting):
+    small = Packed.make(weighting)
+    rows = small.rows([0, 1, 4], [2], [3], [5])  # parts of unequal weight
+    call = lambda parts: jax.jit(lambda batch: gradient_of(small.task, small.params, batch, jax.random.key(7), parts))
+    (loss, metrics), gradient = call(1)(rows)
+    (parts_loss, parts_metrics), parts_gradient = call(2)(rows)
+    assert float(parts_loss) == pytest.approx(float(loss), rel=1e-5) and parts_metrics.keys() == metrics.keys()
+    for found, wanted in zip(leaves(parts_gradient), leaves(gradient), strict=True):
+      np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+  def test_rows_that_parts_cannot_share_are_refused(self):
+    with pytest.raises(ValueError, match="train.parts=3: 16 rows can't be shared by 1 ranks in 3 parts"):
+      gradient_of(Line(), None, batch(0), None, 3)

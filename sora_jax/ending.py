@@ -1,0 +1,60 @@
+"""When a run that was told to end ends: at the same place on all hosts, whichever of them was told."""
+
+import math
+import time
+
+from sora_jax import hosts, interruption
+
+SECONDS = 5.0  # of steps after which the hosts ask each other
+MOST_STEPS = 1000  # and steps
+
+
+def agreed(step: int | None = None) -> int:
+  """Why the run ends here, as `interruption.asked`, the same answer on all hosts; they call it at the same places.
+
+  Args:
+    step: of a loop that asks after every step; several hosts then speak to each other every few seconds only.
+  """
+  return interruption.asked() if hosts.count() == 1 else _talks.ask(step)
+
+
+def heard() -> bool:
+  """Whether some host was told to end, as far as this one knows. Others may know more, or less."""
+  return hosts.raised(bool(interruption.asked()))
+
+
+def end_here(what: str) -> None:
+  """Ends a run that was told to end; all hosts call it at the same places.
+
+  Args:
+    what: is on disk, for the message.
+
+  Raises:
+    Interrupted: on all hosts.
+  """
+  if reason := agreed():
+    raise interruption.Interrupted(interruption.message(reason, what))
+
+
+class _Talks:
+  """After which steps the hosts speak to each other: host 0 says how long a step takes, so that all know the next."""
+
+  def __init__(self):
+    self.step, self.next, self.time = math.inf, math.inf, 0.0
+
+  def ask(self, step: int | None) -> int:
+    if step is not None and self.step < step < self.next:
+      return 0
+    somebody = heard()  # always: it tells the others too
+    reason = interruption.asked() or (interruption.ELSEWHERE if somebody else 0)
+    now, steps, every = time.monotonic(), 0 if step is None else step - self.step, 1
+    if 0 < steps < math.inf:
+      every = int(SECONDS * steps / max(now - self.time, 1e-3))
+      every = min(max(every, 1), 2 * steps, MOST_STEPS)  # a host runs ahead of its first steps, which seem to be fast
+    reason, every = hosts.agree("whether the run ends", [reason, every])
+    if step is not None:
+      self.step, self.next, self.time = step, step + every, now
+    return reason
+
+
+_talks = _Talks()

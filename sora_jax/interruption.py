@@ -1,0 +1,113 @@
+"""Told to end: a signal or a time limit is noted here, and a run ends itself where nothing is lost.
+
+Nothing is cut short. Who does long work asks between its pieces (a step, a unit) and stops there; what was made is on
+disk then, and the program's exit status REQUEUE says that the same command goes on. A signal that comes while XLA
+compiles is noted when it has compiled.
+"""
+
+import contextlib
+import math
+import multiprocessing.connection
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+REQUEUE = 75  # EX_TEMPFAIL, which launchers answer by running the command again
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's warning that the time is up
+LIMIT, ELSEWHERE = 1000, 1001  # stand for the time limit and for another host where a signal has its number
+IMPATIENT = 10.0  # seconds
+
+
+class Interrupted(RuntimeError):
+  """The run was told to end, and has; the message says what is saved."""
+
+
+_noted: list[int] = []  # the signals that end nothing
+_told: list[int] = []  # those that came
+_deadline = math.inf  # time.monotonic()
+
+
+def listen() -> None:
+  """From now on the signals are noted and end nothing; one that is ignored stays so. For a program's main thread."""
+  for number in SIGNALS:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, _note)
+      _noted.append(number)
+
+
+def ignore() -> None:
+  """Nothing but SIGKILL disturbs what is left of this process."""
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+
+
+def end_after(minutes: float, started: float) -> None:
+  """Sets a time limit, counted from `started` (time.monotonic()); 0 is none."""
+  global _deadline
+  _deadline = started + 60 * minutes if minutes else math.inf
+
+
+def asked() -> int:
+  """Why this process is to end: the first signal's number, LIMIT, or 0 where it is not."""
+  return _told[0] if _told else LIMIT if time.monotonic() > _deadline else 0
+
+
+def message(reason: int, what: str) -> str:
+  """What an interrupted run says last."""
+  others = {LIMIT: "the time limit (train.max_minutes)", ELSEWHERE: "another host, which was told to"}
+  return f"ended by {others.get(reason) or signal.Signals(reason).name}: {what}; the same command goes on from there"
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+  """Processes that are started in here never get the signals that this one notes: it ends them itself.
+
+  A signal that comes meanwhile reaches this process afterwards.
+  """
+  if not _noted:
+    yield
+    return
+  multiprocessing.resource_tracker.ensure_running()  # its own start would let the signals through again
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _noted)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+  """Ends this process, one of multiprocessing's, when the one that started it is gone, however that came."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+  multiprocessing.connection.wait([sentinel])
+  os._exit(1)
+
+
+_last_interrupt = -math.inf
+
+
+def _note(number: int, _: Any) -> None:
+  # A handler may run in the middle of anything, a print too: it only notes.
+  _told.append(number)
+  if number == signal.SIGINT and sys.stderr.isatty():
+    _note_impatience()
+
+
+def _note_impatience() -> None:
+  """Ctrl-C three times ends a program at once."""
+  global _last_interrupt
+  now = time.monotonic()
+  again, _last_interrupt = now - _last_interrupt < IMPATIENT, now
+  if again:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+  often = "once" if again else f"twice more within {IMPATIENT:g} s"
+  os.write(2, f"\nsora: saves and ends after this step; Ctrl-C {often} ends it now, and nothing is saved\n".encode())

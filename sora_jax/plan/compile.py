@@ -1,0 +1,117 @@
+"""Examines a step in a process of its own, for TPUs that need not be here or for this machine's devices.
+
+libtpu reads its environment when JAX starts, takes gigabytes, and may end the process that it is in.
+
+  python -m sora_jax.plan.compile < request.json      a request of `examine`; the last line answers it
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from sora_jax.plan import chips
+
+MINUTES = 60  # most that one compilation may take
+# What libtpu needs to hear where there is no TPU: nothing to ask the machine for, and others may load it too.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
+# libtpu would read these as well, with other effects; its own are in LIBTPU_INIT_ARGS, which stays.
+FOREIGN = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+
+
+class CompileError(RuntimeError):
+  """The step does not compile; says why."""
+
+
+def missing() -> str | None:
+  """What to install before TPUs can be compiled for; None where nothing is missing."""
+  return None if importlib.util.find_spec("libtpu") else "pip install -c constraints.txt -e '.[plan]'"
+
+
+def examine(config: Any, row_clip: float, where: chips.Slices | None) -> dict[str, Any]:
+  """`step.examine` as a dict; without `where` for this machine's devices, and not compiled where libtpu is missing.
+
+  Args:
+    row_clip: see `flops.Rows.clip`.
+
+  Raises:
+    CompileError: one line.
+  """
+  environment = dict(os.environ)
+  if where:
+    environment = {key: value for key, value in environment.items() if key not in FOREIGN} | ENVIRONMENT
+    if missing():  # as many devices, only to lay arrays over
+      environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={where.chips}"
+  topology = [where.chip.name, where.sides, where.count] if where else None
+  request = json.dumps({"config": json.loads(config.to_json()), "row_clip": row_clip, "topology": topology})
+  target = where.topology if where else "this machine's devices"
+  command = [sys.executable, "-m", "sora_jax.plan.compile"]
+  try:
+    done = subprocess.run(
+      command, input=request, env=environment, capture_output=True, text=True, timeout=60 * MINUTES, check=False
+    )
+  except subprocess.TimeoutExpired as error:
+    raise CompileError(f"compiling the train step for {target} took more than {MINUTES} minutes") from error
+  last = done.stdout.splitlines()[-1] if done.stdout else ""
+  answer = json.loads(last) if last.startswith("{") else {}
+  if "error" in answer or not answer:
+    said = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
+    raise CompileError(f"the train step does not compile for {target}: {answer.get('error') or said[0].strip()[:500]}")
+  return answer
+
+
+def main() -> None:
+  try:
+    answer = _answer(json.load(sys.stdin))
+  except Exception as error:  # whatever it is, the process that asked gets it in one line
+    if os.environ.get("SORA_TRACEBACK"):
+      raise
+    answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"}
+  print(json.dumps(answer))
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+  import jax
+  import ml_collections
+
+  from sora_jax.packing import RowShape
+  from sora_jax.plan import step
+  from sora_jax.plan.flops import Rows
+
+  config = ml_collections.ConfigDict(request["config"])
+  train = config.train
+  rows = Rows(train.rows, RowShape(train.row_tokens, train.row_text, train.row_segments), request["row_clip"])
+  if request["topology"]:
+    name, sides, count = request["topology"]
+    where = chips.Slices(chips.CHIPS[name], tuple(sides), count)
+    devices = jax.devices() if missing() else described(where)
+  else:
+    devices = jax.devices()
+    chip = chips.chip_of(devices[0].device_kind)
+    where = chips.Slices(chip, (len(devices),)) if chip and not chip.sides else None
+  found = step.examine(config, rows, devices, where, compiles=not (request["topology"] and missing()))
+  answer = found._asdict()
+  if found.compiled:
+    answer["compiled"] = found.compiled._asdict()
+  return answer
+
+
+def described(where: chips.Slices) -> list[Any]:
+  """The devices of slices that are not here."""
+  from jax.experimental import topologies
+
+  several = {"num_slices": where.count} if where.count > 1 else {}
+  return topologies.get_topology_desc(topology_name=where.topology, platform="tpu", **several).devices
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,193 @@
+"""One train step on devices that need not be here: what it holds, computes and moves. The real step, on shapes alone.
+
+All that the rest of `sora plan` knows of training is here: the task, optimiser, shardings and donation of `sora train`.
+What is compiled is never run: that it compiles says what it takes, not that its numbers are right.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Var
+
+from sora_jax import packing, sharding
+from sora_jax.generate import dit_config
+from sora_jax.plan import chips, flops
+from sora_jax.plan.program import Program, read
+from sora_jax.plan.roofline import roofline
+from sora_jax.train import run
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.state import TrainState, make_state, make_step, state_shardings
+
+
+class Compiled(NamedTuple):
+  """What the compiler made of a step, of one device.
+
+  Attributes:
+    peak_bytes: most memory in use at once; of a step that doesn't fit, what its temporaries need.
+    compiles: False where the compiler gave up for want of memory: the rest is empty then.
+    flops, hbm_bytes: arithmetic and memory traffic.
+    seconds: {compute, memory, operations, communication, step}; empty on a chip that isn't in the table.
+    collectives: {kind: {count, bytes, seconds}}.
+    silent: kernels and loops whose arithmetic the program's text does not tell.
+  """
+
+  peak_bytes: int
+  compiles: bool
+  flops: float = 0.0
+  hbm_bytes: float = 0.0
+  seconds: dict[str, float] = {}
+  collectives: dict[str, dict[str, float]] = {}
+  silent: int = 0
+
+
+class Step(NamedTuple):
+  """A train step.
+
+  Attributes:
+    kind, devices: what it runs on; JAX's name of the device.
+    mesh: size of each axis.
+    parts: devices that the rows are split over.
+    params: numbers in the model.
+    flops: see `flops.Flops`, over all devices.
+    bytes: of one device, by what they are.
+    compiled: None where it was not compiled.
+  """
+
+  kind: str
+  devices: int
+  mesh: dict[str, int]
+  parts: int
+  params: int
+  flops: dict[str, float]
+  bytes: dict[str, int]
+  compiled: Compiled | None
+
+
+def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.Slices | None, compiles: bool) -> Step:
+  """Counts a config's step, and compiles it for `devices` if asked.
+
+  Args:
+    where: the chips that the devices are, for times; None leaves those out.
+  """
+  mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+  task, model = _task(config)
+  with jax.set_mesh(mesh):
+    state, batch, step = arguments(config, task, model, mesh)
+    parts, held = sharding.ways("batch"), device_bytes(task, state, batch, config.train.parts)
+    compiled = _compile(step, state, batch, where, mesh) if compiles else None
+  return Step(
+    devices[0].device_kind,
+    len(devices),
+    dict(mesh.shape),
+    parts,
+    sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    flops.count(state.params, model, rows, config.model.remat)._asdict(),
+    held,
+    compiled,
+  )
+
+
+def _task(config: Any) -> tuple[Any, Any]:
+  model = dit_config(config, config.model.vocabulary)
+  return run.dit_task(config, model), model
+
+
+def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState, packing.PackedBatch, Any]:
+  """The shapes of a state and a batch, laid over the mesh, and the jitted step that takes them."""
+  loop, train = run.loop_config(config, "plan"), config.train
+  if train.rows % sharding.ways("batch"):
+    raise ValueError(
+      f"train.rows={train.rows} is no multiple of the {sharding.ways('batch')} devices that share them "
+      "(mesh.data x mesh.fsdp): take more rows, or share each row by mesh.context"
+    )
+  optimizer = make_optimizer(loop.optimizer)
+  state = jax.eval_shape(lambda: make_state(task, optimizer, loop.seed, mesh))
+  placed = state_shardings(state, mesh)
+  row = packing.pack_row([], packing.RowShape(train.row_tokens, train.row_text, train.row_segments), model.channels)
+  laid = sharding.batch_sharding(mesh)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((train.rows, *x.shape), x.dtype, sharding=laid), row)
+  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+  step = make_step(task, optimizer, loop.ema_decay, loop.parts)
+  return state, batch, jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+
+
+def _compile(step: Any, state: TrainState, batch: Any, where: chips.Slices | None, mesh: Any) -> Compiled:
+  lowered = step.lower(state, batch)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = out_of_memory(str(error))
+    if needed is None:
+      raise
+    return Compiled(needed, False)
+  program = read(compiled.as_text())
+  seconds, collectives = _timed(program, where, mesh)
+  peak = compiled.memory_analysis().peak_memory_in_bytes
+  return Compiled(peak, True, program.flops, program.bytes, seconds, collectives, len(program.silent))
+
+
+def _timed(program: Program, where: chips.Slices | None, mesh: Any) -> tuple[dict, dict]:
+  counted: dict[str, dict[str, float]] = {}
+  for each in program.collectives:
+    found = counted.setdefault(each.kind, {"count": 0, "bytes": 0})
+    found["count"] += each.times
+    found["bytes"] += each.times * each.bytes
+  if where is None:
+    return {}, counted
+  found = roofline(program, where, [place(device, number) for number, device in enumerate(mesh.devices.flat)])
+  for kind, seconds in found.collectives.items():
+    counted[kind]["seconds"] = seconds
+  return {name: getattr(found, name) for name in ("compute", "memory", "operations", "communication", "step")}, counted
+
+
+def place(device: Any, number: int) -> tuple[int, ...]:
+  """Where a device is: its slice, and its coordinates there; its number where it has none."""
+  return (getattr(device, "slice_index", 0) or 0, *getattr(device, "coords", (number,)))
+
+
+def out_of_memory(message: str) -> int | None:
+  """The bytes that the compiler says it lacks memory for; None where the message says something else."""
+  found = re.search(r"\(([\d.]+)([KMGT])\) exceeds|Used ([\d.]+)([KMGT]) of", message)
+  if not found or "RESOURCE_EXHAUSTED" not in message:
+    return None
+  size, unit = found[1] or found[3], found[2] or found[4]
+  return int(float(size) * 2 ** (10 * (1 + "KMGT".index(unit))))
+
+
+# Memory.
+
+
+def device_bytes(task: Any, state: TrainState, batch: Any, parts: int = 1) -> dict[str, int]:
+  """What one device holds of a step that computes its rows in so many parts.
+
+  Activations are those that are kept for the backward pass; all devices hold equal parts of them.
+  """
+  parts *= sharding.ways("batch") * sharding.ways("tokens")
+  return {
+    "params": _held(state.params),
+    "moments": _held(state.optimizer),
+    "ema": _held(state.ema),
+    "gradients": _held(state.params),
+    "batch": _held(batch),
+    "activations": kept_bytes(task, state.params, batch) // parts,
+  }
+
+
+def _held(tree: Any) -> int:
+  """Bytes of one device's part of arrays."""
+  sizes = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
+  return sum(int(np.prod(shape)) * size for shape, size in sizes)
+
+
+def kept_bytes(task: Any, params: Any, batch: Any) -> int:
+  """Bytes of what the forward pass keeps for the backward pass, parameters aside, over all devices."""
+  plain = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+  loss = lambda params, batch: task.loss(params, batch, jax.random.key(0))[0]
+  kept = lambda params, batch: jax.vjp(lambda params: loss(params, batch), params)[1]
+  program = jax.make_jaxpr(kept)(plain(params), plain(batch)).jaxpr
+  given = set(map(id, program.invars))
+  found = {id(x): x.aval for x in program.outvars if isinstance(x, Var) and id(x) not in given}
+  return sum(aval.size * aval.dtype.itemsize for aval in found.values())

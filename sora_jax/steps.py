@@ -1,0 +1,159 @@
+"""The saved steps of one run: which are whole, which stay, and what became of the last save.
+
+Every process calls these functions; process 0 reads and writes the manifests and decides for all.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from sora_jax import integrity
+from sora_jax.integrity import CheckpointError
+
+ARRAYS = ("params", "optimizer", "ema", "train")
+JSONS = ("data", "meta")
+
+
+class DamagedCheckpoint(CheckpointError):
+  """A step's files are not what was written, or not those of a checkpoint."""
+
+
+class Steps(ocp.CheckpointManager):
+  """Orbax's manager, which also writes a manifest after each commit and knows which steps are damaged."""
+
+  def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions):
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+    handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
+    super().__init__(folder, options=options, item_handlers=handlers)
+    self.passed_over: dict[int, str] = {}  # damaged steps, and what is wrong in one line; a save sets them aside
+    self._saving: int | None = None
+    self._writer: threading.Thread | None = None
+
+  def where(self, step: int | None) -> str:
+    return f"checkpoint {self.directory} step {step}"
+
+  def write_manifest_after(self, step: int) -> None:
+    """Has the manifest of `step`, whose save has begun, written in the background once the step is committed."""
+    self._saving = step
+    if jax.process_index() == 0:
+      self._writer = threading.Thread(target=self._write_manifest, args=(step,), name="manifest")
+      self._writer.start()
+
+  def _write_manifest(self, step: int) -> None:
+    try:
+      super().wait_until_finished()
+    except Exception:  # the main thread gets the same error from its own wait
+      pass
+    try:
+      if step in integrity.committed(self.directory):
+        integrity.write(self.directory, step)
+    except Exception as error:  # whatever it is, the step itself is whole
+      print(f"{self.where(step)} has no manifest, so damage to it would go unseen: {error}", file=sys.stderr)
+
+  def wait_until_finished(self) -> None:
+    """Waits until the last save is on disk, with its manifest. Orbax calls it before the next save and at the end.
+
+    Raises:
+      CheckpointError: the last save failed; the steps before it are as they were.
+    """
+    failure = None
+    try:
+      super().wait_until_finished()
+    except Exception as error:  # TensorStore, the file system and other hosts raise many kinds
+      failure = error
+    if self._writer is not None:
+      self._writer.join()
+    if failure is None:
+      return
+    self.reload()
+    left = sorted(self.all_steps())
+    if self._saving not in left:
+      said = f"{self.where(self._saving)} was not saved: {first_line(failure)}"
+      raise CheckpointError(f"{said}. Steps {left} are as they were") from failure
+    # The step was committed, so what failed is the deletion of an older one.
+    print(f"{self.directory}: an old step was not deleted: {first_line(failure)}", file=sys.stderr)
+
+  def newest(self, parts: Sequence[str] = ()) -> int:
+    """The newest step whose `parts` are as they were written, or that has no manifest. Damaged ones are passed over.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    chosen = -1
+    left = sorted(set(self.all_steps()) - self.passed_over.keys(), reverse=True)
+    if jax.process_index() == 0:
+      for step in left:
+        wrong = integrity.faults(self.directory, step, parts)
+        if not wrong:
+          chosen = step
+          break
+        self.pass_over(step, self._damage(step, wrong))
+    chosen = _agreed(chosen)
+    for step in left:
+      if step > chosen:
+        self.passed_over.setdefault(step, self._damage(step, ["process 0 says why"]))
+    if chosen < 0 and not self.passed_over:
+      raise CheckpointError(f"no complete checkpoint under {self.directory}: the run was stopped before its first save")
+    if chosen < 0:
+      raise DamagedCheckpoint(f"no checkpoint can be used: {max(self.passed_over.items())[1]}")
+    return chosen
+
+  def pass_over(self, step: int, damage: str) -> None:
+    """Says that a step is damaged. Its files stay as they are."""
+    self.passed_over[step] = damage
+    print(f"{damage}. It is passed over and left as it is", file=sys.stderr)
+
+  def check(self, step: int, parts: Sequence[str] = ()) -> None:
+    """Raises:
+    CheckpointError: there is no such step, or its `parts` are not as they were written.
+    """
+    integrity.check_step(self.directory, step, self.all_steps())
+    wrong = (integrity.faults(self.directory, step, parts) or []) if jax.process_index() == 0 else []
+    if _agreed(len(wrong)):
+      raise DamagedCheckpoint(self._damage(step, wrong or ["process 0 says why"]))
+
+  def _damage(self, step: int, wrong: Sequence[str]) -> str:
+    return f"{self.where(step)} is damaged: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+
+  def make_way(self, step: int) -> None:
+    """Before `step` is saved: renames the damaged steps that were passed over.
+
+    They would count as the newest, so that the ones that can be used were deleted, and one may have the same number.
+    """
+    if self.passed_over:
+      if jax.process_index() == 0:
+        for damaged in sorted(self.passed_over):
+          print(f"{self.where(damaged)} is now {integrity.set_aside(self.directory, damaged)}", file=sys.stderr)
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged steps are set aside")
+      self.passed_over.clear()
+      self.reload()
+    if jax.process_index() == 0 and step not in self.all_steps():
+      integrity.forget(self.directory, step)  # left by a step of that number that was deleted
+
+
+class Pinned:
+  """The policy that keeps steps that have a pin beside them."""
+
+  def __init__(self, folder: epath.Path):
+    self.folder = folder
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    return [integrity.is_pinned(self.folder, each.step) for each in checkpoints]
+
+
+def first_line(error: Exception) -> str:
+  """An error in one line: what TensorStore adds of its own settings is left out."""
+  return str(error).partition("[tensorstore_spec")[0].strip().partition("\n")[0]
+
+
+def _agreed(number: int) -> int:
+  """Process 0's number, on every process."""
+  return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -1,0 +1,269 @@
+"""Runs of several hosts: they train what one trains, and when one of them dies, sleeps, is late or differs, all end and
+say which and where."""
+
+import contextlib
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from sora_jax import checkpoint
+from sora_jax.data.latents import LatentStore
+from sora_jax.train.metrics import read_metrics
+from sora_jax.train.run import train
+from tests import several
+from tests.several import Ended
+
+PATIENCE = 300  # seconds, for a whole run
+LIMIT = 8  # seconds that a host may be late
+
+# The command, with a fault on one host.
+FAULTY = """
+import os, sys, time
+
+def sleep_in(module, name, turn=1):
+  import importlib
+  found = importlib.import_module(module)
+  owner, _, method = name.rpartition(".")
+  owner = getattr(found, owner) if owner else found
+  real, turns = getattr(owner, method), []
+  def late(*args, **more):
+    turns.append(1)
+    if len(turns) == turn:
+      time.sleep(1000)
+    return real(*args, **more)
+  setattr(owner, method, late)
+
+if os.environ["HOST"] in ("all", os.environ["JAX_PROCESS_ID"]):
+  {fault}
+sys.argv[0] = "sora"
+from sora_jax import cli
+cli.main()
+"""
+
+
+class Runs:
+  """The tiny config as commands."""
+
+  def __init__(self, folder: pathlib.Path, config: dict):
+    self.folder, self.whole = folder, config
+    self.config = folder / "tiny.py"
+    self.config.write_text(f"import ml_collections\n\nget_config = lambda: ml_collections.ConfigDict({config!r})\n")
+
+  def words(self, workdir: str | pathlib.Path = "w", fault: str = "", **changes: object) -> list[str]:
+    program = ["-c", FAULTY.replace("{fault}", fault)] if fault else ["-m", "sora_jax.cli"]
+    settings = [f"--config.{key}={value}" for key, value in changes.items()]
+    folder = self.folder / workdir
+    return [sys.executable, *program, "train", f"--config={self.config}", f"--workdir={folder}", "--json", *settings]
+
+  @contextlib.contextmanager
+  def started(self, *commands: list[str], **env: str) -> Iterator[list[subprocess.Popen]]:
+    """A host for each command."""
+    with several.started(commands, self.folder, **{"SORA_HOST_SECONDS": str(PATIENCE), **env}) as processes:
+      yield processes
+
+  def ended(self, *commands: list[str], **env: str) -> list[Ended]:
+    with self.started(*commands, **env) as processes:
+      return several.ended(processes, self.folder, PATIENCE)
+
+  def finished(self, count: int, workdir: str, fault: str = "") -> list[Ended]:
+    """The hosts of a run that ends well."""
+    found = self.ended(*[self.words(workdir, fault)] * count, HOST="all")
+    assert [each.code for each in found] == [0] * count, "\n".join(each.err for each in found)
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_config) -> Runs:
+  tiny_config.train.update(rows=4, ranks=4)
+  tiny_config.autoencoder.batch = 4
+  return Runs(tmp_path, tiny_config.to_dict())
+
+
+def losses(workdir: pathlib.Path) -> list[list[float]]:
+  """[step, loss] of all lines of both models."""
+  paths = [workdir / "autoencoder" / "logs" / "metrics.jsonl", workdir / "logs" / "metrics.jsonl"]
+  lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+  return [[line["step"], line["loss"]] for line in lines]
+
+
+def assert_same_run(found: pathlib.Path, wanted: pathlib.Path) -> None:
+  np.testing.assert_allclose(losses(found), losses(wanted), rtol=1e-5)
+  for name in ("tokenizer.model", "config.json", "latents/quarantine.jsonl"):
+    assert (found / name).read_bytes() == (wanted / name).read_bytes()
+  stores = [LatentStore(each / "latents") for each in (found, wanted)]
+  assert stores[0].entries == stores[1].entries
+  for number in range(len(stores[1])):
+    np.testing.assert_allclose(stores[0][number].latent_thwC, stores[1][number].latent_thwC, atol=1e-4)
+  positions = [checkpoint.digest(each)["data"] for each in (found, wanted)]
+  assert positions[0] == positions[1]
+
+
+def summary(found: Ended) -> dict:
+  return json.loads(found.out.splitlines()[-1])
+
+
+def logged(workdir: pathlib.Path) -> int:
+  """The last step in the transformer's log."""
+  path = workdir / "logs" / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return json.loads(lines[-1])["step"] if lines else 0
+
+
+def wait_for(ready: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
+  limit = time.monotonic() + PATIENCE
+  while not ready():
+    assert all(process.poll() is None for process in processes), "the run ended too soon"
+    assert time.monotonic() < limit, "the run never came so far"
+    time.sleep(0.02)
+
+
+def test_two_hosts_train_an_autoencoder_as_one_does(tiny_config, tmp_path):
+  tiny_config.task = "autoencoder"
+  tiny_config.train.update(steps=3, checkpoint_every=2, log_every=1)
+  tiny_config.autoencoder.update(stages=(((2, 4, 4), 4, 1),), crop=(3, 8, 8), batch=2)
+  runs = Runs(tmp_path, tiny_config.to_dict())
+  first, second = map(summary, runs.ended(*[runs.words("two")] * 2, JAX_DISABLE_MOST_OPTIMIZATIONS="1"))
+  one = train(tiny_config, tmp_path / "one")
+  for name in ("step", "steps_run", "loss", "useful_tokens"):
+    assert first[name] == second[name] == pytest.approx(getattr(one, name), rel=1e-5)
+  assert [line["step"] for line in read_metrics(tmp_path / "two" / "logs")] == [1, 2, 3]
+  assert checkpoint.digest(tmp_path / "two")["data"] == checkpoint.digest(tmp_path / "one")["data"]
+  assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_hosts_train_what_one_trains_and_share_the_encoding(runs, count):
+  small = "from sora_jax import precompute; precompute.UNIT = 3"
+  found = runs.finished(count, "several", small)
+  for name in ("step", "steps_run", "loss", "useful_tokens", "resumed_from"):
+    assert len({summary(each)[name] for each in found}) == 1
+  shares = [int(re.findall(r"encode: 100%.*?(\d+)/\d+ ", each.err)[-1]) for each in found]
+  index = json.loads((runs.folder / "several" / "latents" / "index.json").read_text())
+  units = len({clip["unit"] for clip in index["clips"]})
+  assert units >= 8 and sum(shares) == units and max(shares) - min(shares) <= 1
+  runs.finished(1, "one", small)
+  assert_same_run(runs.folder / "several", runs.folder / "one")
+
+
+@pytest.mark.slow
+def test_hosts_are_killed_and_others_go_on_where_they_left(runs):
+  """F16: the supervisor's part is to start them again; here with another number."""
+  long = {"train.steps": 60, "train.checkpoint_every": 5, "train.log_every": 1}
+  with runs.started(*[runs.words(**long)] * 2) as processes:
+    wait_for(lambda: logged(runs.folder / "w") >= 12, processes)
+    processes[1].kill()
+    found = several.ended(processes, runs.folder, 60)
+  assert [each.code for each in found] == [1, -signal.SIGKILL]
+  said = [line for line in found[0].err.splitlines() if line.startswith("sora: ")]
+  assert re.match(r"sora: host 1 \(.*\): the process has ended, last in transformer: \w+ \d+", said[0])
+  with checkpoint.reader(runs.folder / "w") as steps:
+    newest = max(steps.all_steps())
+  assert newest >= 10
+  found = runs.ended(*[runs.words(**long)] * 4)
+  assert [summary(each)["resumed_from"] for each in found] == [newest] * 4
+  found = runs.ended(runs.words("one", **long))
+  assert [each.code for each in found] == [0]
+  np.testing.assert_allclose(losses(runs.folder / "w"), losses(runs.folder / "one"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_first_host_is_killed_and_the_others_end_and_say_so(runs):
+  long = {"train.steps": 4000, "train.checkpoint_every": 5, "train.log_every": 1}
+  with runs.started(*[runs.words(**long)] * 2) as processes:
+    wait_for(lambda: logged(runs.folder / "w") >= 5, processes)
+    processes[0].kill()
+    found = several.ended(processes, runs.folder, 60)
+  assert found[0].code == -signal.SIGKILL and found[1].code not in (0, 75)
+  assert "sora: host 0 (" in found[1].err and "): the process has ended" in found[1].err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_host_that_sleeps_for_ever_in_a_step_ends_all_and_is_named(runs, who):
+  """F14."""
+  fault = "sleep_in('sora_jax.data.stream', 'Stream.__next__', turn=6 + 9)"  # six steps are the autoencoder's
+  command = runs.words(fault=fault, **{"train.steps": 4000, "train.log_every": 1})
+  began = time.monotonic()
+  found = runs.ended(command, command, HOST=str(who), SORA_HOST_SECONDS=str(LIMIT))
+  assert [each.code for each in found] == [1, 1] and time.monotonic() - began < 120
+  for each in found:
+    assert re.search(
+      rf"^sora: host {who} \(.*\) in transformer: data 9 for \d+ s: no progress$", each.err, re.MULTILINE
+    )
+
+
+@pytest.mark.slow
+def test_a_host_that_is_stopped_ends_all_and_is_named(runs):
+  """F14, by SIGSTOP: no thread of it runs, and no connection breaks."""
+  command = runs.words(**{"train.steps": 4000, "train.log_every": 1})
+  with runs.started(command, command, SORA_HOST_SECONDS=str(LIMIT)) as processes:
+    wait_for(lambda: logged(runs.folder / "w") >= 5, processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    processes[0].wait(60)
+    processes[1].kill()
+    found = several.ended(processes, runs.folder, 10)
+  assert found[0].code == 1
+  assert re.search(
+    r"^sora: host 1 \(.*\): nothing heard for 8 s, last in transformer: \w+ \d+$", found[0].err, re.MULTILINE
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("place", "phase"),
+  [
+    ("'sora_jax.data.sources', 'open_source'", "comparing config, data and code"),
+    ("'sora_jax.steps', 'Steps.latest_step', turn=2", "transformer: init"),
+  ],
+  ids=["data", "restore"],
+)
+def test_a_host_that_is_late_is_named_with_the_phase(runs, place, phase):
+  """F15."""
+  command = runs.words(fault=f"sleep_in({place})")
+  found = runs.ended(command, command, HOST="1", SORA_HOST_SECONDS=str(LIMIT))
+  assert [each.code for each in found] == [1, 1]
+  for each in found:
+    assert re.search(rf"^sora: .*host 1 \(.*{phase}", each.err, re.MULTILINE), each.err
+
+
+@pytest.mark.slow
+class TestDifferences:
+  """F17: nothing is trained, and every host says what differs."""
+
+  def assert_refused(self, runs: Runs, commands: list[list[str]], *parts: str) -> None:
+    for each in runs.ended(*commands, HOST="1"):
+      assert each.code == 1
+      said = [line for line in each.err.splitlines() if line.startswith("sora: ")]
+      assert said and all(part in said[-1] for part in parts), each.err
+    assert not list(runs.folder.glob("w*/autoencoder"))
+
+  def test_of_the_config(self, runs):
+    other = {"train.learning_rate": 0.5, "model.depth": 3}
+    parts = ("config.train.learning_rate is ", "0.5 on host 1 (", "config.model.depth is 1 on host 0 (")
+    self.assert_refused(runs, [runs.words(), runs.words(**other)], *parts)
+
+  def test_of_the_code(self, runs):
+    command = runs.words(fault="import sora_jax; sora_jax.__version__ = '0.0.1'")
+    self.assert_refused(runs, [command, command], "sora_jax is ", '"0.0.1" on host 1 (')
+
+  def test_of_the_data(self, runs):
+    self.assert_refused(runs, [runs.words(), runs.words(**{"data.clips": 25})], "config.data.clips is 24 on host 0 (")
+
+  def test_of_the_folder(self, runs):
+    commands = [runs.words("w0"), runs.words("w1")]
+    self.assert_refused(runs, commands, "host 1 (", "no sight of what host 0 (", "Hosts share one --workdir")
+
+  def test_from_the_run_in_the_workdir(self, runs):
+    (runs.folder / "w").mkdir()
+    written = {**json.loads(json.dumps(runs.whole)), "seed": 7}
+    (runs.folder / "w" / "config.json").write_text(json.dumps(written))
+    self.assert_refused(runs, [runs.words()] * 2, "holds a run with config.seed=7, not 0")

@@ -1,0 +1,129 @@
+"""Signals are noted and end nothing, children are shielded from them, and an impatient user is let go."""
+
+import math
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sora_jax import interruption
+
+
+@pytest.fixture
+def listening(monkeypatch):
+  """This process notes the signals until the test ends."""
+  before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+  for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
+    monkeypatch.setattr(interruption, name, value)
+  interruption.listen()
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_a_signal_is_noted_and_the_first_one_is_the_reason(listening, number):
+  assert not interruption.asked()
+  os.kill(os.getpid(), number)
+  os.kill(os.getpid(), signal.SIGTERM)
+  os.kill(os.getpid(), signal.SIGTERM)
+  assert interruption.asked() == number
+  assert signal.Signals(number).name in interruption.message(interruption.asked(), "step 3 is saved")
+
+
+def test_a_signal_that_was_ignored_stays_so(monkeypatch):
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  monkeypatch.setattr(interruption, "_noted", [])
+  others = {number: signal.getsignal(number) for number in interruption.SIGNALS[::2]}
+  try:
+    interruption.listen()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  finally:
+    for number, handler in (others | {signal.SIGINT: before}).items():
+      signal.signal(number, handler)
+
+
+def test_a_time_limit_counts_from_the_start_and_zero_is_none(listening):
+  now = time.monotonic()
+  interruption.end_after(0.0, now - 1e6)
+  assert not interruption.asked()
+  interruption.end_after(1.0, now - 59)
+  assert not interruption.asked()
+  interruption.end_after(1.0, now - 61)
+  assert interruption.asked() == interruption.LIMIT
+  assert "train.max_minutes" in interruption.message(interruption.LIMIT, "")
+
+
+def test_children_that_are_started_shielded_live_on_and_others_do_not(listening):
+  words = [sys.executable, "-c", "import sys; print('here', flush=True); sys.stdin.read(); print('there')"]
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+  with interruption.shielded():
+    shielded = subprocess.Popen(words, **pipes)
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert interruption.asked() == signal.SIGTERM  # it came when the shield was gone
+  with shielded, subprocess.Popen(words, **pipes) as bare:
+    for child in (shielded, bare):
+      assert child.stdout.readline() == "here\n"
+      for number in interruption.SIGNALS:
+        child.send_signal(number)
+    assert bare.wait(30) < 0
+    assert shielded.communicate("", 30)[0] == "there\n" and shielded.returncode == 0
+
+
+def test_who_does_not_listen_shields_nobody():
+  with interruption.shielded():
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+WAITS = """
+import time
+from sora_jax import interruption
+interruption.listen()
+print("here", flush=True)
+while len(interruption._told) < 9:
+  time.sleep(0.01)
+print("there")
+"""
+
+
+def noted(child: subprocess.Popen, number: int) -> None:
+  child.send_signal(number)
+  time.sleep(0.1)  # signals of one number that are not noted yet count as one
+
+
+def test_ctrl_c_three_times_on_a_terminal_ends_it_and_says_so_before():
+  ours, theirs = pty.openpty()
+  with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=theirs, text=True) as child:
+    assert child.stdout.readline() == "here\n"
+    noted(child, signal.SIGTERM)
+    noted(child, signal.SIGINT)
+    assert b"Ctrl-C twice more" in os.read(ours, 4096)
+    noted(child, signal.SIGINT)
+    assert b"Ctrl-C once ends it now" in os.read(ours, 4096)
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    assert child.wait(30) == -signal.SIGINT
+
+
+def test_without_a_terminal_no_number_of_signals_ends_it():
+  with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    assert child.stdout.readline() == b"here\n"
+    for number in 3 * interruption.SIGNALS:
+      noted(child, number)
+    assert child.communicate(timeout=30) == (b"there\n", b"") and child.returncode == 0
+
+
+def test_what_ignores_is_past_being_told():
+  code = WAITS.replace("interruption.listen()", "interruption.ignore()").replace(
+    "len(interruption._told) < 9", "not input()"
+  )
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+  with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
+    assert child.stdout.readline() == "here\n"
+    for number in interruption.SIGNALS:
+      child.send_signal(number)
+    assert child.communicate("yes\n", 30)[0] == "there\n" and child.returncode == 0

@@ -1,0 +1,73 @@
+"""The TPU's kernel, interpreted: equal to the whole at once, gradients too, for every length and packing."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.models import flash_tpu
+from sora_jax.models.attention import choose
+from sora_jax.models.flash_tpu import FLASH_TPU, meeting
+from sora_jax.models.kernel import NEVER, attend
+from tests.models.blockwise_test import both, draw, packed, reference
+
+FAST = (1, 65, 192)
+SLOW = (63, 64, 127, 128, 129, 191, 704, 1088)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  """Several blocks in a row of a few hundred tokens."""
+  monkeypatch.setattr(flash_tpu, "QUERIES", 128)
+  monkeypatch.setattr(flash_tpu, "KEYS", 128)
+
+
+flash = functools.partial(attend, FLASH_TPU)
+
+
+@pytest.mark.parametrize("length", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["f32", "bf16"])
+def test_output_and_gradients_are_those_of_the_whole(length, dtype):
+  rng = np.random.default_rng(length)
+  segments = jnp.asarray(np.stack([packed(length, 4, rng), np.zeros(length, np.int32)]))  # a row of padding alone
+  inputs = draw(length, length, length, dtype)
+  for mine, theirs in zip(
+    both(flash, *inputs, segments, segments), both(reference, *inputs, segments, segments), strict=True
+  ):
+    assert np.isfinite(mine).all()
+    np.testing.assert_allclose(mine, theirs, atol=1e-5 if dtype == np.float32 else 0.1)
+
+
+def test_other_keys_than_queries():
+  rng = np.random.default_rng(5)
+  segments = [jnp.asarray(np.stack([packed(n, 5, rng) for _ in range(2)])) for n in (300, 140)]
+  inputs = draw(5, 300, 140)
+  for mine, theirs in zip(both(flash, *inputs, *segments), both(reference, *inputs, *segments), strict=True):
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_a_query_that_none_of_these_keys_can_meet_has_nothing():
+  ids = jnp.asarray([[1] * 100 + [2] * 50], jnp.int32)
+  query, key, value, _ = draw(1, 150, 100, rows=1)
+  attended = FLASH_TPU.forward(query, key, value, ids, ids[:, :100])
+  np.testing.assert_array_equal(attended.out[:, :, 100:], 0.0)
+  np.testing.assert_array_equal(attended.log_total[:, :, 100:], np.float32(NEVER))
+  assert (np.asarray(attended.log_total[:, :, :100]) > NEVER / 2).all()
+
+
+def test_blocks_that_share_no_segment_are_not_visited():
+  rng = np.random.default_rng(3)
+  segments = np.stack([packed(256, 16, rng), np.zeros(256, np.int32)])
+  first, count = (np.asarray(x) for x in meeting((jnp.asarray(segments), 16), (jnp.asarray(segments), 32)))
+  for row, block in np.ndindex(2, 16):
+    own = set(segments[row, 16 * block : 16 * block + 16].tolist()) - {0}
+    seen = [number for number in range(8) if own & set(segments[row, 32 * number : 32 * number + 32].tolist())]
+    assert count[row, block] == len(seen)
+    assert not seen or first[row, block] == seen[0]
+  assert 0 < count[0].mean() < 4 and not count[1].any()
+
+
+def test_it_is_refused_where_there_is_no_tpu():
+  with pytest.raises(ValueError, match="model.attention='flash' runs on tpu, not on cpu: leave it at 'auto'"):
+    choose("flash", 64, 64)

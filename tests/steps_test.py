@@ -1,0 +1,324 @@
+"""The steps of a run: which stay, which can be used, and what becomes of a save or a deletion that fails."""
+
+import errno
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from sora_jax import checkpoint, integrity
+from sora_jax.checkpoint import CheckpointError
+from sora_jax.train.state import TrainState
+
+
+def make_state(step: int) -> TrainState:
+  tree = {"kernel": jnp.full((4, 8), step, jnp.float32)}
+  return TrainState(tree, {"mu": tree}, tree, jnp.int32(step), jax.random.key_data(jax.random.key(0)))
+
+
+def save(steps: checkpoint.Steps, *numbers: int) -> None:
+  for number in numbers:
+    assert checkpoint.save(steps, make_state(number), {"row": number}, {}, force=True)
+  steps.wait_until_finished()
+
+
+def on_disk(workdir: pathlib.Path) -> list[int]:
+  return integrity.committed(integrity.root(workdir))
+
+
+def spoil(workdir: pathlib.Path, step: int) -> None:
+  """Zeroes the values of a step."""
+  files = list((workdir / "checkpoints" / str(step) / "params").rglob("d/*"))
+  assert files
+  for path in files:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def test_every_step_gets_a_manifest_of_all_its_files(tmp_path):
+  with checkpoint.manager(tmp_path) as steps:
+    save(steps, 1, 2)
+  for step in (1, 2):
+    manifest = json.loads((tmp_path / "checkpoints" / f"{step}.manifest.json").read_text())
+    folder = tmp_path / "checkpoints" / str(step)
+    assert set(manifest["files"]) == {
+      path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    }
+  assert integrity.verify(tmp_path) == {"checked": [1, 2], "unchecked": [], "faults": []}
+
+
+def test_the_manifest_of_the_last_step_is_there_when_the_manager_closes(tmp_path, monkeypatch):
+  slow = integrity.write
+  monkeypatch.setattr(integrity, "write", lambda *given: (time.sleep(0.3), slow(*given)))
+  with checkpoint.manager(tmp_path) as steps:
+    checkpoint.save(steps, make_state(1), {}, {})
+  assert (tmp_path / "checkpoints" / "1.manifest.json").is_file()
+
+
+def test_a_manifest_that_can_not_be_written_costs_only_itself(tmp_path, monkeypatch, capfd):
+  def full(folder, step):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(integrity, "write", full)
+  with checkpoint.manager(tmp_path) as steps:
+    save(steps, 1, 2)
+  assert "step 1 has no manifest, so damage to it would go unseen: [Errno 28] No space left" in capfd.readouterr().err
+  assert checkpoint.digest(tmp_path)["step"] == 2
+
+
+class TestWhichStay:
+  def test_the_interval_and_the_number_of_kept_steps_are_kept(self, tmp_path):
+    with checkpoint.manager(tmp_path, every=2, keep=2) as steps:
+      saved = [checkpoint.save(steps, make_state(step), {}, {}) for step in (2, 3, 4, 6)]
+      steps.wait_until_finished()
+      assert saved == [True, False, True, True]
+      assert sorted(steps.all_steps()) == [4, 6]
+    assert on_disk(tmp_path) == [4, 6]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.json")) == [
+      "4.manifest.json",
+      "6.manifest.json",
+    ]
+
+  def test_all_stay_where_no_number_is_given(self, tmp_path):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 1, 2, 3)
+    assert on_disk(tmp_path) == [1, 2, 3]
+
+  def test_every_nth_and_pinned_steps_stay_for_ever(self, tmp_path):
+    with checkpoint.manager(tmp_path, keep=1, keep_every=4) as steps:
+      save(steps, 2, 3)
+      integrity.pin(tmp_path, 3, True)
+      save(steps, 4, 5, 8, 9)
+    assert on_disk(tmp_path) == [3, 4, 8, 9]
+    integrity.pin(tmp_path, 3, False)
+    with checkpoint.manager(tmp_path, keep=1, keep_every=4) as steps:
+      save(steps, 10)
+    assert on_disk(tmp_path) == [4, 8, 10]
+
+  def test_steps_are_in_order_of_their_number(self, tmp_path):
+    with checkpoint.manager(tmp_path, keep=2) as steps:
+      save(steps, 9, 10, 100)
+    assert on_disk(tmp_path) == [10, 100]
+    with checkpoint.reader(tmp_path) as steps:
+      assert checkpoint.latest(steps, tmp_path) == 100
+
+  @pytest.mark.parametrize("keep", [0, -1])
+  def test_to_keep_none_is_an_error(self, tmp_path, keep):
+    with pytest.raises(ValueError, match=f"keep is {keep}"):
+      checkpoint.manager(tmp_path, keep=keep)
+
+  def test_a_step_that_can_not_be_deleted_is_a_warning(self, tmp_path, monkeypatch, capfd):
+    def stuck(*_, **__):
+      raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patched, checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      patched.setattr(ocp.path.deleter.PathDeleter, "delete", stuck)
+      save(steps, 2, 3)
+    assert on_disk(tmp_path) == [1, 2, 3]
+    assert "an old step was not deleted: [Errno 16] Device or resource busy" in capfd.readouterr().err
+    assert integrity.verify(tmp_path) == {"checked": [1, 2, 3], "unchecked": [], "faults": []}
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 4)
+    assert on_disk(tmp_path) == [4]
+
+
+class TestDamage:
+  def test_the_newest_whole_step_is_used(self, tmp_path, capfd):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 9, 10, 100)
+    spoil(tmp_path, 100)
+    spoil(tmp_path, 10)
+    with checkpoint.reader(tmp_path) as steps:
+      assert checkpoint.latest(steps, tmp_path) == 9
+      assert checkpoint.restore_newest(steps, make_state(0))[1] == {"row": 9}
+    said = capfd.readouterr().err
+    assert "step 100 is damaged: 100/params/" in said and "step 10 is damaged: 10/params/" in said
+    assert said.count("passed over") == 2
+    assert on_disk(tmp_path) == [9, 10, 100]
+
+  def test_the_next_save_sets_it_aside_and_takes_its_number(self, tmp_path, capfd):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 6, 8)
+    spoil(tmp_path, 8)
+    with checkpoint.manager(tmp_path) as steps:
+      assert checkpoint.restore_newest(steps, make_state(0))[1] == {"row": 6}
+      assert on_disk(tmp_path) == [6, 8]
+      save(steps, 8)
+    assert "step 8 is now 8.damaged" in capfd.readouterr().err
+    assert integrity.listing(tmp_path)["not_used"] == ["8.damaged"]
+    assert integrity.verify(tmp_path) == {"checked": [6, 8], "unchecked": [], "faults": []}
+    assert checkpoint.digest(tmp_path)["step"] == 8
+
+  def test_damaged_steps_do_not_count_among_the_last(self, tmp_path):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 6, 8, 10)
+    spoil(tmp_path, 8)
+    spoil(tmp_path, 10)
+    with checkpoint.manager(tmp_path, every=1, keep=1) as steps:
+      checkpoint.restore_newest(steps, make_state(0))
+      assert checkpoint.save(steps, make_state(7), {}, {})  # not forced: a damaged newer step is no reason not to
+    assert on_disk(tmp_path) == [7]
+    assert integrity.listing(tmp_path)["not_used"] == ["10.damaged", "8.damaged"]
+
+  def test_a_step_that_is_taken_up_is_not_saved_again(self, tmp_path):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 6, 8)
+    spoil(tmp_path, 8)
+    with checkpoint.manager(tmp_path) as steps:
+      checkpoint.restore_newest(steps, make_state(0))
+      assert not checkpoint.save(steps, make_state(6), {}, {}, force=True)
+    assert checkpoint.digest(tmp_path)["step"] == 6
+
+  def test_a_save_without_a_look_touches_nothing(self, tmp_path):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 6)
+    spoil(tmp_path, 6)
+    with checkpoint.manager(tmp_path) as steps:
+      assert not checkpoint.save(steps, make_state(6), {}, {}, force=True)
+      save(steps, 7)
+    assert on_disk(tmp_path) == [6, 7]
+
+  def test_where_none_is_whole_nothing_is_begun_afresh(self, tmp_path):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 6)
+    spoil(tmp_path, 6)
+    with checkpoint.manager(tmp_path) as steps, pytest.raises(CheckpointError, match="no checkpoint can be used: .*6"):
+      checkpoint.restore_newest(steps, make_state(0))
+    assert on_disk(tmp_path) == [6]
+
+  def test_a_manifest_of_an_older_step_of_that_number_is_not_taken_for_the_new_one(self, tmp_path, monkeypatch):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 6)
+      (tmp_path / "checkpoints" / "7.manifest.json").write_text(
+        (tmp_path / "checkpoints" / "6.manifest.json").read_text()
+      )
+      monkeypatch.setattr(integrity, "write", lambda folder, step: None)  # killed before it
+      save(steps, 7)
+    assert integrity.verify(tmp_path)["unchecked"] == [7]
+    assert checkpoint.digest(tmp_path)["step"] == 7
+
+
+class TestFailedSaves:
+  @pytest.fixture
+  def broken(self, monkeypatch):
+    """Has the commit of step 2 fail, in the background."""
+    whole = ocp.path.atomicity.AtomicRenameTemporaryPath.finalize
+
+    async def finalize(self):
+      if self.get_final().name == "2":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+      await whole(self)
+
+    monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
+
+  def test_the_next_save_says_so_and_the_steps_before_are_whole(self, tmp_path, broken):
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      assert checkpoint.save(steps, make_state(2), {}, {})
+      said = r"step 2 was not saved: .*Input/output error.*\. Steps \[1\] are as they were"
+      with pytest.raises(CheckpointError, match=said):
+        checkpoint.save(steps, make_state(3), {}, {})
+      assert list(steps.all_steps()) == [1]
+    assert on_disk(tmp_path) == [1]
+    assert integrity.verify(tmp_path) == {"checked": [1], "unchecked": [], "faults": []}
+
+  def test_so_does_the_end(self, tmp_path, broken):
+    with pytest.raises(CheckpointError, match="step 2 was not saved"), checkpoint.manager(tmp_path) as steps:
+      save(steps, 1)
+      checkpoint.save(steps, make_state(2), {}, {})
+
+  def test_later_saves_are_not_left_out(self, tmp_path, broken):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 1)
+      checkpoint.save(steps, make_state(2), {}, {})
+      with pytest.raises(CheckpointError):
+        steps.wait_until_finished()
+      save(steps, 3)
+    assert on_disk(tmp_path) == [1, 3]
+    np.testing.assert_array_equal(checkpoint.load_arrays(tmp_path, "ema")[0]["kernel"], np.full((4, 8), 3))
+
+
+TWO_HOSTS = """
+import sys
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from sora_jax import checkpoint, integrity
+from sora_jax.train.state import TrainState
+
+folder, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+mesh = jax.make_mesh((2,), ("all",))
+split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
+
+
+def make_state(step):
+  place = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, lambda at: np.asarray(x)[at])
+  tree = {"kernel": place(np.full((4, 8), step, np.float32), split)}
+  return TrainState(tree, {"mu": tree}, tree, place(np.int32(step), whole), place(np.uint32([0, 7]), whole))
+
+
+def equal(state, step):
+  parts = [np.asarray(each.data) for each in state.params["kernel"].addressable_shards]
+  return int(state.step) == step and all((part == step).all() for part in parts)
+
+
+with checkpoint.manager(folder) as steps:
+  for step in (1, 2):
+    assert checkpoint.save(steps, make_state(step), {"row": step}, {})
+multihost_utils.sync_global_devices("saved")
+if index == 0:
+  assert integrity.verify(folder) == {"checked": [1, 2], "unchecked": [], "faults": []}
+  files = [path for path in (integrity.root(folder) / "2" / "ema" / "d").iterdir()]
+  files[0].write_bytes(b"")
+multihost_utils.sync_global_devices("damaged")
+with checkpoint.manager(folder) as steps:
+  try:
+    checkpoint.restore(steps, make_state(0), 2)
+    raise AssertionError("step 2 is damaged")
+  except checkpoint.DamagedCheckpoint as error:
+    print(error)
+  state, data, _ = checkpoint.restore_newest(steps, make_state(0))
+  assert equal(state, 1) and data == {"row": 1}
+  assert checkpoint.save(steps, make_state(2), {"row": 22}, {})
+with checkpoint.reader(folder) as steps:
+  state, data, _ = checkpoint.restore_newest(steps, make_state(0))
+  assert equal(state, 2) and data == {"row": 22}
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_save_and_agree_on_what_is_damaged(tmp_path):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  hosts = [
+    subprocess.Popen(
+      [sys.executable, "-c", TWO_HOSTS, str(tmp_path / "run"), str(port), str(index)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  try:
+    said = [host.communicate(timeout=180) for host in hosts]
+  finally:
+    for host in hosts:
+      host.kill()
+  assert [host.returncode for host in hosts] == [0, 0], "\n".join(errors[-3000:] for _, errors in said)
+  assert "step 2 is damaged: 2/ema/d/" in said[0][0] and "step 2 is damaged: process 0 says why" in said[1][0]
+  assert said[0][1].count("passed over") == 1 and said[1][1].count("passed over") == 0
+  assert integrity.listing(tmp_path / "run")["not_used"] == ["2.damaged"]
+  assert integrity.verify(tmp_path / "run") == {"checked": [1, 2], "unchecked": [], "faults": []}
+  np.testing.assert_array_equal(checkpoint.load_arrays(tmp_path / "run", "ema")[0]["kernel"], np.full((4, 8), 2))
