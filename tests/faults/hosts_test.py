@@ -125,6 +125,7 @@ def wait_for(ready: Callable[[], bool], processes: list[subprocess.Popen]) -> No
     time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_hosts_train_an_autoencoder_as_one_does(tiny_config, tmp_path):
   tiny_config.task = "autoencoder"
   tiny_config.train.update(steps=3, checkpoint_every=2, log_every=1)
