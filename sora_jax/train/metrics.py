@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,7 +51,7 @@ class MetricsLog:
       self._write_lines()
 
   def _open_board(self, first_step: int) -> None:
-    self.board = Board(os.fspath(self.folder), first_step + 1)
+    self.board = Board(self.folder, first_step + 1)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     self._try((LINES,), self._add_line, json.dumps({"step": step, **values}))
@@ -80,11 +81,11 @@ class MetricsLog:
     self.flushed = time.monotonic()
     if self.remote:
       self._try((LINES,), self._write_lines)
-    self._try((BOARD,), lambda: self.board.events.flush())
+    self._try((BOARD,), lambda: self.board.flush())
 
   def close(self) -> None:
     self.flush()
-    self._try((BOARD,), lambda: self.board.events.close())
+    self._try((BOARD,), lambda: self.board.close())
 
   def _write_lines(self) -> None:
     storage.write_text(self.folder / FILE, "".join(line + "\n" for line in self.lines))
@@ -104,18 +105,31 @@ class MetricsLog:
 class Board:
   """A file of TensorBoard events, written by who adds them.
 
-  SummaryWriter leaves that to a thread, and training waits for ever for one that has ended, say on a full disk.
+  SummaryWriter leaves that to a thread, and training waits for ever for one that has ended, say on a full disk. A
+  bucket gets copies of a file on this machine.
   """
 
-  def __init__(self, folder: str, first_step: int):
+  def __init__(self, folder: epath.Path, first_step: int):
     """Events of a killed run from `first_step` on are hidden."""
-    self.events = EventsWriter(os.path.join(folder, "events"))
+    self.folder = folder
+    self.here = tempfile.TemporaryDirectory(prefix="sora-") if storage.is_remote(folder) else None
+    self.events = EventsWriter(os.path.join(self.here.name if self.here else folder, "events"))
     start = SessionLog(status=SessionLog.START)
     self.events.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
 
   def add(self, what: Any, step: int) -> None:
     """Adds a Summary."""
     self.events.write_event(Event(wall_time=time.time(), step=step, summary=what))
+
+  def flush(self) -> None:
+    self.events.flush()
+    for file in epath.Path(self.here.name).iterdir() if self.here else ():
+      (self.folder / file.name).write_bytes(file.read_bytes())
+
+  def close(self) -> None:
+    self.events.close()
+    if self.here:
+      self.here.cleanup()
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:

@@ -93,8 +93,12 @@ def test_a_bucket_s_log_is_written_whole(tmp_path, monkeypatch):
   log = MetricsLog(tmp_path / "logs", 5)
   log.scalars(10, {"loss": 3.0})
   assert [line["step"] for line in read_metrics(tmp_path / "logs")] == [5]
+  for path in (tmp_path / "logs").glob("events.*"):
+    path.unlink()
   log.flush()
   assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "logs")] == [(5, 5.0), (10, 3.0)]
+  assert any(b"loss" in path.read_bytes() for path in (tmp_path / "logs").glob("events.*"))
+  log.close()
 
 
 def test_other_hosts_than_the_first_write_nothing(tmp_path, monkeypatch, capsys):
