@@ -20,14 +20,11 @@ CHOSEN = {"jax": "0.10.2", "libtpu": "0.0.42.1"}  # another compiler makes anoth
 LONG = {"row_tokens": 376_832, "row_segments": 1}  # a minute of 832 x 480 at 16 frames per second, 375,960 tokens
 # (variant, slice, mesh, train)
 STEPS = {
-  "XL v5e-8": ("XL", "v5e-8", {}, {"rows": 8}),
   "XL v5p-128": ("XL", "v5p-128", {"data": -1, "fsdp": 1}, {"rows": 64}),
   "XL v6e-256": ("XL", "v6e-256", {"data": -1, "fsdp": 1}, {"rows": 256}),
   "8B v5p-128": ("8B", "v5p-128", {"data": 2, "fsdp": 32}, {"rows": 64}),
   "8B v6e-256": ("8B", "v6e-256", {"data": 8, "fsdp": 32}, {"rows": 256}),
-  "8B v5p-1024": ("8B", "v5p-1024", {"data": 16, "fsdp": 32}, {"rows": 512}),
   "XL v5p-128 long": ("XL", "v5p-128", {"fsdp": 4, "context": 16, "ulysses": 16}, {"rows": 4, **LONG}),
-  "8B v5p-128 long": ("8B", "v5p-128", {"fsdp": 2, "context": 32, "ulysses": 32}, {"rows": 2, **LONG}),
 }
 
 
