@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
 
 from sora_jax import hosts
@@ -35,6 +37,7 @@ with hosts.joined():
   heard["same"] = told(lambda: hosts.same("config", {"a": {"b": 1}, "c": [1]}))
   heard["differ"] = told(lambda: hosts.same("run", {"config": {"steps": 6 + me, "rows": 2}, "code": f"x{me}"}))
   heard["raised"] = [hosts.raised(False)]
+  hosts.barrier("before the flag")
   hosts.raised(me == 1)
   hosts.barrier("after the flag")
   heard["raised"].append(hosts.raised(False))
@@ -117,3 +120,38 @@ class TestAlone:
     with several.started(several.python(code, 3), tmp_path, absent=(0, 2), SORA_HOST_SECONDS="1") as processes:
       (found,) = several.ended(processes, tmp_path, 60)
     assert found.code == 1 and "HostsError: waited 1 s for host 0 at 127.0.0.1:" in found.err
+
+
+class TestDevices:
+  """What hosts see of their devices is compared when they join."""
+
+  @staticmethod
+  def check(monkeypatch, seen: list[list], names: dict[int, str], known: range) -> None:
+    monkeypatch.setattr(hosts, "gather", lambda name, value: seen)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(process_index=index) for index in known])
+    hosts._check_devices(hosts._Group(None, 0, names, None))
+
+  def test_equal_ones_are_fine(self, monkeypatch):
+    self.check(monkeypatch, [[4, "TPU v5", 0]] * 3, dict(enumerate("abc")), range(3))
+    self.check(monkeypatch, [[1, "H200", 2]] * 4, dict(enumerate("aabb")), range(4))
+
+  @pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+      (
+        [[4, "TPU v5", 0], [4, "TPU v5", 0], [3, "TPU v5", 0]],
+        r"host 2 \(c\): 3 x TPU v5, where the others have 4 x TPU v5",
+      ),
+      ([[1, "H200", 8]] * 3, r"a: Slurm grants 8 GPUs, and 1 would be used.*JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7$"),
+    ],
+    ids=["fewer on one", "fewer than granted"],
+  )
+  def test_others_are_refused(self, monkeypatch, seen, said):
+    with pytest.raises(hosts.HostsError, match=said):
+      self.check(monkeypatch, seen, dict(enumerate("abc")), range(3))
+
+  def test_a_host_that_the_devices_do_not_know_is_named(self, monkeypatch):
+    with pytest.raises(
+      hosts.HostsError, match=r"hosts 1 \(b\), 2 \(c\): joined, but JAX's cpu devices are not \(. in all\)"
+    ):
+      self.check(monkeypatch, [[1, "cpu", 0]] * 3, dict(enumerate("abc")), range(1))

@@ -146,7 +146,9 @@ def _begin(
   task: Task, optimizer: optax.GradientTransformation, seed: int, steps: Any, batches: Batches, mesh: Mesh
 ) -> tuple[TrainState, int | None, float | None]:
   """The newest checkpoint's state and data position, or a fresh state; which step, and what its steps had taken."""
-  if steps.latest_step() is None:
+  newest = steps.latest_step()
+  hosts.same("finding the step to resume from", {"the newest step": newest})
+  if newest is None:
     return make_state(task, optimizer, seed, mesh), None, 0.0
   like = jax.eval_shape(lambda: make_state(task, optimizer, seed, mesh))
   shardings = state_shardings(like, mesh)

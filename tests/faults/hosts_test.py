@@ -156,6 +156,16 @@ def test_hosts_train_what_one_trains_and_share_the_encoding(runs, count):
 
 
 @pytest.mark.slow
+def test_hosts_that_hold_the_same_rows_read_the_same_rows(runs):
+  """A mesh whose rows are shared by the devices of two hosts."""
+  shared = {"mesh.fsdp": 1, "mesh.context": 2}
+  found = runs.ended(*[runs.words("two", **shared)] * 2)
+  assert [each.code for each in found] == [0, 0], "\n".join(each.err for each in found)
+  runs.finished(1, "one")
+  np.testing.assert_allclose(losses(runs.folder / "two"), losses(runs.folder / "one"), rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_hosts_are_killed_and_others_go_on_where_they_left(runs):
   """F16: the supervisor's part is to start them again; here with another number."""
   long = {"train.steps": 60, "train.checkpoint_every": 5, "train.log_every": 1}
@@ -262,6 +272,14 @@ class TestDifferences:
   def test_of_the_folder(self, runs):
     commands = [runs.words("w0"), runs.words("w1")]
     self.assert_refused(runs, commands, "host 1 (", "no sight of what host 0 (", "Hosts share one --workdir")
+
+  def test_of_the_step_to_resume_from(self, runs):
+    command = runs.words(fault="from sora_jax.steps import Steps; Steps.latest_step = lambda self: 3")
+    for each in runs.ended(command, command, HOST="1"):
+      assert each.code == 1
+      assert re.search(r"^sora: .*the newest step is null on host 0 \(.*\), 3 on host 1 \(", each.err, re.MULTILINE), (
+        each.err
+      )
 
   def test_from_the_run_in_the_workdir(self, runs):
     (runs.folder / "w").mkdir()
