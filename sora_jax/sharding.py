@@ -26,6 +26,7 @@ AXIS_RULES: dict[str, tuple[str, ...] | None] = {
   "heads": ("tensor",),
   "hidden": ("tensor",),
   "embed": None,
+  "layers": ("fsdp",),  # of a stack of parameters, where each device takes whole ones
 }
 
 # The devices that share a row work on the same step as those that share the batch, so they share the weights as well.

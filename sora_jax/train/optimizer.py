@@ -7,6 +7,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from sora_jax import sharding
 from sora_jax.sharding import path_name
 
 # The matrices that map a block's width to itself; first and last layers, tables and biases stay with AdamW
@@ -51,15 +52,33 @@ def muon_dimensions(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(choose, params)
 
 
+def over_layers(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`inner`, each device on whole matrices of some layers; of a stack whose depth the devices don't divide, on parts.
+
+  Muon multiplies a matrix with itself in each of its iterations: one that lies in parts is gathered every time.
+  """
+
+  def spread(tree: Any) -> Any:
+    def place(path: tuple, leaf: jax.Array) -> jax.Array:
+      stacked = MUON_PATHS.search(path_name(path)) and leaf.ndim >= 3 and sharding.split("layers", leaf.shape[0])
+      return sharding.constrain(leaf, "layers", *(None,) * (leaf.ndim - 1)) if stacked else leaf
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    updates, state = inner.update(spread(updates), state, params)
+    return spread(updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """Gradient clipping by global norm, then Muon or AdamW a parameter."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.contrib.muon(
-      schedule(config.learning_rate, config),
-      adam_learning_rate=schedule(config.adam_learning_rate, config),
-      adam_b2=0.95,
-      consistent_rms=CONSISTENT_RMS,
-      muon_weight_dimension_numbers=muon_dimensions,
-    ),
+  muon = optax.contrib.muon(
+    schedule(config.learning_rate, config),
+    adam_learning_rate=schedule(config.adam_learning_rate, config),
+    adam_b2=0.95,
+    consistent_rms=CONSISTENT_RMS,
+    muon_weight_dimension_numbers=muon_dimensions,
   )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), over_layers(muon))
