@@ -6,12 +6,13 @@ the whole size): 40 % images, 60 % videos of 17 to 129 frames. The model, its lo
     packed    rows of 1,664 tokens and 512 caption tokens, a row a step: one program
     buckets   clips shrunk to the nearest (size, aspect ratio, frames) of a table, a third of what peers use: each is a
               program. A batch is about a row; a bucket with few clips gets a smaller batch of its own, which no
-              released trainer does, so that it computes no padding
+              released trainer does, so that it computes no padding; a bucket's last batch is filled up with clips
+              that it has had
     padded    batches of 8 clips in random order, each padded to the longest, rounded up to 64 tokens
 
 A scheme's figures:
 
-    useful_tokens_per_second   tokens of the clips it trains on (after shrinking) by the time of all steps
+    useful_tokens_per_second   tokens of the clips (after shrinking), each once, by the time of all steps
     with_compiling             the same, by the time of all steps and of compiling its programs
     seconds, compile_seconds   of one pass over the clips; of making its programs
     useful_tokens              tokens of clips / tokens computed
@@ -20,7 +21,7 @@ A scheme's figures:
 
 Schemes take turns, in pieces of about a tenth of a pass, so that a machine that slows down for a while slows all.
 
-    python benchmarks/packed_vs_padded.py [--json] [--clips N] [--seed S]      about 15 minutes on two cores
+    python benchmarks/packed_vs_padded.py [--json] [--clips N] [--seed S]      about 25 minutes on two cores
 """
 
 import argparse
@@ -157,7 +158,7 @@ class Trainer:
 
   def figures(self) -> dict[str, float]:
     computed = sum(len(rows) * shape.tokens for rows, shape in self.scheme.batches)
-    clips = [clip for rows, _ in self.scheme.batches for row in rows for clip in row]
+    clips = sorted({clip for rows, _ in self.scheme.batches for row in rows for clip in row})
     useful = int(self.scheme.tokens[clips].sum())
     whole, trained = self.mix.tokens.sum(), self.scheme.tokens.sum()
     return {
