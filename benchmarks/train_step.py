@@ -18,6 +18,9 @@ positions, softmax, gates and Adam count nothing.
 The matrix product, our step and PyTorch's two are timed in turn, several rounds over, and medians are reported: a
 machine that slows down for a while slows all of them. PyTorch runs in a process of its own.
 
+`benchmarks/gpu.py` takes from here the same stack in bfloat16, and as its peer the same block, compiled, with
+flex_attention over the segments.
+
     python benchmarks/train_step.py [--json] [--torch] [--peer-python PATH]
 
 It needs sora_jax on the path and, for the peer's half, an interpreter that can import torch.
@@ -36,6 +39,7 @@ from typing import Any, NamedTuple
 MATMUL_SIZE = 1024
 MATMUL_REPEATS = 4
 PEER_KINDS = ("no mask", "boolean mask")
+FLEX = "flex_attention"  # the peer on a GPU, in bfloat16 and compiled
 LEARNING_RATE = 1e-4
 BUSY = 0.05  # more than this share of the processors to other programs disturbs a run
 
@@ -57,12 +61,12 @@ class Shape(NamedTuple):
     return -(-self.width * 8 // 3 // 32) * 32
 
 
-def step_flops(shape: Shape) -> float:
-  """Floating-point operations of one step (see the module's docstring)."""
+def step_flops(shape: Shape, met: float = 1.0) -> float:
+  """Floating-point operations of one step (see the module's docstring), with a share of the pairs."""
   D = shape.width
   tokens, text_tokens = shape.rows * shape.tokens, shape.rows * shape.text_tokens
   dense = tokens * (3 * D * D + D * D + D * D + D * D + 3 * D * shape.hidden) + text_tokens * 2 * shape.text_width * D
-  attention = D * tokens * (shape.tokens + shape.text_tokens)
+  attention = D * tokens * (shape.tokens + shape.text_tokens) * met
   return shape.depth * (6.0 * dense + 12.0 * attention)
 
 
@@ -119,8 +123,13 @@ def our_matmul() -> Callable[[], Any]:
   return lambda: product(x, x).block_until_ready()
 
 
-def our_step(shape: Shape) -> Callable[[], Any]:
-  """One training step of a stack of the project's blocks, compiled, its state donated."""
+def our_step(shape: Shape, dtype: str = "float32", remat: str = "none") -> Callable[[], Any]:
+  """One training step of a stack of the project's blocks, compiled, its state donated.
+
+  Args:
+    dtype: what the blocks compute in.
+    remat: what of a block the backward pass makes again, of `layers.REMAT`.
+  """
   import jax
   import jax.numpy as jnp
   import optax
@@ -139,11 +148,11 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   rows, tokens, width = shape.rows, shape.tokens, shape.width
   keys = jax.random.split(jax.random.key(1), 5)
   inputs = {
-    "x": jax.random.normal(keys[0], (rows, tokens, width)),
+    "x": jax.random.normal(keys[0], (rows, tokens, width), dtype),
     "modulation": [jax.random.normal(key, (rows, tokens, width)) * 0.1 for key in jax.random.split(keys[1], 6)],
   }
   target = jax.random.normal(keys[2], (rows, tokens, width))
-  text_BMD = jax.random.normal(keys[3], (rows, shape.text_tokens, shape.text_width))
+  text_BMD = jax.random.normal(keys[3], (rows, shape.text_tokens, shape.text_width), dtype)
   angles = jax.random.uniform(keys[4], (rows, tokens, width // shape.heads // 2))
   rotary = (jnp.cos(angles), jnp.sin(angles))
   segments = jnp.tile(jnp.array(segment_ids(tokens, shape.segments)), (rows, 1))
@@ -152,7 +161,7 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   def loss(params: Any, inputs: dict[str, Any], data: Any) -> jax.Array:
     target, text_BMD, rotary, segments, text_segments = data
     call = lambda block, x: block(x, inputs["modulation"], segments, rotary, text_BMD, text_segments)
-    out = layers.apply_stack(nnx.merge(graph, params), inputs["x"], call, "none")
+    out = layers.apply_stack(nnx.merge(graph, params), inputs["x"], call, remat)
     return jnp.mean(jnp.square(out - target))
 
   optimizer = optax.adam(LEARNING_RATE)
@@ -174,15 +183,19 @@ def our_step(shape: Shape) -> Callable[[], Any]:
   return run
 
 
-def torch_block(shape: Shape) -> Any:
-  """The project's block in eager PyTorch; `forward` takes a mask of segments for each attention, or None."""
+def torch_blocks(shape: Shape, attend: Callable) -> Any:
+  """The project's stack of blocks in PyTorch; their `forward` takes a mask of segments for each attention, or None.
+
+  Args:
+    attend: (query, key, value, mask) -> what they mix.
+  """
   import torch
   from torch import nn
   from torch.nn import functional
 
   B, L, M, D, K = shape.rows, shape.tokens, shape.text_tokens, shape.width, shape.heads
   H = D // K
-  norm = lambda x: functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+  norm = lambda x: functional.rms_norm(x, x.shape[-1:], eps=1e-6).to(x.dtype)
 
   def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, -1)
@@ -198,62 +211,98 @@ def torch_block(shape: Shape) -> Any:
       self.table = nn.Parameter(torch.zeros(6, D))
 
     def forward(self, x, modulation, rotary, text, mask, text_mask):
-      shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(1)
+      shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).to(x.dtype).unbind(1)
       qkv = self.qkv(norm(x) * (1 + scale1) + shift1).view(B, L, 3, K, H).permute(2, 0, 3, 1, 4)
       query, key = rotate(norm(qkv[0]), *rotary), rotate(norm(qkv[1]), *rotary)
-      mixed = functional.scaled_dot_product_attention(query, key, qkv[2], attn_mask=mask)
+      mixed = attend(query, key, qkv[2], mask)
       x = x + gate1 * self.out(mixed.transpose(1, 2).reshape(B * L, D))
       query = norm(self.query(norm(x)).view(B, L, K, H)).transpose(1, 2)
       key, value = self.key_value(text).view(B, M, 2, K, H).permute(2, 0, 3, 1, 4)
-      mixed = functional.scaled_dot_product_attention(query, norm(key), value, attn_mask=text_mask)
+      mixed = attend(query, norm(key), value, text_mask)
       x = x + self.cross_out(mixed.transpose(1, 2).reshape(B * L, D))
       gate, up = self.gate_up(norm(x) * (1 + scale2) + shift2).chunk(2, -1)
       return x + gate2 * self.down(functional.silu(gate) * up)
 
-  return Block()
+  return nn.ModuleList([Block() for _ in range(shape.depth)])
 
 
-def torch_step(shape: Shape, masked: bool) -> Callable[[], Any]:
-  """One training step of the peer's stack."""
+def torch_step(shape: Shape, kind: str, device: str = "cpu") -> Callable[[], Any]:
+  """One training step of the peer's stack: one of PEER_KINDS, or FLEX, each block made again in the backward pass."""
   import torch
+  from torch.utils.checkpoint import checkpoint
 
   torch.manual_seed(0)
-  blocks = torch.nn.ModuleList([torch_block(shape) for _ in range(shape.depth)])
+  flex = kind == FLEX
+  attend, make_mask = torch_attention(kind, device)
+  with torch.device(device):
+    blocks = torch_blocks(shape, attend)
+    x, modulation, target, text, rotary, segments, text_segments = torch_inputs(
+      shape, torch.bfloat16 if flex else torch.float32
+    )
+  mask, text_mask = (make_mask(segments, keys) for keys in (segments, text_segments))
   optimizer = torch.optim.Adam(blocks.parameters(), LEARNING_RATE, fused=True)
-  items = shape.rows * shape.tokens
-  x = torch.randn(items, shape.width, requires_grad=True)
-  modulation = (torch.randn(items, 6, shape.width) * 0.1).requires_grad_()
-  target = torch.randn(items, shape.width)
-  text = torch.randn(shape.rows * shape.text_tokens, shape.text_width)
-  angles = torch.rand(shape.rows, 1, shape.tokens, shape.width // shape.heads // 2)
-  rotary = (angles.cos(), angles.sin())
-  segments, text_segments = (torch.tensor(segment_ids(n, shape.segments)) for n in (shape.tokens, shape.text_tokens))
-  masks = [(segments[:, None] == keys)[None, None].expand(shape.rows, 1, -1, -1) for keys in (segments, text_segments)]
-  mask, text_mask = masks if masked else (None, None)
+  calls = [torch.compile(block) if flex and device != "cpu" else block for block in blocks]
 
   def run() -> None:
     out = x
-    for block in blocks:
-      out = block(out, modulation, rotary, text, mask, text_mask)
-    loss = torch.nn.functional.mse_loss(out, target)
+    with torch.autocast(device, torch.bfloat16, enabled=flex):
+      for call in calls:
+        given = (out, modulation, rotary, text, mask, text_mask)
+        out = checkpoint(call, *given, use_reentrant=False) if flex else call(*given)
+    loss = torch.nn.functional.mse_loss(out.float(), target)
     for leaf in (x, modulation):
       leaf.grad = None
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+    if device != "cpu":
+      torch.cuda.synchronize()
 
   return run
 
 
-def serve_peer(shape: Shape, repeats: int) -> None:
+def torch_inputs(shape: Shape, dtype: Any) -> tuple:
+  """The stack's input, modulation, target, text, rotary tables, and the segments of a row's tokens and text."""
+  import torch
+
+  items = shape.rows * shape.tokens
+  x = torch.randn(items, shape.width, dtype=dtype, requires_grad=True)
+  modulation = (torch.randn(items, 6, shape.width) * 0.1).requires_grad_()
+  target = torch.randn(items, shape.width)
+  text = torch.randn(shape.rows * shape.text_tokens, shape.text_width, dtype=dtype)
+  angles = torch.rand(shape.rows, 1, shape.tokens, shape.width // shape.heads // 2)
+  rotary = (angles.cos().to(dtype), angles.sin().to(dtype))
+  segments, text_segments = (torch.tensor(segment_ids(n, shape.segments)) for n in (shape.tokens, shape.text_tokens))
+  return x, modulation, target, text, rotary, segments, text_segments
+
+
+def torch_attention(kind: str, device: str) -> tuple[Callable, Callable]:
+  """How the peer attends, (query, key, value, mask), and makes a mask of segments of a row's queries and keys."""
+  from torch.nn import functional
+
+  if kind == FLEX and device != "cpu":  # which has no gradient of it
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def block_mask(segments: Any, keys: Any) -> Any:
+      same = lambda row, head, query, key: segments[query] == keys[key]
+      return create_block_mask(same, None, None, len(segments), len(keys), device)
+
+    return (lambda query, key, value, mask: flex_attention(query, key, value, block_mask=mask)), block_mask
+  attend = lambda query, key, value, mask: functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+  mask = lambda segments, keys: None if kind == PEER_KINDS[0] else (segments[:, None] == keys)[None, None]
+  return attend, mask
+
+
+def serve_peer(shape: Shape, repeats: int, gpu: bool) -> None:
   """The peer's process: for each line read, times one step of each kind and answers with a JSON object of seconds."""
   try:
     import torch
   except ImportError as error:
     print(json.dumps({"error": str(error)}), flush=True)
     return
-  print(json.dumps({"name": f"PyTorch {torch.__version__} eager"}), flush=True)
-  steps = {kind: torch_step(shape, masked=kind == PEER_KINDS[1]) for kind in PEER_KINDS}
+  device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+  print(json.dumps({"name": f"PyTorch {torch.__version__} {'compiled' if device == 'cuda' else 'eager'}"}), flush=True)
+  steps = {kind: torch_step(shape, kind, device) for kind in ((FLEX,) if gpu else PEER_KINDS)}
   for _ in sys.stdin:
     print(json.dumps({kind: median_seconds(step, repeats) for kind, step in steps.items()}), flush=True)
 
@@ -341,6 +390,7 @@ def parse_arguments() -> argparse.Namespace:
   for name, value in Shape()._asdict().items():
     parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, metavar="N", help=f"default {value}")
   parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+  parser.add_argument("--flex", action="store_true", help=argparse.SUPPRESS)
   return parser.parse_args()
 
 
@@ -348,7 +398,7 @@ def main() -> None:
   options = parse_arguments()
   shape = Shape(**{name: getattr(options, name) for name in Shape._fields})
   if options.serve:
-    serve_peer(shape, options.repeats)
+    serve_peer(shape, options.repeats, options.flex)
     return
   peer = None
   if options.torch:

@@ -1,6 +1,8 @@
 """Benchmarks print what they promise: one JSON object as the last line, ours beside the peers."""
 
+import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -62,3 +64,57 @@ def test_a_run_that_is_taken_up_again_compiles_little():
   assert set(found) == {"first", "second", "second_over_first"}
   assert found["second"]["compile"] < 0.4 * found["first"]["compile"]
   assert found["second_over_first"] < 0.6
+
+
+@pytest.mark.slow
+def test_every_part_for_a_gpu_runs_at_a_tiny_size(tmp_path):
+  out = tmp_path / "gpu.json"
+  script = [str(BENCHMARKS / "gpu.sh"), str(out), str(tmp_path), "--tiny"]
+  subprocess.run(script, env=os.environ | {"PYTHON": sys.executable}, check=True, timeout=540)
+  found = json.loads(out.read_text())
+  assert set(found) == {"machine", "tiny", "sweep", "attention", "train_step", "peer"}
+  assert not [part for part in ("sweep", "attention", "train_step", "peer") if "error" in found[part]]
+  assert found["sweep"]["finite"] and max(found["sweep"]["float32"].values()) < 1e-4
+  assert set(found["attention"]["XL"]) == {"1", "2"} and found["attention"]["XL"]["2"]["bar"] == 1.54
+  assert found["train_step"]["best"]["finite"] and found["train_step"]["best"]["mfu"] is None  # of no known chip
+  assert found["peer"]["ours_seconds"] > 0 and ("ratio" in found["peer"]) != ("peer_error" in found["peer"])
+
+
+def test_a_part_that_fails_or_hangs_says_so_and_keeps_what_it_had(monkeypatch, tmp_path):
+  gpu = load("gpu.py")
+  program = tmp_path / "part.py"
+  monkeypatch.setattr(gpu, "__file__", str(program))
+  program.write_text("import time\nprint('{\"had\": 1}', flush=True)\ntime.sleep(60)\n")
+  found = gpu.run_part("sweep", 2.0, True)
+  assert (found["had"], found["error"]) == (1, "it took more than 2 s")
+  program.write_text("raise ValueError('no GPU')\n")
+  assert gpu.run_part("sweep", 60.0, True)["error"] == "ValueError: no GPU"
+
+
+def test_the_script_for_a_gpu_installs_what_is_missing_from_wheels_and_ends_where_there_are_none(tmp_path):
+  python = tmp_path / "python"
+  python.write_text('#!/bin/sh\necho "$@" >> ' + str(tmp_path / "said") + "\n" + WITHOUT_A_PACKAGE)
+  python.chmod(0o755)
+  script = [str(BENCHMARKS / "gpu.sh"), str(tmp_path / "out.json"), str(tmp_path)]
+  found = subprocess.run(script, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True)
+  assert found.returncode == 1
+  missing, install = (tmp_path / "said").read_text().splitlines()
+  assert missing == "benchmarks/gpu.py --missing"
+  assert f"--no-index --find-links {tmp_path} " in install and install.endswith(" ml-collections")
+
+
+# An interpreter that lacks one package, and can't install it.
+WITHOUT_A_PACKAGE = """
+case "$*" in
+  *--missing*) echo ml-collections ;;
+  *pip*) exit 1 ;;
+esac
+"""
+
+
+def load(name: str):
+  """A benchmark as a module."""
+  spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), BENCHMARKS / name)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -4,7 +4,10 @@ Shape letters: B rows, L queries, M keys, K heads, H head width.
 """
 
 import functools
+import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -15,13 +18,30 @@ from jax.sharding import PartitionSpec
 from sora_jax import sharding
 from sora_jax.models import context
 from sora_jax.models.blockwise import BLOCKWISE
+from sora_jax.models.flash_gpu import FLASH_GPU
 from sora_jax.models.flash_tpu import FLASH_TPU
-from sora_jax.models.kernel import ATTENDED, attend
+from sora_jax.models.kernel import ATTENDED, Kernel, attend
 
-LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay on a CPU
-# Kernel by name, and the platforms it runs on. "dense", every pair and a mask, runs anywhere.
-KERNELS = {"blocks": (BLOCKWISE, ("cpu", "gpu", "tpu")), "flash": (FLASH_TPU, ("tpu",))}
+LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay (on a CPU)
+# The kernel of a name on each platform it runs on. "dense", every pair and a mask, runs anywhere.
+KERNELS = {
+  "blocks": {"cpu": BLOCKWISE, "gpu": BLOCKWISE, "tpu": BLOCKWISE},
+  "flash": {"gpu": FLASH_GPU, "tpu": FLASH_TPU},
+}
 BACKENDS = ("auto", "dense", *KERNELS)
+# Backends that are known to fail: which, whether on a device, and why; each with where that is reported.
+FAULTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+  (
+    "flash",
+    lambda device: _capability(device) < 8.0,
+    "Triton needs compute capability 8.0 (github.com/jax-ml/jax/issues/26799)",
+  ),
+  (
+    "flash",
+    lambda device: device.device_kind == "TPU v3",
+    "its kernels can't multiply bfloat16 (github.com/jax-ml/jax/issues/23989)",
+  ),
+)
 
 
 def attention(
@@ -43,14 +63,16 @@ def attention(
     over: the logical names of the dimensions of queries and keys: "tokens" where devices share them.
 
   Raises:
-    ValueError: an unknown backend or one that does not run here, or heads that `mesh.ulysses` devices can't exchange.
+    ValueError: an unknown backend, one that does not run here or is known to fail, or heads that `mesh.ulysses` devices
+      can't exchange.
   """
   chex.assert_equal_shape([key_BMKH, value_BMKH])
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query_BLKH, key_BMKH, value_BMKH))
   name = choose(backend, query.shape[2], key.shape[2])
-  call = dense_attention if name == "dense" else functools.partial(attend, KERNELS[name][0])
+  kernel = KERNELS[_fastest() if name == "dense" else name][sharding.platform()]
+  call = dense_attention if name == "dense" else functools.partial(attend, kernel)
   if not sharding.one_device():
-    call = _on_all_devices(call, query.shape, over)
+    call = _on_all_devices(call, kernel, query.shape, over)
   return call(query, key, value, query_segments_BL, key_segments_BM).transpose(0, 2, 1, 3)
 
 
@@ -58,22 +80,45 @@ def choose(backend: str, queries: int, keys: int) -> str:
   """The backend itself, or for "auto" what is fastest where this is compiled for and for rows of these lengths.
 
   Raises:
-    ValueError: an unknown backend, or one that does not run there.
+    ValueError: an unknown backend, or one that does not run there or is known to fail.
   """
   if backend not in BACKENDS:
     raise ValueError(f"model.attention is {backend!r}: it is one of {', '.join(BACKENDS)}")
   platform = sharding.platform()
   if backend == "auto":
-    long = queries * keys >= LONG
-    return {"tpu": "flash", "cpu": "blocks" if long else "dense"}.get(platform, "dense")
-  if backend != "dense" and platform not in KERNELS[backend][1]:
-    runs_on = " or ".join(KERNELS[backend][1])
+    return _fastest() if queries * keys >= LONG or platform == "tpu" else "dense"
+  if backend != "dense" and platform not in KERNELS[backend]:
+    runs_on = " or ".join(KERNELS[backend])
     raise ValueError(f"model.attention={backend!r} runs on {runs_on}, not on {platform}: leave it at 'auto'")
+  if why := _fault(backend):
+    kind = jax.local_devices()[0].device_kind
+    raise ValueError(f"model.attention={backend!r} does not run on {kind}: {why}; leave it at 'auto'")
   return backend
 
 
-def _on_all_devices(call: Callable, shape_BKLH: tuple[int, ...], over: tuple[str | None, str | None]) -> Callable:
-  """`call`, each device on its rows, heads and tokens."""
+def _fastest() -> str:
+  """The best kernel for long rows."""
+  return "flash" if sharding.platform() in KERNELS["flash"] and not _fault("flash") else "blocks"
+
+
+def _fault(backend: str) -> str | None:
+  """Why a backend is known to fail on this machine's devices; None where nothing is known, or they aren't here."""
+  device = jax.local_devices()[0]
+  if device.platform != sharding.platform():
+    return None
+  return next((why for name, fails, why in FAULTS if name == backend and fails(device)), None)
+
+
+def _capability(device: Any) -> float:
+  """A GPU's compute capability; infinite where there is no such thing."""
+  text = getattr(device, "compute_capability", "")
+  return float(text) if re.fullmatch(r"\d+\.\d+", text) else math.inf
+
+
+def _on_all_devices(
+  call: Callable, kernel: Kernel, shape_BKLH: tuple[int, ...], over: tuple[str | None, str | None]
+) -> Callable:
+  """`call`, each device on its rows, heads and tokens; the kernel where devices share the tokens."""
   B, K, L, _ = shape_BKLH
   rows, heads, tokens = sharding.split("batch", B), sharding.split("heads", K), sharding.split(over[0], L)
   keys = tokens if over[1] == over[0] else None
@@ -84,7 +129,6 @@ def _on_all_devices(call: Callable, shape_BKLH: tuple[int, ...], over: tuple[str
       raise ValueError(
         f"{mine} heads a device can't be exchanged by mesh.ulysses={mesh.shape[group]} devices: make it a divisor"
       )
-    kernel = KERNELS["flash" if sharding.platform() == "tpu" else "blocks"][0]
     call = context.exchange_heads(functools.partial(context.ring_attention, kernel, ring), group)
   query_spec, key_spec = (PartitionSpec(rows, heads, place, None) for place in (tokens, keys))
   specs = (query_spec, key_spec, key_spec, PartitionSpec(rows, tokens), PartitionSpec(rows, keys))

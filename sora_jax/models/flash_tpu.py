@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sora_jax import sharding
+from sora_jax.models.flash import gradient_rows, meeting, padded
 from sora_jax.models.kernel import NEVER, Attended, Kernel
 
 QUERIES, KEYS = 512, 512  # of a block
@@ -41,8 +42,7 @@ def forward(query, key, value, query_segments, key_segments) -> Attended:
 def backward(query, key, value, query_segments, key_segments, attended: Attended, gradient) -> tuple[jax.Array, ...]:
   """See `kernel.Kernel`."""
   (L, H), M = query.shape[2:], key.shape[2]
-  along = (gradient.astype(jnp.float32) * attended.out.astype(jnp.float32)).sum(-1)
-  log_total = jnp.where(attended.log_total > NEVER / 2, attended.log_total, -NEVER)  # weights 0 where nothing was seen
+  log_total, along = gradient_rows(attended, gradient)
   query, gradient, along, log_total, query_segments = _padded(
     QUERIES, _scaled(query), gradient, along, log_total, query_segments
   )
@@ -115,23 +115,6 @@ class _Call:
       interpret=sharding.platform() != "tpu",
     )
     return call(self.first, self.count, *self.segments, *(x for x, _ in inputs))
-
-
-def meeting(outer: tuple[jax.Array, int], inner: tuple[jax.Array, int]) -> tuple[jax.Array, jax.Array]:
-  """For each block of one side, the first block of the other with which it shares a segment, and how many there are up
-  to the last; int32 (B, blocks).
-
-  Args:
-    outer, inner: segments (B, n) and the size of a block of each side.
-  """
-  ranges = []
-  for segments, block in (outer, inner):
-    parts = segments.reshape(len(segments), -1, block)
-    ranges.append((jnp.where(parts > 0, parts, jnp.iinfo(jnp.int32).max).min(-1), parts.max(-1)))
-  (low, high), (other_low, other_high) = ranges
-  meets = (low[:, :, None] <= other_high[:, None]) & (other_low[:, None] <= high[:, :, None])
-  first, last = meets.argmax(-1), meets.shape[-1] - 1 - meets[..., ::-1].argmax(-1)
-  return first.astype(jnp.int32), jnp.where(meets.any(-1), last + 1 - first, 0).astype(jnp.int32)
 
 
 def _steps(count: Any) -> tuple[Any, Any, Any]:
@@ -233,15 +216,6 @@ def _scaled(query: jax.Array) -> jax.Array:
 
 
 def _padded(block: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """Arrays of queries or of keys with zeros behind, up to whole blocks, or of a short row whole registers.
-
-  The dimension is the last of two or three, the one before the last of four.
-  """
-
-  def pad(x: jax.Array) -> jax.Array:
-    axis = min(x.ndim - 1, 2)
-    size = x.shape[axis]
-    more = -size % (block if size > block else LANES)
-    return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
-
-  return tuple(pad(x) for x in arrays)
+  """Up to whole blocks, or of a short row whole registers; see `flash.padded`."""
+  tokens = arrays[0].shape[2]
+  return padded(block if tokens > block else LANES, *arrays)

@@ -1,5 +1,7 @@
 """Attention against a plain loop; segments neither see nor move one another, forward or backward."""
 
+import types
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sora_jax.models.attention import attention
+from sora_jax import sharding
+from sora_jax.models import attention as module
+from sora_jax.models.attention import attention, choose
+from tests.devices import on_devices
 
 B, L, M, K, H = 2, 10, 8, 2, 4
 SEGMENTS = st.lists(st.integers(0, 3), min_size=B * L, max_size=B * L)
@@ -99,6 +104,7 @@ def test_queries_without_a_key_are_finite():
 
 
 def test_rows_of_padding_alone_are_finite():
+  """F21."""
   query, key, value, cotangent = draw(3)
   out, gradients = attend_and_pull(
     0 * query, 0 * key, 0 * value, np.zeros((B, L), int), np.zeros((B, M), int), cotangent
@@ -128,3 +134,82 @@ def test_keys_and_values_of_different_shapes_are_refused():
   query, key, value, _ = draw(6)
   with pytest.raises(AssertionError):
     attention(query, key, value[:, 1:], np.ones((B, L), int), np.ones((B, M), int))
+
+
+@pytest.fixture
+def device(monkeypatch):
+  """Makes this machine's first device another: its platform, what JAX calls it, and a GPU's compute capability."""
+
+  def make(platform: str, kind: str, capability: str | None = None) -> None:
+    found = types.SimpleNamespace(platform=platform, device_kind=kind)
+    if capability:
+      found.compute_capability = capability
+    monkeypatch.setattr(jax, "local_devices", lambda: [found])
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+
+  return make
+
+
+@pytest.mark.parametrize(
+  ("platform", "kind", "capability", "short", "long"),
+  [
+    ("cpu", "cpu", None, "dense", "blocks"),
+    ("gpu", "NVIDIA H100 80GB HBM3", "9.0", "dense", "flash"),
+    ("gpu", "NVIDIA B200", "10.0", "dense", "flash"),
+    ("gpu", "Tesla T4", "7.5", "dense", "blocks"),
+    ("gpu", "AMD Instinct MI300X", "gfx942", "dense", "flash"),
+    ("tpu", "TPU v5", None, "flash", "flash"),
+    ("tpu", "TPU v3", None, "blocks", "blocks"),
+  ],
+)
+def test_auto_takes_the_best_that_runs(device, platform, kind, capability, short, long):
+  device(platform, kind, capability)
+  assert (choose("auto", 64, 64), choose("auto", 4096, 4096)) == (short, long)
+
+
+def test_each_platform_has_its_own_kernel():
+  assert module.KERNELS["flash"]["gpu"] is not module.KERNELS["flash"]["tpu"]
+  assert set(module.KERNELS["blocks"]) == {"cpu", "gpu", "tpu"}
+
+
+@pytest.mark.parametrize(
+  ("platform", "kind", "capability", "why"),
+  [
+    ("gpu", "Tesla T4", "7.5", "Triton needs compute capability 8.0"),
+    ("tpu", "TPU v3", None, "its kernels can't multiply bfloat16"),
+  ],
+)
+def test_a_backend_that_is_known_to_fail_is_refused(device, platform, kind, capability, why):
+  device(platform, kind, capability)
+  with pytest.raises(
+    ValueError, match=f"^model.attention='flash' does not run on {kind}: {why} .*; leave it at 'auto'"
+  ):
+    choose("flash", 4096, 4096)
+  assert choose("blocks", 4096, 4096) == "blocks"
+
+
+def test_what_is_compiled_for_other_devices_is_not_judged_by_those_here(device, monkeypatch):
+  device("gpu", "Tesla T4", "7.5")
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  assert choose("flash", 4096, 4096) == "flash"
+
+
+def test_devices_that_share_a_row_pass_keys_round_with_the_kernel_of_their_platform():
+  script = """
+import json
+import jax, jax.numpy as jnp
+from sora_jax import sharding
+from sora_jax.models.attention import attention
+
+x, ids = jnp.zeros((1, 512, 2, 8)), jnp.ones((1, 512), jnp.int32)
+
+def kernels(platform, backend):
+  sharding.platform = lambda: platform
+  call = lambda x: attention(x, x, x, ids, ids, backend, ("tokens", "tokens"))
+  with jax.set_mesh(sharding.make_mesh({"context": 4})):
+    text = str(jax.make_jaxpr(call)(x))
+  return ["ppermute" in text, "pallas_call" in text]
+
+print(json.dumps([kernels("gpu", "auto"), kernels("gpu", "blocks"), kernels("cpu", "auto")]))
+"""
+  assert on_devices(4, script) == [[True, True], [True, False], [True, False]]

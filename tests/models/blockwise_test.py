@@ -60,6 +60,7 @@ def both(*args) -> list[np.ndarray]:
 @pytest.mark.parametrize("length", [*LENGTHS, *slow])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["f32", "bf16"])
 def test_output_and_gradients_are_those_of_the_whole(length, dtype):
+  """F21."""
   rng = np.random.default_rng(length)
   segments = jnp.asarray(np.stack([packed(length, 4, rng), packed(length, 1, rng)]))
   inputs = draw(length, length, length, dtype)
@@ -88,6 +89,7 @@ def test_any_ids_in_any_order(seed):
 
 
 def test_a_row_of_padding_is_nothing_and_moves_nothing():
+  """F21."""
   inputs, none = draw(0, 130, 130), jnp.zeros((2, 130), jnp.int32)
   for found in both(blockwise_attention, *inputs, none, none):
     np.testing.assert_array_equal(found, 0.0)
@@ -143,6 +145,7 @@ def test_long_rows_on_a_cpu_are_computed_in_blocks_and_give_the_same():
 
 
 def test_an_unknown_backend_is_refused():
+  """F22."""
   x, segments = jnp.zeros((1, 2, 1, 4)), jnp.ones((1, 2), jnp.int32)
   with pytest.raises(ValueError, match="model.attention is 'fast': it is one of auto, dense"):
     attention(x, x, x, segments, segments, "fast")

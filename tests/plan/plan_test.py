@@ -98,6 +98,7 @@ class TestAnswer:
     assert plan.plan(config, "v5p-128", None, None)["step_seconds"] == pytest.approx(17.0)
 
   def test_a_step_that_does_not_fit_is_examined_in_other_ways(self, config, answers):
+    """F23: what is said before a run."""
     asked = answers(examined(90.0), examined(40.0), examined(200.0, compiles=False))
     found = plan.plan(config, "v5p-128", None, None)
     assert found["fits"] is False  # more than nine tenths of 95.74 GiB
