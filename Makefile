@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-beam install-studio demo test test-slow lint format clean
+.PHONY: help install install-beam install-studio demo test test-slow test-plan lint format clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-16s%s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: .venv/.installed  ## run the tests, but not the slow ones
 test-slow: .venv/.installed-beam  ## run the slow tests only
 	@$(BIN)/python -m pytest -q -rs -m slow tests
 
+test-plan: .venv-plan/.installed  ## compile pods' train steps and compare with tests/plan/golden.json (half an hour)
+	@.venv-plan/bin/python -m pytest -q -rs -m slow tests/plan
+
 lint: .venv/.installed  ## check style and layout; changes nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -39,7 +42,7 @@ format: .venv/.installed  ## mend what lint can mend
 	@$(BIN)/ruff format .
 
 clean:  ## remove .venv, caches and out/
-	rm -rf .venv out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-plan out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: setup.py constraints.txt
@@ -48,6 +51,12 @@ clean:  ## remove .venv, caches and out/
 	@echo "building .venv with $(PYTHON) (about a minute, once)" >&2
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(INSTALL) -e '.[dev]' >&2
+	@touch $@
+
+# JAX takes libtpu for a sign of a TPU, so it has an environment of its own.
+.venv-plan/.installed: setup.py constraints.txt .venv/.installed
+	@$(BIN)/python -m venv --clear .venv-plan
+	@.venv-plan/bin/pip --disable-pip-version-check install -q --no-compile -c constraints.txt -e '.[dev,plan]' >&2
 	@touch $@
 
 .venv/.installed-studio: .venv/.installed

@@ -63,6 +63,11 @@ class Run:
       now = time.monotonic()
       if waiting and seen.state in (ABSENT, DELETING):
         raise self.deleted(seen.state)
+      if now > limit:
+        raise common.LaunchError(
+          f"{self.pod.name} is {seen.state} after {self.args.wait_minutes:g} minutes: the same command waits on, "
+          f"--wait_minutes allows more, `{self.again('delete')}` withdraws it"
+        )
       if seen.state == ABSENT:
         tier = self.pod.tier or "on demand"
         self.must(self.pod.create(), f"creating {self.pod.name} ({self.pod.accelerator}, {tier})")
@@ -72,11 +77,6 @@ class Run:
         self.replace(seen)
         waiting = False
         continue
-      if now > limit:
-        raise common.LaunchError(
-          f"{self.pod.name} is {seen.state} after {self.args.wait_minutes:g} minutes: the same command waits on, "
-          f"--wait_minutes allows more, `{self.again('delete')}` withdraws it"
-        )
       if seen.state != before or now - told > 600:
         common.say(f"{self.pod.name} is {seen.state}, {(now - begin) / 60:.0f} minutes so far")
         before, told = seen.state, now
@@ -102,7 +102,9 @@ class Run:
         pause = self.restarts.after(1)
       except common.LaunchError:
         raise common.LaunchError(f"{self.pod.name} failed again: {seen.error or 'no reason given'}") from None
-      time.sleep(pause)
+    else:
+      pause = self.args.poll  # one that is taken away before it was active would be asked for without a rest
+    time.sleep(pause)
     self.must(self.pod.delete(), f"deleting {self.pod.name}, which is {seen.state}")
 
   def see(self, patience: int = PATIENCE) -> gcloud.Seen:

@@ -23,13 +23,13 @@ PACKAGE = "sora_jax"
 # A row may import the rows above it. Inside a row, only what SIDEWAYS lists.
 LAYERS = (
   ("host", "interruption", "cluster", "rollcall", "watchdog", "hosts", "ending"),
-  ("clips", "config", "sharding", "patches", "packing", "balance"),
+  ("clips", "sharding", "patches", "packing", "balance"),
   ("steps", "integrity", "export", "checkpoint"),
   ("models", "diffusion", "worlds", "data"),
   ("codec",),
-  ("train", "generate", "precompute", "recaption"),
-  ("outputs", "evaluation", "scaling", "plan"),
-  ("report", "studio"),
+  ("train", "generate", "precompute"),
+  ("outputs", "evaluation", "plan"),
+  ("report",),
   ("demo",),
   ("cli",),
   ("__main__",),
@@ -39,7 +39,6 @@ SIDEWAYS = {unit: set(row) for row in LAYERS[:3] for unit in row} | {
   "data": {"worlds"},
   "train": {"generate", "precompute"},
   "precompute": {"generate"},
-  "recaption": {"generate"},
 }
 RANKS = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 

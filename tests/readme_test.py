@@ -75,8 +75,8 @@ def test_the_commands_work_in_the_order_in_which_they_stand(tmp_path):
   clips = tmp_path / "clips"
   clips.mkdir()
   rng = np.random.default_rng(0)
-  video_io.write(clips / "dog.mp4", rng.uniform(-1, 1, (6, 48, 64, 3)).astype(np.float32), 8.0)
-  video_io.write(clips / "dog.png", rng.uniform(-1, 1, (1, 48, 64, 3)).astype(np.float32), 8.0)
+  video_io.write(clips / "dog.mp4", rng.uniform(-1, 1, (9, 64, 80, 3)).astype(np.float32), 8.0)
+  video_io.write(clips / "dog.png", rng.uniform(-1, 1, (1, 64, 80, 3)).astype(np.float32), 8.0)
   rows = [{"file": name, "short": "a dog", "long": "a dog runs"} for name in ("dog.mp4", "dog.png")]
   (clips / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   beam = importlib.util.find_spec("apache_beam")

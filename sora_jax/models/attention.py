@@ -144,5 +144,6 @@ def dense_attention(query, key, value, query_segments, key_segments) -> jax.Arra
   score = jnp.einsum("BKLH,BKMH->BKLM", query * scale, key, preferred_element_type=jnp.float32) + bias_B1LM
   weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
   # The sum as a product with ones: XLA's reduction of the same array is slower on the CPU.
-  total = jnp.einsum("BKLM,M->BKL", weight, jnp.ones(weight.shape[-1], jnp.float32))[..., None].astype(value.dtype)
-  return checkpoint_name(jnp.einsum("BKLM,BKMH->BKLH", weight.astype(value.dtype), value) / total, ATTENDED)
+  total = jnp.einsum("BKLM,M->BKL", weight, jnp.ones(weight.shape[-1], jnp.float32))[..., None]
+  mixed = jnp.einsum("BKLM,BKMH->BKLH", weight.astype(value.dtype), value, preferred_element_type=jnp.float32)
+  return checkpoint_name((mixed / total).astype(value.dtype), ATTENDED)

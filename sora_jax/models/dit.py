@@ -84,7 +84,7 @@ class Block(nnx.Module):
     value = layers.rotate(qkv[:, :, 2], cosine, sine)
     mixed = attention(query, key, value, segments_BL, segments_BL, self.backend, ("tokens", "tokens"))
     mixed = layers.rotate(mixed, cosine, -sine).reshape(B, L, D)
-    x = x + gate1.astype(x.dtype) * self.attention_out(mixed)
+    x = layers.add_gated(x, gate1, self.attention_out(mixed))
 
     query = layers.rms_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))
     key_value = self.key_value(text_BMD).reshape(B, M, 2, K, H)
@@ -92,7 +92,7 @@ class Block(nnx.Module):
     mixed = attention(query, key, value, segments_BL, text_segments_BM, over=("tokens", None))
     x = x + self.cross.attention_out(mixed.reshape(B, L, D))
 
-    x = x + gate2.astype(x.dtype) * self.feed_forward(layers.modulate(x, scale2, shift2))
+    x = layers.add_gated(x, gate2, self.feed_forward(layers.modulate(x, scale2, shift2)))
     return constrain(x, "batch", "tokens", "embed")
 
 

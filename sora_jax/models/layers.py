@@ -58,8 +58,13 @@ def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 
 
 def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-  """Adaptive norm (Peebles & Xie 2023, section 3.2): rms_norm(x) * (1 + scale) + shift."""
-  return rms_norm(x) * (1.0 + scale).astype(x.dtype) + shift.astype(x.dtype)
+  """Adaptive norm (Peebles & Xie 2023, section 3.2): rms_norm(x) * (1 + scale) + shift, computed in float32."""
+  return (rms_norm(x.astype(jnp.float32)) * (1.0 + scale) + shift).astype(x.dtype)
+
+
+def add_gated(x: jax.Array, gate: jax.Array, more: jax.Array) -> jax.Array:
+  """x + gate * more, computed in float32."""
+  return (x.astype(jnp.float32) + gate * more.astype(jnp.float32)).astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):

@@ -121,8 +121,11 @@ def parse(name: str) -> Slices:
   else:
     sides = _sides(int(found[3]) // chip.cores, chip.sides)
     if math.prod(sides) * chip.cores != int(found[3]):
-      raise ValueError(f"topology {name!r}: {found[3]} is no power of two; give the sides, as in {tpus[0]}:4x8")
-  if len(sides) != chip.sides or not 1 <= math.prod(sides) <= chip.most:
+      example = f"{family}:{'x'.join(['4', '4', '8'][-chip.sides :])}"
+      raise ValueError(
+        f"topology {name!r}: {found[3]} is no power of two from {chip.cores} on; give the sides, as in {example}"
+      )
+  if len(sides) != chip.sides or not 1 <= math.prod(sides) <= chip.most or found[4] and not int(found[4]):
     raise ValueError(
       f"topology {name!r}: a slice of {family} has {chip.sides} sides and at most {chip.most} chips; "
       f"several slices are {family}:{'x'.join(['4'] * chip.sides)}:2"

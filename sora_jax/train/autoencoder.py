@@ -29,7 +29,7 @@ class AutoencoderTask:
     self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
     whole = lambda x: constrain(x, *[None] * x.ndim)  # on every host
     self._mean = jax.jit(lambda params, frames: whole(self.model(params).posterior(frames)[0]))
-    self._rebuild = jax.jit(lambda params, frames: whole(self._through(params, frames)[0]))
+    self._rebuild = jax.jit(lambda params, frames: whole(self._through(params, frames)))
 
   def model(self, params: Params) -> Autoencoder:
     return nnx.merge(self.graph, params)
@@ -62,11 +62,6 @@ class AutoencoderTask:
   def weight(self, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.float32(batch[0].shape[0])
 
-  def evaluate(self, params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Metrics:
-    """PSNR in dB of the posterior's mean, over the whole batch (peak 2, the range [-1, 1])."""
-    rebuilt, frames = self._through(params, batch[0])
-    return {"psnr_db": 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(rebuilt - frames)), 1e-10))}
-
   def preview(self, params: Params) -> np.ndarray:
     """Probe clips, four frames each: the clip above, its reconstruction below."""
     frames = self.probe[:3]
@@ -88,8 +83,7 @@ class AutoencoderTask:
       **{k: jax.device_put(v.astype(np.float32), params[k].sharding) for k, v in measured.items()},
     }
 
-  def _through(self, params: Params, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Frames there and back by the posterior's mean, and the padded frames they compare with."""
+  def _through(self, params: Params, frames: jax.Array) -> jax.Array:
+    """Frames, padded, there and back by the posterior's mean."""
     model = self.model(params)
-    frames = pad_clip(frames, model.config.compression)
-    return model.decode(model.encode(frames)[0])[0], frames
+    return model.decode(model.encode(pad_clip(frames, model.config.compression))[0])[0]

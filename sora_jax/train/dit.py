@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -49,14 +48,6 @@ class DiTTask:
 
   def weight(self, batch: PackedBatch) -> jax.Array:
     return objective.segment_weights(batch, self.diffusion.weighting).sum()
-
-  def evaluate(self, params: Params, batch: PackedBatch, key: jax.Array) -> Metrics:
-    """The same loss with captions kept."""
-    t_BS = objective.draw_times(batch, key, self.diffusion.levels)
-    x_t, t_BL = objective.corrupt(batch, t_BS, key)
-    output = nnx.merge(self.graph, params)(x_t, t_BL, batch, jnp.ones(batch.weight_BS.shape, bool))
-    x_hat = clean_from(output, x_t, t_BL, self.diffusion.prediction)
-    return objective.velocity_loss(x_hat, batch, t_BL, self.diffusion.weighting)[1]
 
   def preview(self, params: Params) -> np.ndarray | None:
     return self._preview(params) if self._preview else None

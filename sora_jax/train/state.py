@@ -27,9 +27,6 @@ class Task(Protocol):
   def weight(self, batch: Any) -> jax.Array:
     """What the loss of a part of a batch counts in the mean over all parts."""
 
-  def evaluate(self, params: Params, batch: Any, key: jax.Array) -> Metrics:
-    """Metrics on a batch that is not trained on."""
-
   def preview(self, params: Params) -> np.ndarray | None:
     """A picture (H, W, 3) uint8 of what the model does now, for the log."""
 

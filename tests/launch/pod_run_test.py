@@ -144,6 +144,12 @@ class TestWaiting:
     assert "delete my-pod --zone=us-central2-b" in last
     assert set(kinds(sandbox.calls())) == {"describe", "create"}
 
+  def test_one_that_is_taken_away_again_and_again_times_out_as_well(self, sandbox):
+    sandbox.set(path=["CREATING", "SUSPENDED"])
+    done = sandbox.run("tpu_pod.py", *run_words(sandbox, "--wait_minutes=0.02"))
+    assert done.returncode == 1 and " after 0.02 minutes: " in done.stderr.splitlines()[-1]
+    assert kinds(sandbox.calls()).count("create") >= 1
+
   def test_a_resource_that_fails_is_created_again_a_limited_number_of_times(self, sandbox):
     sandbox.set(failures=1)
     assert sandbox.run("tpu_pod.py", "create", *RESOURCE, *QUICK, "--max_restarts=1").returncode == 0

@@ -130,6 +130,14 @@ def test_bfloat16_is_near_float32():
     np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=0.05)
 
 
+def test_in_bfloat16_the_dense_mask_is_as_exact_as_blocks():
+  row, ids = draw(7, 64, 64, rows=1), np.ones((1, 64), int)
+  narrow = [jnp.asarray(x, jnp.bfloat16) for x in row[:3]]
+  expected = attention(*(x.astype(jnp.float32) for x in narrow), ids, ids)
+  error = lambda backend: np.abs(attention(*narrow, ids, ids, backend).astype(jnp.float32) - expected).mean()
+  assert error("dense") < 1.1 * error("blocks")
+
+
 def test_keys_and_values_of_different_shapes_are_refused():
   query, key, value, _ = draw(6)
   with pytest.raises(AssertionError):

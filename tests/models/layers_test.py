@@ -56,6 +56,17 @@ def test_rms_norm_of_zeros_has_a_finite_gradient():
   assert jnp.isfinite(jax.grad(lambda x: layers.rms_norm(x).sum())(jnp.zeros((2, 4)))).all()
 
 
+def test_in_bfloat16_modulation_and_gates_are_rounded_once():
+  draw = lambda seed: jax.random.normal(jax.random.key(seed), (4, 64))
+  x, more = draw(0).astype(jnp.bfloat16), draw(1).astype(jnp.bfloat16)
+  scale, shift = 1e-3 * draw(2), 2 + 1e-3 * draw(3)
+  wide = x.astype(jnp.float32)
+  expected = (layers.rms_norm(wide) * (1 + scale) + shift).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(layers.modulate(x, scale, shift), expected)
+  expected = (wide + shift * more.astype(jnp.float32)).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(layers.add_gated(x, shift, more), expected)
+
+
 def test_modulate_scales_and_shifts_the_norm():
   x, scale, shift = normal(0, 3, 4), normal(1, 3, 4), normal(2, 3, 4)
   np.testing.assert_allclose(layers.modulate(x, scale, shift), layers.rms_norm(x) * (1 + scale) + shift, rtol=1e-6)

@@ -36,6 +36,8 @@ def test_a_slice_has_its_topology_and_chips(name, topology, count):
     ("v5p:4x4", "3 sides"),
     ("v6e-512", "at most 256 chips; several slices are v6e:4x4:2"),
     ("v5e:0x4", "at most 256"),
+    ("v5p-1", "no power of two from 2 on; give the sides, as in v5p:4x4x8"),
+    ("v6e-256:0", "several slices are v6e:4x4:2"),
   ],
 )
 def test_a_wrong_name_is_answered_with_what_is_known(name, said):

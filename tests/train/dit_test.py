@@ -89,14 +89,6 @@ def test_captions_count_unless_all_are_dropped(params):
   assert float(dropped(params, batch)[0]) == pytest.approx(float(dropped(params, renamed(batch))[0]), rel=1e-6)
 
 
-def test_evaluation_keeps_captions(params):
-  batch = packed([0, 1, 2])
-  evaluate = jax.jit(lambda params, batch: make_task(1.0).evaluate(params, batch, KEY))
-  trained = loss_of()(params, batch)[1]
-  for name, value in evaluate(params, batch).items():
-    assert float(value) == pytest.approx(float(trained[name]), rel=1e-5)
-
-
 def test_what_the_output_means_changes_the_loss(params):
   batch = packed([0, 1, 2])
   clean, velocity = float(loss_of()(params, batch)[0]), float(loss_of(prediction="v")(params, batch)[0])
