@@ -50,16 +50,30 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import train_step  # noqa: E402
 
-# What the parts import that an environment with JAX and PyTorch may lack: module, and its distribution.
+# What the parts import, and what that imports, that an environment with JAX may lack: module, and its distribution.
 NEEDED = {
   "absl": "absl-py",
   "chex": "chex",
   "etils": "etils",
   "flax": "flax",
+  "google.protobuf": "protobuf",
+  "humanize": "humanize",
+  "markdown_it": "markdown-it-py",
+  "mdurl": "mdurl",
   "ml_collections": "ml-collections",
+  "msgpack": "msgpack",
   "optax": "optax",
   "orbax": "orbax-checkpoint",
+  "pygments": "pygments",
+  "rich": "rich",
   "sentencepiece": "sentencepiece",
+  "simplejson": "simplejson",
+  "tensorstore": "tensorstore",
+  "toolz": "toolz",
+  "treescope": "treescope",
+  "typing_extensions": "typing-extensions",
+  "uvloop": "uvloop",
+  "yaml": "pyyaml",
 }
 # Share of the time that a part gets, and of the GPU's memory that JAX takes at once (0: as it needs it).
 PARTS = {"sweep": (0.15, 0.7), "attention": (0.2, 0.9), "train_step": (0.4, 0.92), "peer": (0.25, 0.0)}
@@ -381,6 +395,13 @@ def _line(error: BaseException) -> str:
   return f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
 
+def installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # not even the package that it is in
+    return False
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu.json"), help="the JSON file to write")
@@ -390,7 +411,7 @@ def main() -> None:
   parser.add_argument("--part", choices=WORK, help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.missing:
-    print(*(name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None))
+    print(*(name for module, name in NEEDED.items() if not installed(module)))
     return
   if given.part:
     serve(given.part, TINY if given.tiny else Size(), given.seconds)
