@@ -20,6 +20,11 @@ from sora_jax.sharding import path_name
 from sora_jax.steps import ARRAYS, DamagedCheckpoint, Pinned, Steps, first_line
 
 FORMAT = 1  # of a step; raised when an older version could not read it
+NAMED = 3  # leaves in an error
+SHAPING = {  # the settings that decide which parameters a model has, and their shapes
+  "model": ("width", "depth", "patch", "text_width", "text_depth", "vocabulary"),
+  "autoencoder": ("channels", "stages"),
+}
 
 Found = TypeVar("Found")
 
@@ -30,7 +35,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every: int = 0) -> Steps:
-  """The steps of one run, under `folder`/checkpoints.
+  """The steps of one run, under `folder`/checkpoints, which this process, or group of them, saves from now on.
 
   Args:
     every: saving takes every `every`th step.
@@ -43,7 +48,9 @@ def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every:
   policies = ocp.checkpoint_managers
   stay = [policies.LatestN(keep), Pinned(path), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
   policy = policies.AnyPreservationPolicy(stay)
-  return Steps(path, ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy))
+  steps = Steps(path, ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy))
+  steps.take()
+  return steps
 
 
 def reader(folder: Folder) -> Steps:
@@ -61,9 +68,10 @@ def save(steps: Steps, state: Any, data: dict, meta: dict, force: bool = False) 
   Steps that were passed over as damaged are set aside first.
 
   Raises:
-    CheckpointError: the save before this one failed.
+    CheckpointError: the save before this one failed, or another run has begun to save there.
   """
   step = int(state.step)
+  steps.check_writer()
   steps.make_way(step)
   if step in steps.all_steps():
     return False
@@ -81,18 +89,21 @@ def save(steps: Steps, state: Any, data: dict, meta: dict, force: bool = False) 
   return saved
 
 
-def restore(steps: Steps, like: Any, step: int) -> tuple[Any, dict, dict]:
+def restore(steps: Steps, like: Any, step: int, config: dict | None = None) -> tuple[Any, dict, dict]:
   """The state of `step` laid out as `like` (a state of arrays or ShapeDtypeStructs with shardings), data, meta.
+
+  Args:
+    config: what `like` was made by, or a part of it, to explain with.
 
   Raises:
     DamagedCheckpoint: a file of the step is not as it was written, and is named.
-    CheckpointError: what is on disk does not fit `like`; the first leaf that differs is named.
+    CheckpointError: what is on disk does not fit `like`; names leaves that differ, and the settings that explain it.
   """
   steps.check(step)
-  return _restore_state(steps, like, step)
+  return _restore_state(steps, like, step, config)
 
 
-def restore_newest(steps: Steps, like: Any) -> tuple[Any, dict, dict]:
+def restore_newest(steps: Steps, like: Any, config: dict | None = None) -> tuple[Any, dict, dict]:
   """`restore` of the newest step that is whole, the same on all hosts.
 
   Steps that are damaged are named on stderr, left as they are and passed over.
@@ -100,7 +111,7 @@ def restore_newest(steps: Steps, like: Any) -> tuple[Any, dict, dict]:
   Raises:
     CheckpointError: no step can be used, or the newest does not fit `like`.
   """
-  return _newest(steps, (), lambda step: _restore_state(steps, like, step))
+  return _newest(steps, (), lambda step: _restore_state(steps, like, step, config))
 
 
 def latest(steps: Steps, folder: Folder) -> int:
@@ -112,16 +123,19 @@ def latest(steps: Steps, folder: Folder) -> int:
   return steps.newest()
 
 
-def load_params(folder: Folder, like: Any, step: int | None = None, item: str = "ema") -> tuple[Any, int]:
+def load_params(
+  folder: Folder, like: Any, step: int | None = None, item: str = "ema", config: dict | None = None
+) -> tuple[Any, int]:
   """One tree of parameters, the EMA unless told otherwise, of the newest step or of `step`; and that step.
 
   Leaves of `like` without a sharding come as they were saved where the devices are the same, or else are replicated.
+  For `config` see `restore`.
 
   Raises:
     CheckpointError: there is no such step, it is damaged, or it does not fit `like`.
   """
   with reader(folder) as steps:
-    read = lambda step: (_restore(steps, step, {item: like})[0][item], step)
+    read = lambda step: (_restore(steps, step, {item: like}, config)[0][item], step)
     return _step_or_newest(steps, step, (item, "meta"), read)
 
 
@@ -195,7 +209,7 @@ def _newest(steps: Steps, parts: Sequence[str], read: Callable[[int], Found]) ->
 # What is in it.
 
 
-def _restore_state(steps: Steps, like: Any, step: int) -> tuple[Any, dict, dict]:
+def _restore_state(steps: Steps, like: Any, step: int, config: dict | None) -> tuple[Any, dict, dict]:
   abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
   wanted = {
     "params": abstract(like.params),
@@ -203,7 +217,7 @@ def _restore_state(steps: Steps, like: Any, step: int) -> tuple[Any, dict, dict]
     "ema": abstract(like.ema),
     "train": abstract({"step": like.step, "rng": like.rng}),
   }
-  found, meta = _restore(steps, step, wanted)
+  found, meta = _restore(steps, step, wanted, config)
   data = _read(steps, step, {"data": ocp.args.JsonRestore()})["data"]
   leaves = [found["optimizer"][path] for path in flat(like.optimizer)]
   optimizer = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like.optimizer), leaves)
@@ -217,23 +231,37 @@ def _restore_state(steps: Steps, like: Any, step: int) -> tuple[Any, dict, dict]
   return state, data, meta
 
 
-def _restore(steps: Steps, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+def _restore(
+  steps: Steps, step: int, wanted: dict[str, Any], config: dict | None = None
+) -> tuple[dict[str, Any], dict]:
   """Restores items strictly, with meta: names, shapes and types on disk must be those of `wanted`."""
   meta = _read_meta(steps, step)
-  kind = lambda leaf: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
+  kinds = lambda tree: {path: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}" for path, leaf in flat(tree).items()}
   for name, tree in wanted.items():
-    on_disk = {path: kind(leaf) for path, leaf in flat(_metadata(steps, step, name)).items()}
-    needed = {path: kind(leaf) for path, leaf in flat(tree).items()}
-    wrong = sorted(path for path in on_disk.keys() | needed.keys() if on_disk.get(path) != needed.get(path))
-    if wrong:
-      path = wrong[0]
-      raise CheckpointError(
-        f"{steps.where(step)} does not fit this config: {name}/{path} is {on_disk.get(path, 'absent')} there and "
-        f"{needed.get(path, 'absent')} here ({len(wrong)} differ)"
-      )
+    if leaves := _differing(kinds(_metadata(steps, step, name)), kinds(tree), f"{name}/"):
+      raise CheckpointError(f"{steps.where(step)} does not fit this config: {leaves}; {_explained(meta, config)}")
   whole = sharding.replicated(sharding.make_mesh())
   args = {name: ocp.args.StandardRestore(tree, fallback_sharding=whole) for name, tree in wanted.items()}
   return _read(steps, step, args), meta
+
+
+def _differing(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> str:
+  """The first leaves that differ of two flat trees, in words; "" where they are equal."""
+  wrong = sorted(path for path in there.keys() | here.keys() if there.get(path) != here.get(path))
+  said = [f"{prefix}{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here" for path in wrong]
+  return ", ".join(said[:NAMED]) + (f" ({len(said)} differ)" if said else "")
+
+
+def _explained(meta: dict, config: dict | None) -> str:
+  """Which settings of the step's config are not those of `config`; where all are, who wrote the step."""
+  there, here = meta.get("config", {}), config or {}
+  said = [
+    f"config.{part}.{key} is {json.dumps(there[part][key])} there and {json.dumps(here[part][key])} here"
+    for part, keys in SHAPING.items()
+    for key in keys
+    if key in there.get(part, {}) and key in here.get(part, {}) and there[part][key] != here[part][key]
+  ]
+  return ", ".join(said) or f"no setting explains it: sora_jax {meta.get('sora_jax', 'of another version')} wrote it"
 
 
 def _read_host(steps: Steps, step: int, names: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A trained autoencoder, ready for use: clips of any size and duration in and out of latents, in bounded memory."""
 
 import functools
+import json
 import math
 import os
 from collections.abc import Callable
@@ -55,7 +56,8 @@ class Codec:
     config = autoencoder_config(section)
     like = abstract_params(lambda rngs: Autoencoder(config, rngs))
     on_host = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
-    params, step = checkpoint.load_params(folder, on_host)
+    settings = {"autoencoder": {"channels": section.channels, "stages": json.loads(json.dumps(section.stages))}}
+    params, step = checkpoint.load_params(folder, on_host, config=settings)
     codec = cls(config, jax.tree.map(jnp.asarray, params))
     codec.origin, codec.step = (os.fspath(folder), section), step
     return codec

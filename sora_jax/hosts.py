@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -27,6 +28,10 @@ LONG = 24 * 3600.0  # for work of unknown length
 # How errors of JAX begin where a collective, a device or the network failed: another host may be the reason.
 ELSEWHERE = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 DIFFERENCES = 5  # named in an error
+
+
+class Overdue(HostsError):
+  """Another host did not come in time. What keeps it there, the watchdog may know better than who waited."""
 
 
 @dataclasses.dataclass
@@ -146,7 +151,7 @@ def _fail(error: BaseException) -> None:
   if _group is None:
     return
   _group.failed = True
-  own = not any(ELSEWHERE.match(str(each)) for each in (error, error.__cause__))
+  own = not (isinstance(error, Overdue) or any(ELSEWHERE.match(str(each)) for each in (error, error.__cause__)))
   _group.watchdog.fail(one_line(error), own)
 
 
@@ -216,7 +221,7 @@ def barrier(phase: str, seconds: float | None = None) -> None:
   """Waits for all hosts, `limit()` seconds by default.
 
   Raises:
-    HostsError: names the phase and who did not come.
+    HostsError: names the phase and who did not come (Overdue, where that is another host).
   """
   if _group is not None:
     _meet(_group, phase, _group.key(phase), "", limit() if seconds is None else seconds)
@@ -231,7 +236,7 @@ def _meet(group: _Group, phase: str, key: str, value: str, seconds: float) -> di
   except Exception:
     late = group.names.keys() - group.all(key).keys()
     if late:
-      raise HostsError(f"waited {seconds:g} s for {group.told(*late)}: {phase}") from None
+      raise Overdue(f"waited {seconds:g} s for {group.told(*late)}: {phase}") from None
     raise HostsError(f"{group.told(group.index)} came when the others waited no more: {phase}") from None
   return group.all(key)
 
@@ -291,7 +296,7 @@ def decide(name: str, work: Callable[[], Any], seconds: float | None = None) -> 
       with group.watchdog.waiting(name):
         answer = json.loads(group.client.blocking_key_value_get(key, int(seconds * 1000)))
     except Exception:
-      raise HostsError(f"waited {seconds:g} s for {group.told(0)}: {name}") from None
+      raise Overdue(f"waited {seconds:g} s for {group.told(0)}: {name}") from None
     if "error" in answer:
       raise HostsError(f"{group.told(0)}: {answer['error']}")
     return answer["value"]
@@ -308,6 +313,25 @@ def decide(name: str, work: Callable[[], Any], seconds: float | None = None) -> 
 def agree(name: str, value: Any) -> Any:
   """Host 0's JSON value, for all."""
   return decide(name, lambda: value)
+
+
+def leave(name: str, value: Any) -> None:
+  """Leaves a JSON value for host 0 to `collect`, without waiting; from any thread."""
+  if _group is not None:
+    _group.set(f"sora/left/{name}", json.dumps(value))
+
+
+def collect(name: str, seconds: float) -> list[Any]:
+  """What the other hosts have left under a name, once; of those that have not within `seconds`, nothing. On host 0."""
+  if _group is None:
+    return []
+  until, found = time.monotonic() + seconds, []
+  for host in _group.names.keys() - {0}:
+    left = max(until - time.monotonic(), 0.001)
+    with contextlib.suppress(Exception):  # it has left nothing
+      found.append(json.loads(_group.client.blocking_key_value_get(f"sora/left/{name}/{host}", int(left * 1000))))
+  _group.client.key_value_delete(f"sora/left/{name}/")
+  return found
 
 
 def raised(flag: bool) -> bool:

@@ -6,6 +6,7 @@ Under `<workdir>/checkpoints`:
   8.manifest.json   bytes and sha256 of each file of step 8, written after the commit
   8.pinned          step 8 is kept for ever
   8.damaged/        a step 8 that was found damaged, out of the way of the step 8 that was saved after it
+  writer            the id of the process, or group of hosts, that began last to save here
 
 The folder may be a gs:// address. Nothing here asks for an accelerator, so a run can be looked at while it trains.
 """
@@ -18,7 +19,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -26,6 +27,7 @@ from etils import epath
 Folder = str | os.PathLike
 
 FORMAT = 1  # of the manifest
+WRITER = "writer"
 THREADS = 8  # sha256 runs outside the interpreter's lock; one thread makes 0.5 to 2 GB/s
 
 
@@ -69,13 +71,22 @@ def check_step(folder: epath.Path, step: int, steps: Collection[int]) -> None:
     raise CheckpointError(f"no step {step} under {folder}: it holds {sorted(steps)}")
 
 
-def write(folder: epath.Path, step: int) -> None:
-  """Writes the manifest of a committed step, whole or not at all; those of steps that are gone go too."""
-  names = sorted(_files(folder / str(step)))
-  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    entries = list(pool.map(lambda name: _entry(folder / str(step) / name), names))
+def entries(folder: epath.Path, step: int, part: int = 0, parts: int = 1) -> dict[str, dict]:
+  """What a manifest says of every `parts`th file of a step, from the `part`th on."""
+  return _entries(folder / str(step), sorted(_files(folder / str(step)))[part::parts])
+
+
+def write(folder: epath.Path, step: int, known: Mapping[str, dict] | None = None) -> None:
+  """Writes the manifest of a committed step, whole or not at all; those of steps that are gone go too.
+
+  Args:
+    known: its entries of some files, made by others.
+  """
+  known, names = known or {}, sorted(_files(folder / str(step)))
+  found = _entries(folder / str(step), [name for name in names if name not in known])
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  manifest = {"format": FORMAT, "saved_at": now, "files": dict(zip(names, entries, strict=True))}
+  files = {name: found[name] if name in found else known[name] for name in names}
+  manifest = {"format": FORMAT, "saved_at": now, "files": files}
   _write_whole(_manifest_path(folder, step), json.dumps(manifest, indent=1) + "\n")
   for path in list(folder.iterdir()):
     found = re.fullmatch(r"(\d+)\.manifest\.json", path.name)
@@ -117,6 +128,18 @@ def set_aside(folder: epath.Path, step: int) -> str:
   if _manifest_path(folder, step).exists():
     _manifest_path(folder, step).rename(folder / f"{name}.manifest.json")
   return name
+
+
+def writer(folder: epath.Path) -> str:
+  """The id of who began last to save here; "" where nobody has."""
+  try:
+    return (folder / WRITER).read_text()
+  except FileNotFoundError:
+    return ""
+
+
+def set_writer(folder: epath.Path, name: str) -> None:
+  _write_whole(folder / WRITER, name)
 
 
 def is_pinned(folder: epath.Path, step: int) -> bool:
@@ -223,8 +246,10 @@ def _files(folder: epath.Path, above: str = "") -> Iterator[str]:
       yield above + path.name
 
 
-def _entry(path: epath.Path) -> dict:
-  return {"bytes": _size(path), "sha256": _sha256(path)}
+def _entries(folder: epath.Path, names: Sequence[str]) -> dict[str, dict]:
+  entry = lambda name: {"bytes": _size(folder / name), "sha256": _sha256(folder / name)}
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    return dict(zip(names, pool.map(entry, names), strict=True))
 
 
 def _fault(path: epath.Path, wanted: dict, contents: bool) -> str | None:

@@ -7,6 +7,7 @@ Shape letters: B rows, L tokens, S segments, M text tokens, C values a token.
 """
 
 import bisect
+import collections
 import heapq
 import math
 from collections.abc import Sequence
@@ -78,11 +79,17 @@ def plan(
   Raises:
     ValueError: a clip or a caption is longer than a row.
   """
-  for name, sizes, most in (("clip", lengths, row.tokens), ("caption", text_lengths, row.text)):
+  for name, sizes, most, change in (
+    ("clip", lengths, row.tokens, "raise train.row_tokens, or lower data.max_tokens or data.max_frames"),
+    ("caption", text_lengths, row.text, "raise train.row_text"),
+  ):
     if len(sizes) and max(sizes) > most:
       worst = int(np.argmax(sizes))
+      longer = collections.Counter((size - 1).bit_length() for size in map(int, sizes) if size > most)
+      counts = ", ".join(f"{count} of up to {2**bits}" for bits, count in sorted(longer.items()))
       raise ValueError(
-        f"{name} {worst} has {sizes[worst]} tokens, a row holds {most}: make rows longer or clips smaller"
+        f"{name} {worst} has {sizes[worst]} tokens, a row holds {most}; of {len(sizes)}, {longer.total()} fit no row "
+        f"({counts}): {change}"
       )
   rows: list[list[int]] = []
   waiting: list[int] = []

@@ -131,6 +131,9 @@ def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped]) -> Ite
       continue
     encoded = codec.encode(np.stack([clip.frames_THWC for _, clip in clips]))
     for (index, clip), latent in zip(clips, encoded, strict=True):
+      if not np.isfinite(latent).all():
+        bad.append(Dropped(*source.where(index), "latents not finite"))
+        continue
       frames, height, width = clip.frames_THWC.shape[:3]
       size_4 = (clip.seconds, float(height), float(width), clip.fps)
       yield latents.LatentClip(latent, size_4, frames, source.captions(index), clip.id, part_of(source, index))

@@ -1,10 +1,13 @@
 """The saved steps of one run: which are whole, which stay, and what became of the last save.
 
-Every process calls these functions; process 0 reads and writes the manifests and decides for all.
+Every process calls these functions; process 0 reads and writes the manifests, for which all hosts compute checksums,
+and decides for all.
 """
 
+import contextlib
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from sora_jax import integrity
+from sora_jax import hosts, integrity
 from sora_jax.integrity import CheckpointError
 
 ARRAYS = ("params", "optimizer", "ema", "train")
@@ -33,29 +36,67 @@ class Steps(ocp.CheckpointManager):
     handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
     super().__init__(folder, options=options, item_handlers=handlers)
     self.passed_over: dict[int, str] = {}  # damaged steps, and what is wrong in one line; a save sets them aside
+    self._writer_id = uuid.uuid4().hex
     self._saving: int | None = None
-    self._writer: threading.Thread | None = None
+    self._manifest: threading.Thread | None = None
 
   def where(self, step: int | None) -> str:
     return f"checkpoint {self.directory} step {step}"
 
+  def take(self) -> None:
+    """From now on this group of processes saves here. Another that still does notices it before its next save."""
+    if jax.process_index() == 0:
+      try:
+        integrity.set_writer(self.directory, self._writer_id)
+      except Exception as error:  # clients of buckets have kinds of their own
+        raise CheckpointError(f"{self.directory} can't be written to: {first_line(error)}") from error
+
+  def check_writer(self) -> None:
+    """Raises:
+    CheckpointError: another group has begun to save here.
+    """
+    found = ""
+    try:
+      if jax.process_index() == 0:
+        found = integrity.writer(self.directory)
+    except Exception as error:  # the save itself tells whether the folder can be used
+      print(f"{self.directory}: not known whether another run saves there: {first_line(error)}", file=sys.stderr)
+    if _agreed(int(found not in ("", self._writer_id))):
+      raise CheckpointError(
+        f"{self.directory}: another run has begun to save there since this one did, so this one ends and saves nothing "
+        "more: start one run a --workdir at a time"
+      )
+
   def write_manifest_after(self, step: int) -> None:
     """Has the manifest of `step`, whose save has begun, written in the background once the step is committed."""
     self._saving = step
-    if jax.process_index() == 0:
-      self._writer = threading.Thread(target=self._write_manifest, args=(step,), name="manifest")
-      self._writer.start()
+    if jax.process_index() == 0 or hosts.count() > 1:
+      self._manifest = threading.Thread(target=self._write_manifest, args=(step,), name="manifest")
+      self._manifest.start()
 
   def _write_manifest(self, step: int) -> None:
-    try:
+    with contextlib.suppress(Exception):  # the main thread gets the same error from its own wait
       super().wait_until_finished()
-    except Exception:  # the main thread gets the same error from its own wait
-      pass
     try:
-      if step in integrity.committed(self.directory):
-        integrity.write(self.directory, step)
+      whole = step in integrity.committed(self.directory)
+      known = self._hash_together(step, whole) if hosts.count() > 1 else {}
+      if whole and jax.process_index() == 0:
+        integrity.write(self.directory, step, known)
     except Exception as error:  # whatever it is, the step itself is whole
       print(f"{self.where(step)} has no manifest, so damage to it would go unseen: {error}", file=sys.stderr)
+
+  def _hash_together(self, step: int, whole: bool) -> dict[str, dict]:
+    """This host's share of a manifest's entries, and on host 0 those of all that have theirs in time."""
+    name, mine = f"manifest {self.directory} {step}", {}
+    try:
+      if whole:
+        mine = integrity.entries(self.directory, step, hosts.index(), hosts.count())
+    finally:
+      if not hosts.is_first():
+        hosts.leave(name, mine)
+    for theirs in hosts.collect(name, hosts.limit()) if whole and hosts.is_first() else ():
+      mine |= theirs
+    return mine
 
   def wait_until_finished(self) -> None:
     """Waits until the last save is on disk, with its manifest. Orbax calls it before the next save and at the end.
@@ -68,8 +109,8 @@ class Steps(ocp.CheckpointManager):
       super().wait_until_finished()
     except Exception as error:  # TensorStore, the file system and other hosts raise many kinds
       failure = error
-    if self._writer is not None:
-      self._writer.join()
+    if self._manifest is not None:
+      self._manifest.join()
     if failure is None:
       return
     self.reload()

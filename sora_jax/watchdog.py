@@ -22,8 +22,10 @@ from sora_jax.rollcall import Lines
 
 BEAT = 1.0  # seconds between posts
 SILENT = 60.0  # seconds without a post: the process is gone, or its machine
+RECENT = 5  # beats without a post, after which nobody is said to make no progress: it may be the silent one's fault
 FIRST_TIME = 6.0  # times as long may a host be in a phase that it enters for the first time: it compiles, or reads
 LINGER = 3.0  # seconds that the first host, without which nobody hears anything, leaves after its verdict
+ROUND = 1000  # more phases than lie between two places where all hosts wait for each other
 NAMED = 8  # hosts in a message
 GOODBYE = b"."  # on a line, before a good end
 LISTEN = 60.0  # seconds of one wait for the verdict
@@ -36,11 +38,12 @@ class Post:
 
   Attributes:
     beat: goes up with every post.
-    stage: how many phases the host has entered; all hosts enter the same ones.
+    stage: goes up with every phase, and to the next ROUND where hosts wait for each other: all enter the same phases,
+      but one that, say, has nothing to encode leaves one out.
     age: seconds since the step of the phase began, or since the error.
     limit: seconds that it may take.
     error: what ended the host, or "".
-    own: whether the error began there; where another host is gone, JAX raises one on all that wait for it.
+    own: whether the error began there; where another host is gone or late, all that wait for it get one.
   """
 
   beat: int
@@ -68,7 +71,7 @@ def verdict(
 
   Args:
     posts: the last one of every host that has posted.
-    quiet: seconds since it came, or since the start.
+    quiet: seconds since it came, or since the start, in which host 0 looked.
     names: of all hosts.
     silent: seconds after which a host that posts nothing is lost.
     gone: hosts whose processes have ended.
@@ -82,11 +85,11 @@ def verdict(
     return f"{told(gone, names)}: the process has ended, {last(gone[0])}"
   if lost := [host for host in names if quiet[host] > silent]:
     return f"{told(lost, names)}: nothing heard for {silent:g} s, {last(lost[0])}"
-  if posts.keys() >= names.keys():
+  if posts.keys() >= names.keys() and max(quiet.values()) < RECENT * BEAT:
     behind = min((post.stage, post.step) for post in posts.values())
-    late = [host for host, post in posts.items() if (post.stage, post.step) == behind and post.age > post.limit]
-    if late:
-      post = posts[late[0]]
+    late = {host: post for host, post in posts.items() if (post.stage, post.step) == behind}
+    if all(post.age > post.limit for post in late.values()):  # the last to come there sets the others free
+      post = next(iter(late.values()))
       return f"{told(late, names)} in {post.where} for {post.age:.0f} s: no progress"
   for host in waited:  # nobody is gone, so it was the network, or a device
     return f"{told([host], names)} failed in {posts[host].where}: {posts[host].error}"
@@ -116,8 +119,9 @@ class Watchdog:
     self._now = Post(0, 0, "the start", 0, 0.0, math.inf), time.monotonic()
     self._entered: set[str] = set()
     self._posts: dict[int, Post] = {}
-    self._heard = dict.fromkeys(names, time.monotonic())
+    self._quiet, self._judged = dict.fromkeys(names, 0.0), time.monotonic()
     self._gone: set[int] = set()
+    self._unheard = 0.0  # seconds since host 0 took a post of this one
     self._verdict, self._leaving = "", False
     self._ended, self._stop = threading.Event(), threading.Event()
     for thread in (self._post, self._listen, self._hold):
@@ -136,7 +140,8 @@ class Watchdog:
   def waiting(self, phase: str) -> Iterator[None]:
     """This host waits for others, or they for it, with a limit of their own; then it goes on with what it was at."""
     before = self._now[0]
-    self.at(phase, seconds=math.inf)
+    met = dataclasses.replace(before, stage=(before.stage // ROUND + 1) * ROUND, phase=phase, step=0, limit=math.inf)
+    self._now = met, time.monotonic()
     yield
     self.at(before.phase, before.step, before.limit)
 
@@ -163,38 +168,47 @@ class Watchdog:
       beat += 1
       try:
         self.client.key_value_set(f"{POSTS}{self.index}", json.dumps(dataclasses.astuple(post)), allow_overwrite=True)
+        self._unheard = 0.0
         if not self.index and (found := self._judge()):
           self.client.key_value_set(VERDICT, found)
           return
-      except Exception:  # host 0 is gone, which `_hold` sees
-        return
+      except Exception:  # the network failed for a moment, or host 0 is gone, which `_hold` sees
+        continue
 
   def _judge(self) -> str:
+    found = {
+      int(key.rpartition("/")[2]): Post(*json.loads(content)) for key, content in self.client.key_value_dir_get(POSTS)
+    }
     now = time.monotonic()
-    for key, content in self.client.key_value_dir_get(POSTS):
-      host, post = int(key.rpartition("/")[2]), Post(*json.loads(content))
-      if host not in self._posts or post.beat != self._posts[host].beat:
-        self._heard[host] = now
-      self._posts[host] = post
-    quiet = {host: now - heard for host, heard in self._heard.items()}
-    return verdict(self._posts, quiet, self.names, self.silent, self._gone)
+    passed, self._judged = min(now - self._judged, 2 * BEAT), now  # a pause of this host is nobody else's silence
+    beats = lambda posts, host: posts[host].beat if host in posts else -1
+    for host in self.names:
+      self._quiet[host] = 0.0 if beats(found, host) > beats(self._posts, host) else self._quiet[host] + passed
+    self._posts = found
+    return verdict(found, self._quiet, self.names, self.silent, self._gone)
 
   def _hold(self) -> None:
-    """The thread that holds the lines, and sees which break."""
+    """The thread that holds the lines, and sees which break, and whether host 0, which judges the others, is there."""
+    looked = time.monotonic()
     with selectors.DefaultSelector() as waiting:
       for host, line in self.lines.items():
         waiting.register(line, selectors.EVENT_READ, host)
       while waiting.get_map() and not self._stop.is_set():
         for key, _ in waiting.select(BEAT):
           waiting.unregister(key.fileobj)
-          if not _says_goodbye(key.fileobj):
-            self._lose(key.data)
+          if not _says_goodbye(key.fileobj) and not self._stop.is_set():
+            self._lose(key.data, "the process has ended")
+        looked, before = time.monotonic(), looked
+        self._unheard += min(looked - before, 2 * BEAT)
+        if self.index and self._unheard > self.silent and not self._stop.is_set():
+          self._lose(0, f"nothing heard for {self.silent:g} s")
+          return
 
-  def _lose(self, host: int) -> None:
+  def _lose(self, host: int, why: str) -> None:
     """Host 0 judges a host that is gone with the next beat; where host 0 is, JAX is about to abort all others."""
     self._gone.add(host)
     if self.index:
-      _say(f"{told([0], self.names)}: the process has ended, when this one was in {self._now[0].where}")
+      _say(f"{told([0], self.names)}: {why}, when this one was in {self._now[0].where}")
       self._ended.set()
       if not self._leaving:
         os._exit(1)

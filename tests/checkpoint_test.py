@@ -145,12 +145,14 @@ each_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
 
 @each_read
 def test_a_folder_without_checkpoints_is_named(tmp_path, read):
+  """F09."""
   with pytest.raises(CheckpointError, match=f"no checkpoints under {tmp_path}"):
     read(tmp_path)
 
 
 @each_read
 def test_a_run_that_never_saved_is_named(tmp_path, read):
+  """F09: an empty folder."""
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(CheckpointError, match=f"no complete checkpoint under {tmp_path}"):
     read(tmp_path)
@@ -177,6 +179,7 @@ def test_a_missing_item_is_named(own, without_manifest):
 
 @pytest.mark.parametrize("step", [4, 99])
 def test_a_step_that_is_not_there_is_an_error(kept, step):
+  """F09."""
   for read in (
     lambda: checkpoint.load_params(kept, make_state().params, step=step),
     lambda: checkpoint.load_arrays(kept, "ema", step=step),
@@ -203,8 +206,21 @@ def one_less(params):
   return {**params, "blocks": {"bias": params["blocks"]["bias"]}}
 
 
+def other_name(params):
+  return {**params, "blocks": {"bias": params["blocks"]["bias"], "weight": params["blocks"]["kernel"]}}
+
+
+def test_a_leaf_of_another_name_is_named_by_both(kept):
+  """F10: renamed. Where no setting explains it, who wrote the step may."""
+  said = "ema/blocks/kernel is float32 (2, 4, 3) there and absent here, ema/blocks/weight is absent there and float32 "
+  said += "(2, 4, 3) here (2 differ); no setting explains it: sora_jax of another version wrote it"
+  with pytest.raises(CheckpointError, match=re.escape(said)):
+    checkpoint.load_params(kept, other_name(make_state().params), config={"model": {"width": 3}})
+
+
 @pytest.mark.parametrize("change", [other_shape, other_type, one_more, one_less])
 def test_a_leaf_that_does_not_fit_is_named(kept, change):
+  """F10: missing, extra and reshaped."""
   state = make_state()
   leaf = "blocks/kernel_2" if change is one_more else "blocks/kernel"
   with pytest.raises(CheckpointError, match=f"ema/{leaf} is .* there and .* here \\(1 differ\\)"):
@@ -226,6 +242,7 @@ def damage(folder: pathlib.Path, item: str, step: int = 5) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("without_manifest", [False, True])
 def test_a_damaged_step_that_was_asked_for_is_an_error(own, without_manifest):
+  """F03: nothing else is taken for it."""
   damage(own, "ema")
   if without_manifest:
     (own / "checkpoints" / "5.manifest.json").unlink()
@@ -243,6 +260,7 @@ def test_a_damaged_step_that_was_asked_for_is_an_error(own, without_manifest):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("without_manifest", [False, True])
 def test_the_newest_step_that_is_whole_is_read_and_the_damage_named(own, without_manifest, capfd):
+  """F03: cut to half."""
   damage(own, "ema")
   if without_manifest:
     (own / "checkpoints" / "5.manifest.json").unlink()
@@ -303,6 +321,7 @@ def test_arrays_come_without_anything_to_compare_with(kept):
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_another_format_is_refused_with_its_version(tmp_path, monkeypatch, number):
+  """F32."""
   monkeypatch.setattr(checkpoint, "FORMAT", number)
   with checkpoint.manager(tmp_path) as steps:
     checkpoint.save(steps, make_state(3), DATA, {**META, "sora_jax": "9.8.7"})
@@ -319,6 +338,7 @@ def test_another_format_is_refused_with_its_version(tmp_path, monkeypatch, numbe
 
 
 def test_a_step_from_before_formats_were_numbered_is_read(tmp_path):
+  """F32."""
   write(tmp_path, make_state(3))
   [path] = (tmp_path / "checkpoints" / "3" / "meta").glob("metadata")
   path.write_text(json.dumps(META))
@@ -328,6 +348,7 @@ def test_a_step_from_before_formats_were_numbered_is_read(tmp_path):
 
 
 def test_a_save_that_was_cut_short_does_not_count(own):
+  """F04: a step that was never committed stays as it is."""
   unfinished = own / "checkpoints" / "9.orbax-checkpoint-tmp"
   shutil.copytree(own / "checkpoints" / "5", unfinished)
   assert checkpoint.digest(own)["step"] == 5
@@ -421,10 +442,12 @@ def test_what_eight_devices_saved_is_read_on_one(of_eight):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [4, 2, 1])
 def test_what_eight_devices_saved_is_taken_up_by_fewer(of_eight, count):
+  """F11: every bit; whole runs are in faults/elastic_test.py."""
   folder, wanted = of_eight
   assert elastic(folder, "load", count) == wanted
 
 
 @pytest.mark.slow
 def test_what_one_device_saved_is_taken_up_by_eight(tmp_path):
+  """F11, the other way."""
   assert elastic(tmp_path, "save", 1) == elastic(tmp_path, "load", 8)

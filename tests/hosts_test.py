@@ -89,7 +89,7 @@ class TestTwo:
 
   def test_a_wait_ends_in_time_and_names_the_phase_and_who_is_late(self, talk):
     first, late = both(talk, "late")
-    assert first.startswith("HostsError: waited 0.5 s for host 1 (") and first.endswith("): tokenizer")
+    assert first.startswith("Overdue: waited 0.5 s for host 1 (") and first.endswith("): tokenizer")
     assert 0.4 < talk[0]["waited"] < 3.5  # it comes after 4 s
     assert late.startswith("HostsError: host 1 (") and late.endswith("came when the others waited no more: tokenizer")
 

@@ -99,6 +99,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_named(workdir, kind):
+  """F03."""
   change, message = DAMAGE[kind]
   folder = make_step(workdir, 8)
   path = folder / "8" / "ema" / "d" / "0"
@@ -221,6 +222,7 @@ def test_steps_are_in_order_of_their_number(workdir):
 
 @pytest.mark.parametrize("workdir", ["bucket"], indirect=True)
 def test_a_step_in_a_bucket_without_its_commit_marker_is_none(workdir):
+  """F04: as a copy from a bucket may lack it."""
   folder = make_step(workdir, 8)
   (folder / "8" / "commit_success.txt").unlink()
   assert integrity.committed(folder) == []

@@ -129,11 +129,16 @@ def test_nothing_to_pack_needs_no_row():
 @pytest.mark.parametrize(
   ("lengths", "texts", "message"),
   [
-    ([3, 41, 2], [1, 1, 1], "clip 1 has 41 tokens, a row holds 40"),
-    ([3, 4, 2], [1, 1, 21], "caption 2 has 21 tokens, a row holds 20"),
+    (
+      [3, 65, 41, 128, 64],
+      [1] * 5,
+      r"clip 3 has 128 tokens, a row holds 40; of 5, 4 fit no row \(2 of up to 64, 2 of up to 128\): raise train.row",
+    ),
+    ([3, 4, 2], [1, 1, 21], r"caption 2 has 21 tokens, a row holds 20; .* \(1 of up to 32\): raise train.row_text"),
   ],
 )
 def test_what_fits_no_row_is_named(lengths, texts, message):
+  """F29."""
   with pytest.raises(ValueError, match=message):
     plan(lengths, texts, ROW)
 

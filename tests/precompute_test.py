@@ -81,6 +81,27 @@ def test_other_weights_or_clips_are_encoded(tmp_path, weight, seed):
   np.testing.assert_array_equal(store[ids.index(source[5].id)].latent_thwC, source[5].frames_THWC * weight)
 
 
+@pytest.mark.parametrize(
+  ("field", "change"),
+  [
+    ("autoencoder", {"weight": 3.0}),
+    ("clips or captions", {"seed": 1}),
+    ("sizes, durations or rates", {"fps": 4.0}),
+    ("version of sora_jax", {"version": "0.0.1"}),
+  ],
+)
+def test_a_store_of_anything_else_is_not_used_and_the_field_is_named(tmp_path, monkeypatch, capsys, field, change):
+  """F30: each field of the key."""
+  encode_source(FakeCodec(), make_source(), tmp_path)
+  monkeypatch.setattr(precompute, "__version__", change.get("version", precompute.__version__))
+  source = DamagedSource("shapes", 8, [(8, 8), (8, 12)], (1, 3), change.get("fps", 8.0), change.get("seed", 0))
+  codec = FakeCodec(change.get("weight", 2.0))
+  encode_source(codec, source, tmp_path)
+  assert codec.encoded == 8
+  said = capsys.readouterr().err
+  assert "encoding again: other " in said and field in said
+
+
 def test_a_clip_that_can_t_be_read_is_left_out_and_named(tmp_path, capsys):
   source = make_source(broken=(1, 6))
   store = encode_source(FakeCodec(), source, tmp_path)

@@ -171,7 +171,7 @@ from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import make_state, make_step, state_shardings
 
 text = TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2)
-config = DiTConfig(8, 32, 1, 4, text, ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0)))
+config = DiTConfig(8, 32, 2, 4, text, ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0)))
 task = DiTTask(config, DiffusionConfig("x", "clip", NoiseLevels(0.8, 0.8, 8), 0.1))
 optimizer = make_optimizer(OptimizerConfig(1e-2, 1e-3, 1, 0.2, 10, 1.0))
 rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def test_the_manifest_of_the_last_step_is_there_when_the_manager_closes(tmp_path
 
 
 def test_a_manifest_that_can_not_be_written_costs_only_itself(tmp_path, monkeypatch, capfd):
-  def full(folder, step):
+  def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
   monkeypatch.setattr(integrity, "write", full)
@@ -104,6 +104,7 @@ class TestWhichStay:
     assert on_disk(tmp_path) == [4, 8, 10]
 
   def test_steps_are_in_order_of_their_number(self, tmp_path):
+    """F08."""
     with checkpoint.manager(tmp_path, keep=2) as steps:
       save(steps, 9, 10, 100)
     assert on_disk(tmp_path) == [10, 100]
@@ -116,6 +117,8 @@ class TestWhichStay:
       checkpoint.manager(tmp_path, keep=keep)
 
   def test_a_step_that_can_not_be_deleted_is_a_warning(self, tmp_path, monkeypatch, capfd):
+    """F08."""
+
     def stuck(*_, **__):
       raise OSError(errno.EBUSY, "Device or resource busy")
 
@@ -133,6 +136,7 @@ class TestWhichStay:
 
 class TestDamage:
   def test_the_newest_whole_step_is_used(self, tmp_path, capfd):
+    """F03: zeroed."""
     with checkpoint.manager(tmp_path) as steps:
       save(steps, 9, 10, 100)
     spoil(tmp_path, 100)
@@ -146,6 +150,7 @@ class TestDamage:
     assert on_disk(tmp_path) == [9, 10, 100]
 
   def test_the_next_save_sets_it_aside_and_takes_its_number(self, tmp_path, capfd):
+    """F03: nothing is deleted."""
     with checkpoint.manager(tmp_path) as steps:
       save(steps, 6, 8)
     spoil(tmp_path, 8)
@@ -201,7 +206,7 @@ class TestDamage:
       (tmp_path / "checkpoints" / "7.manifest.json").write_text(
         (tmp_path / "checkpoints" / "6.manifest.json").read_text()
       )
-      monkeypatch.setattr(integrity, "write", lambda folder, step: None)  # killed before it
+      monkeypatch.setattr(integrity, "write", lambda *_: None)  # killed before it
       save(steps, 7)
     assert integrity.verify(tmp_path)["unchecked"] == [7]
     assert checkpoint.digest(tmp_path)["step"] == 7
@@ -221,6 +226,7 @@ class TestFailedSaves:
     monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
 
   def test_the_next_save_says_so_and_the_steps_before_are_whole(self, tmp_path, broken):
+    """F05 and F07: an error of the device."""
     with checkpoint.manager(tmp_path, keep=1) as steps:
       save(steps, 1)
       assert checkpoint.save(steps, make_state(2), {}, {})
@@ -232,11 +238,13 @@ class TestFailedSaves:
     assert integrity.verify(tmp_path) == {"checked": [1], "unchecked": [], "faults": []}
 
   def test_so_does_the_end(self, tmp_path, broken):
+    """F06."""
     with pytest.raises(CheckpointError, match="step 2 was not saved"), checkpoint.manager(tmp_path) as steps:
       save(steps, 1)
       checkpoint.save(steps, make_state(2), {}, {})
 
   def test_later_saves_are_not_left_out(self, tmp_path, broken):
+    """F06: the step is not listed, and later ones are saved."""
     with checkpoint.manager(tmp_path) as steps:
       save(steps, 1)
       checkpoint.save(steps, make_state(2), {}, {})
@@ -299,6 +307,7 @@ with checkpoint.reader(folder) as steps:
 
 @pytest.mark.slow
 def test_two_hosts_save_and_agree_on_what_is_damaged(tmp_path):
+  """F03, on two hosts."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]

@@ -37,6 +37,20 @@ def test_where_all_are_at_the_same_step_all_are_named():
   assert said == "hosts 0 (a), 1 (b), 2 (c) in training 12 for 61 s: no progress"
 
 
+def test_a_step_counts_from_when_the_last_host_has_come_to_it():
+  """Those that came before waited for it."""
+  assert not judged({0: post(12, 90.0), 1: post(12, 5.0), 2: post(12, 61.0)})
+  said = judged({0: post(12, 150.0), 1: post(12, 65.0), 2: post(12, 121.0)})
+  assert said.startswith("hosts 0 (a), 1 (b), 2 (c) in training 12")
+
+
+def test_who_waits_for_a_host_that_is_silent_is_not_named():
+  """The silent one's age stands still while that of the others grows."""
+  posts = {0: post(12, 61.0), 1: post(13, 1.0), 2: post(12, 58.0)}
+  assert not judged(posts, h2=20.0)
+  assert judged(posts, h2=31.0) == "host 2 (c): nothing heard for 30 s, last in training 12"
+
+
 def test_a_host_that_has_not_come_so_far_is_waited_for():
   assert not judged({0: post(13, 61.0), 1: post(12, 3.0), 2: post(13, 61.0)})
   assert not judged({0: post(13, 61.0), 2: post(13, 61.0)})
@@ -109,8 +123,32 @@ def pair(monkeypatch):
   yield *found, ended
   for each in found:
     each.stop()
+  for thread in threading.enumerate():
+    if thread.name == "watchdog":
+      thread.join(5)  # before os._exit is the real one again
   for line in lines:
     line.close()
+
+
+def test_a_moment_without_network_silences_nobody(pair, monkeypatch):
+  first, second, ended = pair
+  store, failed = first.client, []
+  whole = store.key_value_set
+
+  def unavailable(*args, **more):
+    if len(failed) < 4:
+      failed.append(args)
+      raise RuntimeError("UNAVAILABLE: failed to connect")
+    return whole(*args, **more)
+
+  monkeypatch.setattr(store, "key_value_set", unavailable)
+  first.at("transformer: step", 1)
+  second.at("transformer: step", 1)
+  wait_for(lambda: len(failed) == 4)
+  beats = lambda: [post.beat for post in first._posts.values()]
+  before = beats()
+  wait_for(lambda: len(beats()) == 2 and min(beats()) > max(before, default=0) + 2)
+  assert not ended
 
 
 def wait_for(ready, seconds: float = 5.0) -> None:
@@ -147,6 +185,28 @@ def test_the_others_see_that_the_first_is_gone(pair, capfd):
   assert capfd.readouterr().err.startswith("\nsora: host 0 (a): the process has ended, when this one was in training 7")
 
 
+def test_the_others_see_that_the_first_answers_no_more(pair, capfd, monkeypatch):
+  """It was stopped, say: no connection breaks."""
+  first, second, ended = pair
+  second.at("training", 7)
+  second.silent = 0.2
+  with monkeypatch.context() as stopped:
+    stopped.setattr(second.client, "key_value_set", lambda *_, **__: time.sleep(0.3))
+    wait_for(lambda: ended)
+  assert "sora: host 0 (a): nothing heard for 0.2 s, when this one was in training 7" in capfd.readouterr().err
+
+
+def test_a_pause_of_the_judge_is_nobody_s_silence(pair):
+  first, second, ended = pair
+  wait_for(lambda: len(first._posts) == 2)
+  second.stop()
+  first.silent = 0.5
+  for _ in range(3):
+    first._judged = time.monotonic() - 100.0
+    assert not first._judge()
+  assert first._quiet[1] < 0.5
+
+
 def test_waiting_has_its_own_limit_and_then_the_step_goes_on(pair):
   first, second, ended = pair
   for each in (first, second):
@@ -156,6 +216,18 @@ def test_waiting_has_its_own_limit_and_then_the_step_goes_on(pair):
     time.sleep(0.9)
     assert not ended
   wait_for(lambda: len(ended) == 2)
+
+
+def test_a_host_that_leaves_a_phase_out_is_not_taken_for_the_one_behind(pair, capfd):
+  first, second, ended = pair
+  first.at("encoding unit", 1)
+  for each in (first, second):
+    with each.waiting("encoding latents"):
+      pass
+    each.at("data", 9)
+  second.at("step", 9)
+  wait_for(lambda: len(ended) == 2)
+  assert capfd.readouterr().err.count("sora: host 0 (a) in data 9 for") == 2
 
 
 def test_an_error_of_one_host_ends_the_other_and_is_not_said_twice(pair, capfd):

@@ -55,7 +55,9 @@ def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
   entries, dropped = [], []
   used: set[pathlib.PurePath] = set()
   named: set[pathlib.PurePath] = set()
-  lines = io.BytesIO(captions.read_bytes())  # an object in a bucket may be less of a file than these readers need
+  lines = io.BytesIO(
+    storage.read_bytes(captions)
+  )  # an object in a bucket may be less of a file than these readers need
   for number, row, reason in _csv_rows(lines) if captions.suffix == ".csv" else _json_rows(lines):
     try:
       if reason:
@@ -237,7 +239,14 @@ class FolderSource(FileSource):
     super().__init__(entries, dropped, _fingerprint(self.folder, entries), view)
 
   def open_file(self, index: int) -> contextlib.AbstractContextManager[str]:
-    return storage.local_file(self.folder / self.entries[index].file)
+    path = self.folder / self.entries[index].file
+    if not storage.is_remote(self.folder) and not _is_inside(path, self.folder):  # a link since it was probed
+      raise video_io.UnreadableFile("outside the folder")
+    return storage.local_file(path)
+
+
+def _is_inside(path: os.PathLike, folder: os.PathLike) -> bool:
+  return pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _fingerprint(folder: epath.Path, entries: list[Entry]) -> str:

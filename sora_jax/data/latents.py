@@ -47,7 +47,7 @@ class LatentStore:
 
   def __init__(self, folder: str | os.PathLike):
     self.folder = epath.Path(folder)
-    index = json.loads((self.folder / INDEX).read_text())
+    index = json.loads(storage.read_bytes(self.folder / INDEX))
     self.key: dict[str, str] = index["key"]
     self.entries: list[dict[str, Any]] = index["clips"]
     self.dropped = [Dropped(**each) for each in index["dropped"]]
@@ -133,7 +133,7 @@ def write_unit(folder: str | os.PathLike, unit: int, clips: Iterable[LatentClip]
 def finish(folder: str | os.PathLike, units: int) -> LatentStore:
   """Makes the store complete: all of its units are there."""
   folder = epath.Path(folder)
-  found = [json.loads((folder / _name(unit, "json")).read_text()) for unit in range(units)]
+  found = [json.loads(storage.read_bytes(folder / _name(unit, "json"))) for unit in range(units)]
   joined = {name: list(itertools.chain.from_iterable(unit[name] for unit in found)) for name in ("clips", "dropped")}
   key = json.loads((folder / KEY).read_text())
   storage.write_text(folder / INDEX, json.dumps({"key": key, **joined}))

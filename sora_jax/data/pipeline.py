@@ -172,7 +172,11 @@ class PackedRows:
 
   def segment(self, clip: int, turn: int) -> Segment:
     """One clip as it is seen in its `turn`: its caption's style, its conditioning mask and its tokens are drawn."""
-    latent, size, frames = self.store[clip][:3]
+    try:
+      latent, size, frames = self.store[clip][:3]
+    except (OSError, ValueError, EOFError) as error:
+      named = f"{self.store.folder}: the latents of clip {self.store.entries[clip]['id']} can't be read"
+      raise ValueError(f"{named} ({error}): delete that folder, and they are made again") from error
     tokens_NC = np.asarray(patchify(latent, self.grid.patch))
     style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
     positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])

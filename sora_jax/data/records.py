@@ -128,6 +128,8 @@ class RecordSource(FileSource):
     try:
       line, _, media = self._read(shard, place).partition(b"\n")
       found = json.loads(line)["id"]
+    except storage.StorageError:
+      raise
     except Exception as error:  # as many kinds as there are ways for bytes to be wrong
       reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
       raise UnreadableFile(f"record {place} of {name} is damaged: {reason}") from error
@@ -171,7 +173,7 @@ def _read_meta(folder: epath.Path) -> tuple[list[int], str]:
   """(records of each shard, digest of the index)."""
   path = folder / META
   try:
-    meta = json.loads(path.read_text())
+    meta = json.loads(storage.read_bytes(path))
     version, shards, digest = meta["version"], meta["shards"], meta["index"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise BadRecords(f"{path}: not the {META} of a folder of records ({type(error).__name__})") from error
@@ -187,7 +189,7 @@ def _read_index(folder: epath.Path, count: int, digest: str) -> tuple[list[Entry
   """(entries, digest of each one's file)."""
   path = folder / INDEX
   try:
-    content = path.read_bytes()
+    content = storage.read_bytes(path)
   except OSError as error:
     raise BadRecords(f"{path}: {error.strerror or 'missing'}") from error
   if hashlib.sha256(content).hexdigest() != digest:

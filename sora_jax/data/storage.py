@@ -1,4 +1,8 @@
-"""Files on this machine or in a bucket. Decoders and ArrayRecord read local files: others are copied first."""
+"""Files on this machine or in a bucket. Decoders and ArrayRecord read local files: others are copied first.
+
+What is read from a bucket is asked for again where the bucket fails for a moment. A file that a bucket does not give is
+an error that ends a run: it says nothing of the file, so no clip may be lost for it.
+"""
 
 import atexit
 import contextlib
@@ -6,13 +10,24 @@ import functools
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, TypeVar
 
 from etils import epath
+
+TRIES, PAUSE = 5, 1.0  # of a request to a bucket; seconds before the second, and twice as many before each one after it
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)  # answers that stay
+
+Found = TypeVar("Found")
+
+
+class StorageError(RuntimeError):
+  """A bucket does not give a file; the message names it."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -20,10 +35,43 @@ def is_remote(path: str | os.PathLike) -> bool:
   return "://" in os.fspath(path)
 
 
+def tried(path: str | os.PathLike, read: Callable[[], Found]) -> Found:
+  """What `read` makes of `path`; where that fails and it is in a bucket, it is tried again and told on stderr.
+
+  Raises:
+    StorageError: all tries have failed.
+  """
+  number = 0
+  while True:
+    number += 1
+    try:
+      return read()
+    except LASTING:
+      raise
+    except Exception as error:  # clients of buckets have kinds of their own
+      if not is_remote(path):
+        raise
+      said = f"{os.fspath(path)}: can't be read ({' '.join(str(error).split())[:300] or type(error).__name__})"
+      if number == TRIES:
+        raise StorageError(f"{said}, tried {TRIES} times: run the command again when the bucket answers") from error
+      pause = PAUSE * 2 ** (number - 1)
+      print(f"{said}: try {number + 1} of {TRIES} in {pause:g} s", file=sys.stderr)
+      time.sleep(pause)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """The content of a file.
+
+  Raises:
+    OSError, StorageError: it can't be read.
+  """
+  return tried(path, epath.Path(path).read_bytes)
+
+
 def size(path: str | os.PathLike) -> int:
   """Bytes of a file."""
   if is_remote(path):
-    return epath.Path(path).stat().length
+    return tried(path, epath.Path(path).stat).length
   return os.path.getsize(path)  # epath also looks the owner up by name, which fails where there is none
 
 
@@ -51,7 +99,7 @@ def kept_local(path: str | os.PathLike) -> str:
   """A local file with the content of `path`; a copy is kept until this process ends, and made again when it changes."""
   if not is_remote(path):
     return os.fspath(path)
-  status = epath.Path(path).stat()
+  status = tried(path, epath.Path(path).stat)
   with _keeping:  # two threads that want one file copy it once
     return _kept_copy(os.fspath(path), status.length, status.mtime)
 
@@ -76,9 +124,14 @@ def _kept_folder() -> str:
 
 
 def _download(path: str | os.PathLike, to: IO[bytes]) -> None:
-  with epath.Path(path).open("rb") as content:
-    shutil.copyfileobj(content, to, 2**20)
-  to.flush()
+  def copy() -> None:
+    to.seek(0)
+    to.truncate()  # what an earlier try has left
+    with epath.Path(path).open("rb") as content:
+      shutil.copyfileobj(content, to, 2**20)
+    to.flush()
+
+  tried(path, copy)
 
 
 @contextlib.contextmanager

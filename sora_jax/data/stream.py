@@ -3,6 +3,7 @@
 Element i is a pure function of i, so nobody has to remember what was read before.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ ON_MISMATCH = ("error", "restart", "remap")
 
 class DataChanged(ValueError):
   """A position was saved in other data than these."""
+
+
+class WorkerLost(RuntimeError):
+  """A process that makes batches was killed, as a system does that has no memory left."""
 
 
 class Extent(NamedTuple):
@@ -99,8 +104,13 @@ class Stream:
     return self
 
   def __next__(self) -> Any:
-    with interruption.shielded():  # which starts the workers when it needs them
-      return next(self._iterator)
+    try:
+      with interruption.shielded():  # which starts the workers when it needs them
+        return next(self._iterator)
+    except RuntimeError as error:
+      if not (lost := re.search(r"Worker process was terminated .*exit code -?\d+", str(error))):
+        raise
+      raise WorkerLost(f"{lost[0]}: where this machine's memory is short, lower data.workers") from error
 
   def close(self) -> None:
     """Ends the workers."""

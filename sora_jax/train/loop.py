@@ -89,7 +89,7 @@ def fit(
   total = config.optimizer.steps
   keeping = max(config.checkpoint_every, 1), config.keep, config.keep_every
   with jax.set_mesh(mesh), checkpoint.manager(folder, *keeping) as steps:
-    state, resumed_from, step_seconds = _begin(task, optimizer, config.seed, steps, batches, mesh)
+    state, resumed_from, step_seconds = _begin(task, optimizer, config.seed, steps, batches, mesh, meta.get("config"))
     first = step = int(state.step)
     clock.take_up(config.name, step, step_seconds)
     meter, pending, train_step = _Meter(batches), None, None
@@ -143,7 +143,13 @@ def fit(
 
 
 def _begin(
-  task: Task, optimizer: optax.GradientTransformation, seed: int, steps: Any, batches: Batches, mesh: Mesh
+  task: Task,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  steps: Any,
+  batches: Batches,
+  mesh: Mesh,
+  settings: dict | None,
 ) -> tuple[TrainState, int | None, float | None]:
   """The newest checkpoint's state and data position, or a fresh state; which step, and what its steps had taken."""
   newest = steps.latest_step()
@@ -153,7 +159,7 @@ def _begin(
   like = jax.eval_shape(lambda: make_state(task, optimizer, seed, mesh))
   shardings = state_shardings(like, mesh)
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
-  state, data, meta = checkpoint.restore_newest(steps, like)
+  state, data, meta = checkpoint.restore_newest(steps, like, settings)
   batches.iterator.set_state(data)
   return state, int(state.step), meta.get("step_seconds")
 

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -34,6 +34,7 @@ from sora_jax.data.texts import Texts, kept_texts
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
+from sora_jax.models import attention
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing import RowShape
 from sora_jax.patches import Grid
@@ -48,6 +49,10 @@ from sora_jax.train.workdir import code, open_workdir
 PROBE = 64  # crops that the autoencoder's statistics are measured on
 
 
+class OutOfMemory(RuntimeError):
+  """A training step does not fit the devices; the message names the settings that change that."""
+
+
 def train(config: Any, workdir: str | os.PathLike, started: float | None = None) -> Summary:
   """Trains what `config.task` names, and first what that needs.
 
@@ -55,8 +60,8 @@ def train(config: Any, workdir: str | os.PathLike, started: float | None = None)
     started: time.monotonic() when the process began; wall time and time limit count from then.
 
   Raises:
-    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, Interrupted, HostsError: one line each, for the
-      terminal.
+    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Interrupted, HostsError: one line each,
+      for the terminal.
   """
   workdir, started = epath.Path(workdir), time.monotonic() if started is None else started
   interruption.end_after(config.train.max_minutes, started)
@@ -102,6 +107,7 @@ def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.shar
   if config.task not in ("dit", "autoencoder"):
     raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
+  check_step(config, mesh)
   source = sources.open_source(config.data, config.seed, budget(config))
   if config.autoencoder.checkpoint:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
@@ -111,6 +117,37 @@ def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.shar
     report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   return source, mesh
+
+
+def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
+  """Finds out now what would stop the step from being compiled, which may be hours of encoding later.
+
+  Ranks that have unequal work are told on stderr.
+
+  Raises:
+    ValueError: the mesh can't share the rows of a step, or its devices can't compute attention as the config says.
+  """
+  rows = {"train.rows": config.train.rows} if config.task == "dit" else {}
+  if config.task == "autoencoder" or not config.autoencoder.checkpoint:
+    rows["autoencoder.batch"] = config.autoencoder.batch
+  with jax.set_mesh(mesh):
+    ranks = sharding.ways("batch")
+    needed = ranks * config.train.parts
+    if config.task == "dit":
+      if config.train.ranks % ranks and hosts.is_first():
+        print(
+          f"train.ranks={config.train.ranks} levels the work of so many, and {ranks} share a step here, each of which "
+          f"waits for the slowest: set train.ranks={ranks}",
+          file=sys.stderr,
+        )
+      attention.choose(config.model.attention, config.train.row_tokens, config.train.row_tokens)
+  for name, count in rows.items():
+    if count % needed:
+      axes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in sharding.AXIS_RULES["batch"])
+      raise ValueError(
+        f"config.{name}={count} can't be shared by {axes} devices in train.parts={config.train.parts}: make it a "
+        f"multiple of {needed}, or give the devices to mesh.context or mesh.tensor"
+      )
 
 
 def report_dropped(source: sources.Source, most: int = 20) -> None:
@@ -153,7 +190,30 @@ def train_autoencoder(config: Any, source: sources.Source, folder: epath.Path, m
       tokens=lambda batch: (batch[0].size // 3 * place.shard.shard_count,) * 2,
       clips=lambda batch: [f"number {index}" for index in batch[1]],
     )
-    return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
+    with fitting("autoencoder.batch or autoencoder.crop"):
+      return fit(task, batches, loop_config(config, "autoencoder"), folder, mesh, meta(config))[1]
+
+
+@contextlib.contextmanager
+def fitting(smaller: str) -> Iterator[None]:
+  """Tells what to do where a step needs more memory than the devices have.
+
+  Args:
+    smaller: the settings that make its batch smaller.
+
+  Raises:
+    OutOfMemory: in the place of JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise OutOfMemory(
+      f"the devices have too little memory ({checkpoint.first_line(error)[:300]}): lower {smaller}, raise train.parts, "
+      "set model.remat=full or offload, or share the model and its rows among more devices with mesh.fsdp, mesh.tensor "
+      "or mesh.context; `sora plan` shows what a step needs before it runs. The last checkpoint is as it was"
+    ) from error
 
 
 def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh) -> Codec:
@@ -219,7 +279,8 @@ def train_dit(
       tokens=lambda batch: (int((batch.segments_BL > 0).sum()) * every, batch.segments_BL.size * every),
       clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
     )
-    return fit(task, batches, loop_config(config, "transformer"), workdir, mesh, meta(config))[1]
+    with fitting("train.rows or train.row_tokens"):
+      return fit(task, batches, loop_config(config, "transformer"), workdir, mesh, meta(config))[1]
 
 
 def dit_task(config: Any, model: DiTConfig, preview: Callable[[Any], np.ndarray] | None = None) -> DiTTask:

@@ -321,6 +321,14 @@ class TestFolderSource:
     with pytest.raises(video_io.UnreadableFile, match=r"^fade.mp4: the file is empty"):
       source[2]
 
+  def test_a_file_that_became_a_link_out_of_the_folder(self, own: pathlib.Path, tmp_path_factory):
+    source = FolderSource(own, fps=12.0, max_frames=100)
+    other = tmp_path_factory.mktemp("outside") / "fade.mp4"
+    (own / "fade.mp4").rename(other)
+    (own / "fade.mp4").symlink_to(other)
+    with pytest.raises(video_io.UnreadableFile, match=r"^fade.mp4: outside the folder"):
+      source[2]
+
   @pytest.mark.parametrize("bad", [{"fps": -1}, {"fps": float("nan")}, {"max_frames": 0}])
   def test_arguments(self, own: pathlib.Path, bad: dict):
     with pytest.raises(ValueError, match="max_frames >= 1"):

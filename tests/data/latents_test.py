@@ -60,6 +60,7 @@ def test_the_same_key_reads_the_store_that_is_there(tmp_path):
   [(KEY | {"source": "t"}, "source"), (KEY | {"more": "x"}, "more"), ({"source": "s"}, "autoencoder")],
 )
 def test_another_key_makes_it_again_and_names_what_differs(tmp_path, capsys, key, changed):
+  """F30."""
   build(tmp_path)
   assert_holds(build(tmp_path, key, seed=4), seed=4)
   assert f"encoding again: other {changed}\n" in capsys.readouterr().err

@@ -57,6 +57,7 @@ def test_an_unknown_answer_to_other_data_is_refused():
 
 
 def test_a_position_in_other_data_is_an_error_that_says_what_to_do():
+  """F27."""
   stream = open_stream()
   take(stream, 2)
   other = open_stream(extent=Extent("b" * 64, 101, 31))

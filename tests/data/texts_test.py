@@ -48,6 +48,7 @@ def test_what_was_kept_is_read_and_not_made_again(tmp_path, tokenizer, monkeypat
 
 
 def test_other_captions_limits_or_tokenizers_are_named_and_made_again(tmp_path, tokenizer, capsys):
+  """F30."""
   kept_texts(tmp_path, CAPTIONS, tokenizer, 9)
   assert_ids(kept_texts(tmp_path, CAPTIONS, tokenizer, 5), tokenizer, 5)
   assert "other limit\n" in capsys.readouterr().err

@@ -65,6 +65,7 @@ def test_two_processes_share_the_units(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_reaches_the_caller_and_what_is_done_stays_done(tmp_path: pathlib.Path, workers: int):
+  """F24, of those that encode."""
   with pytest.raises(OddUnit, match="unit 3 is odd"):
     units.run(functools.partial(leave, str(tmp_path), 3), range(40), "test", workers)
   found = done(tmp_path)
@@ -133,6 +134,7 @@ def test_workers_that_are_shielded_end_with_one_that_was_killed(tmp_path: pathli
 
 
 def test_a_worker_that_is_killed_is_an_error(tmp_path: pathlib.Path):
+  """F25, of those that encode."""
   with pytest.raises(RuntimeError, match="terminated abruptly"):
     units.run(functools.partial(die, str(tmp_path), 3), range(40), "test", 2)
   assert 3 not in done(tmp_path)

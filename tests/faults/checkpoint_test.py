@@ -150,12 +150,14 @@ def kill_at(folder: pathlib.Path, operation: int) -> None:
 
 @pytest.mark.parametrize("operation", [10, 40, 70])
 def test_a_process_killed_inside_a_save_loses_no_committed_step(tmp_path, operation):
+  """F02, at three points."""
   kill_at(tmp_path, operation)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(24))
 def test_a_process_killed_at_any_operation_of_a_save_loses_no_committed_step(tmp_path, operations, part):
+  """F02, at 24 points."""
   kill_at(tmp_path, 1 + part * (operations - 1) // 23)
 
 
@@ -179,12 +181,14 @@ def wait_for(process: subprocess.Popen, lines: list[str]):
 
 
 def test_a_process_killed_while_values_are_written_loses_no_committed_step(tmp_path):
+  """F02, by the clock."""
   kill_after(tmp_path, 0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", np.linspace(0.05, 0.95, 10).round(2))
 def test_a_process_killed_at_any_time_of_a_save_loses_no_committed_step(tmp_path, share):
+  """F02, at ten times."""
   kill_after(tmp_path, share)
 
 
@@ -201,6 +205,7 @@ def assert_failed_in_time(folder: pathlib.Path, done: tuple[int, dict[str, list[
 
 @pytest.mark.slow
 def test_a_writer_that_fails_stops_the_run_and_leaves_the_old_step(tmp_path):
+  """F05, with a limit on the size of files; an error of the device is in steps_test.py."""
   done = finish(start(tmp_path, 1, 5, keep=1, limit=2000))
   assert_failed_in_time(tmp_path, done, "File too large")
 
@@ -220,6 +225,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [0, 50_000])
 def test_a_full_disk_stops_the_run_and_leaves_the_old_step(small_disk, leave):
+  """F05 and F07."""
   folder = small_disk / "run"
   folder.mkdir()
   done = finish(start(folder, 1, 5, keep=1, leave=leave))
@@ -230,6 +236,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_step(small_disk, leave):
 
 @pytest.mark.slow
 def test_rot_on_disk_is_found_in_a_new_process(tmp_path):
+  """F03: a bit; files that are cut or zeroed are in checkpoint_test.py and steps_test.py."""
   status, _, errors = finish(start(tmp_path, 1, 3, wait=1))
   assert status == 0, errors[-3000:]
   path = max((tmp_path / "checkpoints" / "3" / "optimizer").rglob("d/*"), key=lambda each: each.stat().st_size)

@@ -49,6 +49,7 @@ def kill_at(workdir: pathlib.Path, step: int) -> float:
 
 @pytest.mark.slow
 def test_two_kills_in_one_run(tmp_path):
+  """F31."""
   workdir = tmp_path / "w"
   measured, reached, lost = 0.0, [], 0
   for step in (150, 290):

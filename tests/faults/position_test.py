@@ -119,6 +119,7 @@ def assert_goes_on(whole, folder, hosts: int, workers: int, stops: list[int]):
 
 
 def test_epochs_have_each_clip_once(whole):
+  """F26."""
   rows = [row for step in whole for row in step["clips"]]
   each = whole[0]["rows"]
   for epoch in range(len(rows) // each):
@@ -140,7 +141,7 @@ def test_the_position_holds_with_workers(whole, folder):
 @pytest.mark.parametrize("workers", [0, 2, 4])
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_the_position_holds_on_any_number_of_hosts_and_workers(whole, folder, hosts, workers):
-  """Stopped at step 1, in the middle of an epoch and at its end."""
+  """F26: stopped at step 1, in the middle of an epoch and at its end."""
   last = last_of_epoch(whole)
   assert_goes_on(whole, folder, hosts, workers, [0, last // 2, last])
 

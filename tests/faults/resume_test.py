@@ -83,6 +83,7 @@ def assert_same(whole: pathlib.Path, workdir: pathlib.Path):
 
 @pytest.mark.slow
 def test_killed_while_the_transformer_trains(whole, tmp_path):
+  """F01."""
   workdir = tmp_path / "w"
   saved = workdir / "checkpoints" / "20"
   kill_when(workdir, lambda: saved.is_dir() or max(logged(workdir), default=0) >= 25)
@@ -96,6 +97,7 @@ def test_killed_while_the_transformer_trains(whole, tmp_path):
 
 @pytest.mark.slow
 def test_killed_again_and_again(whole, tmp_path):
+  """F01, in other phases too."""
   workdir = tmp_path / "w"
   for path in ("autoencoder/checkpoints/6", "latents/index.json", "checkpoints/10"):
     kill_when(workdir, lambda wanted=workdir / path: wanted.exists())

@@ -150,6 +150,7 @@ TERM, INTERRUPT, WARNING = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
   ],
 )
 def test_told_while_the_transformer_trains(whole, tmp_path, ready, signals):
+  """F12 and F13: in a step, a sample and a save, once and again."""
   workdir = prepared(whole, tmp_path / "w")
   said = tell(workdir, ready, signals)
   saved = int(re.search(r"transformer: step (\d+) of 40 is saved", said)[1])
@@ -160,6 +161,7 @@ def test_told_while_the_transformer_trains(whole, tmp_path, ready, signals):
 
 @pytest.mark.slow
 def test_told_while_xla_compiles(whole, tmp_path):
+  """F12."""
   workdir = prepared(whole, tmp_path / "w")
   said = tell(workdir, in_phase("compile"), (TERM, TERM), cold=True)
   assert "transformer: no step of 40 was taken" in said
@@ -169,6 +171,7 @@ def test_told_while_xla_compiles(whole, tmp_path):
 
 @pytest.mark.slow
 def test_told_while_the_autoencoder_trains_and_while_latents_are_made(whole, tmp_path):
+  """F12: while clips are encoded."""
   workdir = tmp_path / "w"
   said = tell(workdir, reached(3, "autoencoder"), (TERM,))
   saved = int(re.search(r"autoencoder: step (\d+) of 20 is saved", said)[1])
@@ -181,6 +184,7 @@ def test_told_while_the_autoencoder_trains_and_while_latents_are_made(whole, tmp
 
 @pytest.mark.slow
 def test_workers_that_are_told_too_go_on(whole, tmp_path):
+  """F13."""
   workdir = prepared(whole, tmp_path / "w")
   workers = {"data.workers": "2"}
   said = tell(workdir, reached(5), (TERM, INTERRUPT, TERM), **workers)
@@ -212,6 +216,7 @@ def test_workers_end_with_a_run_that_is_killed(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_alone_that_is_told_ends_nothing(whole, tmp_path):
+  """F13."""
   workdir = prepared(whole, tmp_path / "w")
   with start(workdir, **{"data.workers": "1"}) as process:
     while not reached(2)(workdir):
@@ -227,6 +232,7 @@ def test_a_worker_alone_that_is_told_ends_nothing(whole, tmp_path):
 
 @pytest.mark.slow
 def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
+  """F12, on two hosts."""
   workdir, saved = prepared(whole, tmp_path / "w"), 0
   (workdir / "config.json").unlink()
   longer = {"train.steps": "2000", "train.checkpoint_every": "500", "train.preview_every": "0"}
@@ -249,6 +255,7 @@ def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
 
 @pytest.mark.slow
 def test_the_time_limit_ends_it_as_a_signal_does(whole, tmp_path):
+  """F31."""
   workdir = prepared(whole, tmp_path / "w")
   limit = {"train.max_minutes": "0.0001"}
   with start(workdir, **limit) as process:

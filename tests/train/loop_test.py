@@ -175,6 +175,7 @@ def like(tree):
 
 @pytest.mark.parametrize("bad", [1, 7, 8])
 def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path, bad):
+  """F19."""
   with pytest.raises(NonFiniteLoss) as caught:
     run(tmp_path, loop_config(checkpoint_every=1), Counter(bad=bad))
   assert f"step {bad}" in str(caught.value) and f"{10 * bad}, {10 * bad + 1}" in str(caught.value)
@@ -184,6 +185,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path, bad):
 
 
 def test_a_bad_batch_between_checkpoints_leaves_the_last_one_good(whole, tmp_path):
+  """F19."""
   with pytest.raises(NonFiniteLoss, match="step 7"):
     run(tmp_path, loop_config(), Counter(bad=7))
   assert steps_of(tmp_path) == [4]
@@ -346,6 +348,7 @@ def assert_unharmed(folder: pathlib.Path, whole, said: str, times: int = 1) -> N
 
 
 def test_a_folder_of_logs_that_can_t_be_written_changes_nothing(whole, tmp_path, capsys):
+  """F18."""
   (tmp_path / "logs").write_text("no folder")
   run(tmp_path, loop_config(preview_every=5))
   assert_unharmed(tmp_path, whole, said := capsys.readouterr().err)
@@ -353,6 +356,7 @@ def test_a_folder_of_logs_that_can_t_be_written_changes_nothing(whole, tmp_path,
 
 
 def test_tensorboard_that_raises_changes_nothing_and_leaves_the_other_lines(whole, tmp_path, capsys, monkeypatch):
+  """F18."""
   written = []
 
   def write(self, event):
@@ -368,6 +372,8 @@ def test_tensorboard_that_raises_changes_nothing_and_leaves_the_other_lines(whol
 
 
 def test_a_preview_that_fails_costs_the_picture_alone(whole, tmp_path, capsys):
+  """F20."""
+
   def fail():
     raise MemoryError("RESOURCE_EXHAUSTED: out of memory")
 
@@ -387,6 +393,8 @@ class Steep(Line):
 
 @pytest.mark.parametrize(("value", "loss"), [(0.0, "loss 0.0"), (3e38, "loss inf")], ids=["gradient", "loss"])
 def test_a_gradient_or_loss_that_is_not_finite_stops_it_and_nothing_is_written(tmp_path, value, loss):
+  """F19."""
+
   class Bad(Counter):
     def __next__(self):
       batch = super().__next__()

@@ -170,6 +170,7 @@ class TestOwnData:
   def test_a_run_notices_other_data_and_goes_on_with_them_where_it_is_told_to(
     self, tiny_config, tmp_path, monkeypatch, capfd
   ):
+    """F27."""
     folder, workdir, opened = tmp_path / "own", tmp_path / "w", pipeline.packed_batches
     folder.mkdir()
     config = own_config(tiny_config, folder)
@@ -215,6 +216,7 @@ class TestOwnData:
     assert not (tmp_path / "w" / "autoencoder").exists()
 
   def test_nothing_usable_is_an_error_with_the_counts(self, tiny_config, tmp_path):
+    """F29."""
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "a.mp4").write_bytes(b"no video")

@@ -31,6 +31,7 @@ class TestClaim:
     ("key", "value"), [("model.width", 48), ("seed", 1), ("data.source", "worlds:uniform"), ("train.steps", 7)]
   )
   def test_another_run_s_config_is_refused_with_the_key_and_both_values(self, tiny_config, workdir, key, value):
+    """F09: of two runs in one folder."""
     claim(workdir, tiny_config)
     written = (workdir / "config.json").read_text()
     old = flatten(json.loads(tiny_config.to_json()))[key]
