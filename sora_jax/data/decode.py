@@ -5,7 +5,7 @@ opened, from local regular files, under the limits below; whatever goes wrong in
 `UnreadableFile` with a reason of one line. Decoding runs in this process on one thread: the same file gives
 the same pictures, and a loader already runs many files at once.
 
-What is not done here: sound, colour profiles of images, and pixel aspect ratio (a stored pixel is a pixel).
+What is not done here: sound, pixel aspect ratio (a stored pixel is a pixel), and Dolby Vision's own colours.
 HDR video becomes SDR. Transparent pictures are laid on black. Of an animated PNG the default picture is read.
 
 Shape letters: H height, W width, C colours (red, green, blue).
@@ -13,6 +13,7 @@ Shape letters: H height, W width, C colours (red, green, blue).
 
 import contextlib
 import dataclasses
+import errno
 import heapq
 import itertools
 import os
@@ -25,17 +26,20 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
-from sora_jax.data import tone
 from sora_jax.data.stamps import HEAD, Clock, clock_of, find_clock, rate_of, timed, walk
-from sora_jax.data.stills import image_pixels, on_black, webp_delays
+from sora_jax.data.stills import image_pixels, webp_delays
+from sora_jax.data.upright import Matrix, sideways
 
 MAX_PIXELS = 8192 * 8192 // 2  # of one frame: 8K video fits
 MAX_FRAMES = 20_000  # decoded by one read
 MAX_FPS = 1000
 MAX_WALK_BYTES = 64 * 2**20  # files above this are taken at their header's word by `probe`
+MAX_IMAGE_BYTES = 256 * 2**20  # of an image file: its pixels, uncompressed and of 16 bits, take no more
 MAX_HEAD_BYTES = 16 * 2**20  # of the packets that a clip's clock is told by
 
 _CODECS = frozenset("h264 hevc vp8 vp9 av1 mpeg4 mjpeg prores ffv1 rawvideo png gif".split())
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders pass over a second, transparent layer
+_STILLS = frozenset((b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"miaf"))  # brands of HEIF
 _OPTIONS = {
   "protocol_whitelist": "file",
   "codec_whitelist": ",".join(sorted(_CODECS | {"libdav1d"})),  # this option takes decoder names
@@ -67,9 +71,7 @@ class Probe:
   frames: int
 
 
-# (a, b, c, d) of a display matrix: shown x = a x + c y, shown y = b x + d y, in 1/65536.
-Matrix = tuple[int, int, int, int]
-# (seconds since the first frame, seconds it is shown or 0 where unknown, the picture: see `pixels`)
+# (seconds since the first frame, seconds it is shown or 0 where unknown, the picture: see `upright.pixels`)
 Picture = tuple[float, float, tuple[av.VideoFrame, Matrix] | np.ndarray]
 
 
@@ -136,7 +138,7 @@ def _sniff(path: str | os.PathLike) -> str:
   if not status.st_size:
     raise UnreadableFile("the file is empty")
   with open(path, "rb") as file:
-    head = file.read(16)
+    head = file.read(64)
   if head[:6] in (b"GIF87a", b"GIF89a"):
     return "gif"
   if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff":
@@ -145,8 +147,9 @@ def _sniff(path: str | os.PathLike) -> str:
     return "image"
   if head[:4] == b"\x1aE\xdf\xa3":
     return "matroska"
-  stills = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
-  if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot") and head[8:12] not in stills:
+  brands = head[8 : int.from_bytes(head[:4])] if head[4:8] == b"ftyp" else b""
+  still = not _STILLS.isdisjoint(brands[at : at + 4] for at in range(0, len(brands), 4))
+  if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot") and not still:
     return "mov"
   raise UnreadableFile("not one of mp4, mov, webm, mkv, gif, png, jpeg, webp")
 
@@ -161,6 +164,8 @@ def _check_pixels(height: int, width: int) -> None:
 
 @contextlib.contextmanager
 def _open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
+  if os.path.getsize(path) > MAX_IMAGE_BYTES:
+    raise UnreadableFile(f"an image of more than {MAX_IMAGE_BYTES} bytes")
   with open(path, "rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
     _check_pixels(image.height, image.width)  # by the header: no pixel memory yet
     yield image
@@ -205,9 +210,11 @@ def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple]:
   """Yields (container, stream), the stream ready to decode."""
   with av.open("file:" + os.path.abspath(path), format=kind, options=_OPTIONS, metadata_errors="replace") as container:
     covers = Disposition.attached_pic  # album art is a video stream to the demuxer
-    stream = next((each for each in container.streams.video if not each.disposition & covers), None)
-    if stream is None:
+    tracks = [each for each in container.streams.video if not each.disposition & covers]
+    if not tracks:
       raise UnreadableFile("no video track")
+    best = container.streams.best("video")  # as players choose: a thumbnail or an empty track may come first
+    stream = next((each for each in tracks if each.index == best.index), tracks[0])
     codec = stream.codec_context
     name = codec.codec.canonical_name if codec else "unknown"
     if name not in _CODECS:
@@ -237,6 +244,7 @@ def _decode(stream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iter
     in_turn: frames take the packets' stamps in turn, whichever packet they are of.
   """
   stamps: list[int] = []
+  decoder = _decoder(stream)
   for count in itertools.count():
     if count > MAX_FRAMES:
       raise UnreadableFile(f"more than {MAX_FRAMES} frames to decode: ask for fewer, or start later")
@@ -246,10 +254,12 @@ def _decode(stream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iter
       packet = None
     if packet is not None and not packet.size and packet.dts is not None:  # an empty sample: the picture stays
       continue
+    if packet is not None and packet.has_sidedata("encryption_info"):
+      raise UnreadableFile("the track is encrypted")
     if in_turn and packet is not None and packet.pts is not None and not packet.is_discard:
       heapq.heappush(stamps, packet.pts)
     try:
-      frames = stream.codec_context.decode(packet)
+      frames = decoder.decode(packet)
     except av.FFmpegError:
       frames = []
     for frame in frames:
@@ -259,6 +269,17 @@ def _decode(stream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iter
       yield frame
     if packet is None or not packet.size:  # the end: the decoder has been drained
       return
+
+
+def _decoder(stream) -> av.CodecContext:
+  codec = stream.codec_context
+  name = _WITH_ALPHA.get(codec.codec.canonical_name, "")
+  if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+    return codec
+  decoder = av.CodecContext.create(name, "r")
+  decoder.options = {"max_pixels": _OPTIONS["max_pixels"]}
+  decoder.thread_count = 1
+  return decoder
 
 
 def _video_pictures(
@@ -302,7 +323,7 @@ def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
     if frame is None:
       raise UnreadableFile("no frame decodes")
     height, width, origin = frame.height, frame.width, frame.pts
-    if _sideways(_display_matrix(frame)):
+    if sideways(_display_matrix(frame)):
       height, width = width, height
   try:
     with _open_video(path, kind) as (container, stream):
@@ -342,32 +363,15 @@ def _header_times(container, stream) -> tuple[float, float, int]:
 
 def _display_matrix(frame: av.VideoFrame) -> Matrix:
   # PyAV never frees a frame that was asked for its side data: so a tiny copy is asked, and once a file.
-  for data in frame.reformat(width=16, height=16).side_data:
+  try:
+    small = frame.reformat(width=16, height=16, format="rgb24")
+  except av.FFmpegError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+      raise
+    layout, matrix = frame.format.name, frame.colorspace  # by its number in ITU-T H.273
+    raise UnreadableFile(f"pixels of {layout} with colour matrix {matrix} can't be made RGB") from error
+  for data in small.side_data:
     if data.type.name == "DISPLAYMATRIX":
       a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
       return a, b, c, d
   return 65536, 0, 0, 65536
-
-
-def _sideways(matrix: Matrix) -> bool:
-  a, b, c, d = map(abs, matrix)
-  return b + c > a + d
-
-
-def pixels(picture: tuple[av.VideoFrame, Matrix] | np.ndarray) -> np.ndarray:
-  """Upright uint8 (H, W, 3) of a picture; a turn that isn't a right angle goes to the nearest one."""
-  if isinstance(picture, np.ndarray):
-    return picture
-  frame, matrix = picture
-  if any(component.is_alpha for component in frame.format.components):
-    upright = on_black(frame.to_ndarray(format="rgba"))
-  elif frame.color_trc in (tone.PQ, tone.HLG):
-    upright = tone.to_sdr(frame.to_ndarray(format="rgb48le"), frame.color_trc)
-  else:
-    upright = frame.to_ndarray(format="rgb24")
-  a, b, c, d = matrix
-  if _sideways(matrix):
-    upright, flip_x, flip_y = upright.swapaxes(0, 1), c < 0, b < 0
-  else:
-    flip_x, flip_y = a < 0, d < 0
-  return upright[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

@@ -119,13 +119,14 @@ def timed(
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
   """Adds times: by timestamp, and one frame after the last where it is missing; never backwards."""
   tick, step = float(stream.time_base), 1 / rate_of(stream)
-  time = -step
+  time, offset = -step, 0.0
   for frame in frames:
     if frame.pts is None:
       time += step
     else:
-      origin = frame.pts if origin is None else origin
-      time = max(time, clock(frame.pts) - clock(origin))
+      if origin is None:  # the first stamp, which may come after frames without
+        origin, offset = frame.pts, time + step
+      time = max(time, offset + clock(frame.pts) - clock(origin))
     yield time, (frame.duration or 0) * tick, frame
 
 
@@ -135,7 +136,7 @@ def walk(items: Iterator[av.Packet | av.VideoFrame], stream, origin: int | None)
 
   Headers are often wrong: cut files, edit lists, variable rates.
   """
-  count, stamps, head = 0, [], []
+  count, unstamped, stamps, head = 0, 0, [], []
   for item in items:
     if item.pts is not None and len(head) < HEAD:
       head.append(item.pts)
@@ -146,6 +147,8 @@ def walk(items: Iterator[av.Packet | av.VideoFrame], stream, origin: int | None)
       return None
     if item.pts is not None:
       stamps.append((item.pts, item.duration or 0))
+    elif not stamps:
+      unstamped += 1
   rate, tick = rate_of(stream), float(stream.time_base)
   if not stamps:
     return max(count, 1) / rate, rate, max(count, 1)
@@ -154,4 +157,4 @@ def walk(items: Iterator[av.Packet | av.VideoFrame], stream, origin: int | None)
   lasts = clock(last) - clock(first)
   fps = (len(stamps) - 1) / lasts if lasts > 0 else rate if count == 1 else math.inf
   claims = {claim * tick for _, claim in stamps}
-  return lasts + last_duration(claimed * tick, claims, 1 / fps), fps, count
+  return unstamped / rate + lasts + last_duration(claimed * tick, claims, 1 / fps), fps, count

@@ -3,12 +3,15 @@
 Shape letters: H height, W width, C colours (red, green, blue).
 """
 
+import functools
+import io
 import os
 import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+MAX_CHUNKS = 200_000  # of a WebP that are looked at
 DEFAULT_DELAY = 100  # milliseconds: what players show for a picture whose stated delay is 0
 
 
@@ -17,7 +20,9 @@ def webp_delays(path: str | os.PathLike) -> list[int]:
   delays = []
   with open(path, "rb") as file:
     file.seek(12)
-    while len(head := file.read(24)) >= 8:
+    for _ in range(MAX_CHUNKS):
+      if len(head := file.read(24)) < 8:
+        break
       tag, size = struct.unpack("<4sI", head[:8])
       if tag == b"ANMF" and len(head) == 24:
         delays.append(int.from_bytes(head[20:23], "little") or DEFAULT_DELAY)
@@ -32,8 +37,27 @@ def image_pixels(image: Image.Image) -> np.ndarray:
     grey = (np.clip(np.asarray(image), 0, 65535).astype(np.uint32) + 128) // 257
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
   if image.has_transparency_data:
-    return on_black(np.asarray(image.convert("RGBA")))
-  return np.asarray(image.convert("RGB"))
+    return on_black(np.asarray(_in_srgb(image.convert("RGBA"))))
+  if image.mode not in ("L", "CMYK"):  # which have profiles of their own
+    image = image.convert("RGB")
+  return np.asarray(_in_srgb(image).convert("RGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+  """An image with a colour profile in the colours of sRGB; as it is where the profile is sRGB's or makes no sense."""
+  profile = image.info.get("icc_profile", b"")
+  if not profile or b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile:
+    return image
+  try:
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.profileToProfile(image, given, _srgb(), outputMode="RGBA" if image.mode == "RGBA" else "RGB")
+  except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+    return image
+
+
+@functools.cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+  return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 def on_black(rgba: np.ndarray) -> np.ndarray:

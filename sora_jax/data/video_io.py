@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from sora_jax import clips
-from sora_jax.data import decode
+from sora_jax.data import decode, upright
 from sora_jax.data.decode import Probe, UnreadableFile, probe
 from sora_jax.data.stamps import last_duration
 
@@ -97,7 +97,7 @@ class _Shown:
     """Shows the picture until there are `count` frames; True when the clip is full."""
     count = min(count, self.max_frames)
     if count > len(self.frames):
-      pixels = decode.pixels(picture)
+      pixels = upright.pixels(picture)
       self.size = self.size or pixels.shape[:2]
       if count * math.prod(self.size) * 3 > MAX_BYTES:
         height, width = self.size

@@ -13,6 +13,7 @@ import zlib
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from sora_jax.data import decode, stamps, tone, video_io
@@ -182,6 +183,16 @@ class TestStills:
     assert decode.probe(path) == Probe(48, 64, 0.0, 0.0, 1)
     assert still(path).shape == upright.shape and close(still(path), upright) < 6
 
+  def test_a_file_larger_than_any_picture_is_refused(self, tmp_path: pathlib.Path):
+    """Zeros after a picture, which take no room on the disk and minutes to look through."""
+    for kind in ("PNG", "JPEG", "WEBP"):
+      path = tmp_path / kind
+      Image.fromarray(picture()).save(path, kind)
+      os.truncate(path, 2**40)
+      for refused in (decode.probe, first_frame):
+        with pytest.raises(UnreadableFile, match="an image of more than 268435456 bytes"):
+          refused(path)
+
   def test_a_cut_image_is_refused(self, tmp_path: pathlib.Path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(picture(480, 640)).save(path)
@@ -266,6 +277,39 @@ class TestVideos:
     write_video(tmp_path / "soft.mkv", rgba, "ffv1", "bgra")
     assert (first_frame(tmp_path / "soft.mkv")[:, :8] == 0).all()
     assert (first_frame(tmp_path / "soft.mkv")[:, 8:] == 100).all()
+
+  @pytest.mark.parametrize(("codec", "kind"), [("libvpx", "webm"), ("libvpx-vp9", "webm"), ("libvpx-vp9", "mkv")])
+  def test_a_second_layer_of_alpha_is_seen_after_any_seek(self, tmp_path: pathlib.Path, codec: str, kind: str):
+    """FFmpeg's own decoders of these show what lies beneath what is transparent."""
+    path, rgba = tmp_path / f"soft.{kind}", np.full((48, 16, 16, 4), 200, np.uint8)
+    rgba[:24, :, 8:, 3], rgba[24:, :, 8:, 3], rgba[:, :, :8, 3] = 255, 100, 0
+    with av.open(str(path), "w") as container:
+      stream = container.add_stream(codec, rate=10, options={"auto-alt-ref": "0", "g": "8", "crf": "4"})
+      stream.height, stream.width, stream.pix_fmt = 16, 16, "yuva420p"
+      for pixels in rgba:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+      container.mux(stream.encode(None))
+    for start, wanted in ((0, 200), (2.3, 200), (2.4, 200 * 100 / 255), (4.2, 200 * 100 / 255)):
+      (frame,) = video_io.read(path, fps=10, max_frames=1, start=start)
+      assert np.abs(frame[:, :6].astype(int)).max() <= 3, start
+      assert np.abs(frame[:, 10:].astype(int) - wanted).max() <= 4, start
+
+  @pytest.mark.parametrize("kind", ["thumbnail", "empty", "cover"])
+  def test_the_clip_is_found_behind_another_picture_track(self, tmp_path: pathlib.Path, kind: str):
+    path = tmp_path / ("clip.mp4" if kind == "cover" else "clip.mkv")
+    with av.open(str(path), "w") as container:
+      first, clip = container.add_stream("mjpeg", rate=10), container.add_stream("libx264", rate=10)
+      first.height, first.width, first.pix_fmt = 24, 32, "yuvj420p"
+      clip.height, clip.width, clip.pix_fmt = 48, 64, "yuv420p"
+      if kind == "cover":
+        first.disposition = Disposition.attached_pic
+      for stream, count in ((first, 0 if kind == "empty" else 1), (clip, 12)):
+        for _ in range(count):
+          pixels = np.ascontiguousarray(picture(stream.height, stream.width))
+          container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert (decode.probe(path).height, decode.probe(path).frames) == (48, 12)
+    assert video_io.read(path, fps=10, max_frames=99).shape == (12, 48, 64, 3)
 
   @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv422p10le", "yuv444p16le", "gray", "bgr0"])
   @pytest.mark.parametrize("size", [(48, 64), (47, 61)])

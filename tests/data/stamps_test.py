@@ -120,6 +120,12 @@ def test_frames_without_stamps_follow_the_rate_and_none_goes_back():
   assert times([500, None, 800, None, 700]) == pytest.approx([0, 0.1, 0.3, 0.4, 0.4])
 
 
+def test_frames_before_the_first_stamp_take_their_time():
+  assert times([None, None, 500, 600]) == pytest.approx([0, 0.1, 0.2, 0.3])
+  items = [Item(None), Item(None), Item(500, 100), Item(600, 100)]
+  assert walk(iter(items), Stream, None) == (pytest.approx(0.4), pytest.approx(10), 4)
+
+
 def test_a_walk_counts_from_the_first_picture_on():
   items = [Item(mark, 100) for mark in (300, 100, 200, 400, 500)]
   assert walk(iter(items), Stream, 100) == (pytest.approx(0.5), pytest.approx(10), 5)

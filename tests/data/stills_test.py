@@ -1,11 +1,13 @@
 """Pixels of still images in every mode, and the delays of an animation by its chunk heads alone."""
 
+import io
 import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from sora_jax.data import stills
 from sora_jax.data.stills import DEFAULT_DELAY, image_pixels, on_black, webp_delays
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
@@ -42,6 +44,46 @@ def test_alpha_lies_on_black_rounded():
   np.testing.assert_array_equal(opaque, RGB)
 
 
+def swapping_profile(name: bytes) -> bytes:
+  """sRGB with red and blue in each other's place, under another name."""
+  profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+  red, blue = (profile.index(tag, 128) + 4 for tag in (b"rXYZ", b"bXYZ"))
+  profile[red : red + 8], profile[blue : blue + 8] = profile[blue : blue + 8], profile[red : red + 8]
+  for code in ("ascii", "utf-16-be"):
+    profile = profile.replace("sRGB".encode(code), name.decode().encode(code))
+  return bytes(profile)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options) -> Image.Image:
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return Image.open(buffer)
+
+
+def test_a_colour_profile_is_followed_in_every_mode_that_it_is_for():
+  profile, image = swapping_profile(b"BGRs"), Image.fromarray(RGB)
+  swapped, half = RGB[..., ::-1].astype(int), Image.new("L", image.size, 128)
+  assert np.abs(image_pixels(saved(image, icc_profile=profile)) - swapped).max() <= 1
+  assert np.abs(image_pixels(saved(image, "WEBP", lossless=True, icc_profile=profile)) - swapped).max() <= 1
+  few = Image.fromarray(RGB // 128 * 255).quantize(8)
+  colours = np.asarray(few.convert("RGB"))[..., ::-1].astype(int)
+  assert np.abs(image_pixels(saved(few, icc_profile=profile)) - colours).max() <= 1
+  see_through = image.copy()
+  see_through.putalpha(half)
+  assert np.abs(image_pixels(saved(see_through, icc_profile=profile)) - swapped * 128 / 255).max() <= 2
+
+
+@pytest.mark.parametrize("profile", [swapping_profile(b"sRGB"), b"noise" * 40, swapping_profile(b"BGRs")[:300], b"\0"])
+def test_a_profile_of_srgb_or_of_no_sense_changes_nothing(profile):
+  np.testing.assert_array_equal(image_pixels(saved(Image.fromarray(RGB), icc_profile=profile)), RGB)
+
+
+def test_a_profile_for_other_colours_changes_nothing():
+  image = Image.fromarray(RGB).convert("CMYK")
+  plain = image_pixels(saved(image, "JPEG"))
+  np.testing.assert_array_equal(image_pixels(saved(image, "JPEG", icc_profile=swapping_profile(b"BGRs"))), plain)
+
+
 def animation(*delays: int) -> bytes:
   frame = lambda delay: b"ANMF" + struct.pack("<I", 17) + bytes(12) + delay.to_bytes(3, "little") + bytes(2 + 1)
   body = b"WEBP" + b"XXXX" + struct.pack("<I", 0) + b"".join(map(frame, delays))
@@ -64,3 +106,11 @@ def test_a_chunk_of_any_stated_size_ends_the_walk(tmp_path):
   for size in (0, 1, 7, 2**31, 2**32 - 1):
     path.write_bytes(animation(40) + b"ANMF" + struct.pack("<I", size) + bytes(100))
     assert webp_delays(path)[0] == 40
+
+
+def test_a_walk_over_empty_chunks_ends(tmp_path, monkeypatch):
+  """A file of gigabytes of zeros is a chunk every eight bytes."""
+  monkeypatch.setattr(stills, "MAX_CHUNKS", 50)
+  path = tmp_path / "a.webp"
+  path.write_bytes(animation(40) + bytes(8) * 100 + animation(40)[12:])
+  assert webp_delays(path) == [40]

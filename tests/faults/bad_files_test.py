@@ -9,11 +9,8 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
-import sys
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 import pytest
 
@@ -26,8 +23,8 @@ from sora_jax.precompute import encode_source
 from sora_jax.train import run
 from tests.faults import broken_files
 from tests.faults.broken_files import DROPPED, EITHER, KEPT, Kinds
+from tests.faults.folders import section, sora
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 60.0  # for one file: none comes near
 GOOD = 6
 NAMES = [
@@ -62,6 +59,7 @@ NAMES = [
   "quote\"'.mp4",
   "x" * 251 + ".mp4",
 ]
+EDITS = {b"mdhd": 16, b"elst": 16}  # where an mp4 has its ticks a second, and the stamp that its first edit begins at
 
 
 class Result(NamedTuple):
@@ -173,19 +171,6 @@ class PlainCodec:
     return np.asarray(frames_BTHWC)
 
 
-def section(folder: pathlib.Path, **changes) -> ml_collections.ConfigDict:
-  """The `data` section of a config for a folder."""
-  plain = {"source": str(folder), "weights": (), "clips": 4, "sizes": ("8x8",), "frames": (1,)}
-  return ml_collections.ConfigDict(plain | {"fps": 0.0, "max_frames": 4096} | changes)
-
-
-def sora(*words: object) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "sora_jax.cli", *map(str, words)]
-  path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-  environment = {**os.environ, "PYTHONPATH": path}
-  return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment, check=False)
-
-
 class TestB01:
   """Bad files are quarantined with a reason; the others keep their order and content."""
 
@@ -231,6 +216,17 @@ class TestB01:
     wanted = broken_files.moving(1).astype(np.float32) / 127.5 - 1
     for name in NAMES:
       np.testing.assert_allclose(result.frames[name], wanted, atol=1e-6, err_msg=repr(name))
+
+  @pytest.mark.parametrize("halves", [(0, 0), (1, 0), (1,), (0, 1, 1)])
+  def test_an_edit_list_repeats_leaves_out_and_reorders(self, tmp_path, halves):
+    data, path = broken_files.encoded("plain.mp4", "libx264", options="bf=0"), tmp_path / "edited.mp4"
+    ticks, start = (int.from_bytes(data[(at := data.index(name) + skip) : at + 4]) for name, skip in EDITS.items())
+    entries = [broken_files.four(500, start + ticks // 2 * half, 65536) for half in halves]
+    edits = broken_files.box(b"elst", broken_files.four(0, len(halves)), *entries)
+    path.write_bytes(broken_files.replaced(data, [b"moov", b"trak", b"edts", b"elst"], edits))
+    got, plain = video_io.read(path, fps=12, max_frames=99).astype(int), broken_files.moving(12)
+    nearest = [int(np.abs(frame - plain).mean((1, 2, 3)).argmin()) for frame in got]
+    assert nearest == [6 * half + k for half in halves for k in range(6)]
 
   def test_a_check_finds_what_decoding_finds(self, result):
     dropped = {each["file"] for each in result.checked["dropped"]}

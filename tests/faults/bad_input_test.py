@@ -2,12 +2,8 @@
 
 import json
 import os
-import pathlib
 import re
-import subprocess
-import sys
 
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,24 +13,9 @@ from sora_jax.data.check import check
 from sora_jax.data.sources import open_source
 from sora_jax.generate import Request, Sampling
 from sora_jax.train import run
+from tests.faults.folders import section, sora
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEPT = ""  # in the place of the reason why a line is dropped
-
-
-def section(folder: pathlib.Path, **changes) -> ml_collections.ConfigDict:
-  """The `data` section of a config for a folder."""
-  plain = {"source": str(folder), "weights": (), "clips": 4, "sizes": ("8x8",), "frames": (1,)}
-  return ml_collections.ConfigDict(plain | {"fps": 0.0, "max_frames": 4096} | changes)
-
-
-def sora(*words: object) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "sora_jax.cli", *map(str, words)]
-  path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-  environment = {**os.environ, "PYTHONPATH": path}
-  return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment, check=False)
-
-
 LONG = "x" * 2**20
 CAPTIONS = {  # what a caption may be, and why it is dropped
   "": "caption empty",

@@ -19,6 +19,7 @@ from sora_jax.data import video_io
 KEPT, DROPPED, EITHER = "", "DROPPED", "EITHER"
 UNKNOWN = "unreadable: not one of mp4, mov, webm, mkv, gif, png, jpeg, webp"
 SIZE = (48, 64)
+CIPHER = f"encryption_scheme=cenc-aes-ctr encryption_key={7:032x} encryption_kid={9:032x}"  # a muxer's options
 Kinds = dict[str, tuple[bytes, str]]  # name: (content, what is expected)
 
 
@@ -328,6 +329,17 @@ def lying_mp4() -> Kinds:
       DROPPED,
     ),
     "cut_moof.mp4": (parts[: parts.rindex(b"moof") + 20], EITHER),
+    "encrypted.mp4": (encoded("a.mp4", "libx264", muxer=CIPHER), "unreadable: the track is encrypted"),
+    "encrypted_parts.mp4": (
+      encoded("a.mp4", "libx264", muxer=f"{CIPHER} movflags=frag_keyframe+empty_moov"),
+      "unreadable: the track is encrypted",
+    ),
+    "still_too.mp4": (patched(data, b"ftyp", 12, b"avif"), UNKNOWN),  # HEIF: its tiles would pass for a video
+    "no_clock.mp4": (patched(data, b"mvhd", 16, four(0)), KEPT),
+    "of_another_matrix.mp4": (
+      encoded("a.mp4", "libx264", "yuv444p", options="x264-params=colormatrix=YCgCo"),
+      "unreadable: pixels of yuv444p with colour matrix 8 can't be made RGB",
+    ),
     "no_turn.mov": (patched(whole()["mov"], b"tkhd", 44, bytes(36)), KEPT),
     "half_turn.mov": (patched(whole()["mov"], b"tkhd", 44, four(46341, 46341, 0, 2**32 - 46341, 46341, 0)), KEPT),
   }
@@ -351,6 +363,7 @@ def lying_matroska() -> Kinds:
   noise = [np.random.default_rng(k).bytes(500) for k in range(12)]
   photos = [image("JPEG", moving(12)[k]) for k in range(12)]
   start = photos[0].index(b"\xff\xc0") + 5
+  palettes = [image("PNG", Image.fromarray(pixels).quantize(16)) for pixels in moving(12)]
   kinds = {
     "sizes_change.mkv": ([image("JPEG", moving(1, 48 + 16 * (k % 3), 64)[0]) for k in range(12)], {}, KEPT),
     "grows_huge.mkv": ([*photos[:4], photos[4][:start] + b"\xff" * 4 + photos[4][start + 4 :]], {}, EITHER),
@@ -359,6 +372,7 @@ def lying_matroska() -> Kinds:
     "huge_vp8.mkv": ([b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f" + bytes(500)] * 3, {"codec": "V_VP8"}, DROPPED),
     "no_size.mkv": (photos, {"size": (0, 0)}, EITHER),
     "no_codec.mkv": (photos, {"codec": ""}, DROPPED),
+    "palettes.mkv": (palettes, {"codec": "V_MS/VFW/FOURCC", "private": bitmap_header(b"MPNG")}, KEPT),
     "subtitles_alone.mkv": (photos, {"codec": "S_TEXT/UTF8"}, DROPPED),
     "no_blocks.mkv": ([], {}, DROPPED),
     "empty_blocks.mkv": ([b""] * 12, {}, DROPPED),
@@ -370,8 +384,14 @@ def lying_matroska() -> Kinds:
     "encrypted.mkv": (photos, {"track": element("6D80", element("6240", element("5035", element("47E1", 5))))}, EITHER),
     "magic_yuv.mkv": (noise, {"codec": "V_MS/VFW/FOURCC", "private": bitmap_header(b"M8RG")}, "codec magicyuv is not"),
   }
+  live, unknown = matroska(photos), b"\x01" + b"\xff" * 7
+  for identifier in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
+    live = patched(live, identifier, 4, unknown)
   zipped = element("6D80", element("6240", element("5034", element("4254", 0))))
   kinds["zipped.mkv"] = [zlib.compress(bytes(2**24), 9)] * 12, {"track": zipped}, EITHER
   for codec in ("V_MPEG4/ISO/AVC", "V_MPEGH/ISO/HEVC", "V_MPEG4/ISO/ASP", "V_VP9", "V_AV1", "V_FFV1", "V_PRORES"):
     kinds[f"noise_{codec[2:].replace('/', '_')}.mkv"] = noise, {"codec": codec, "private": noise[0][:40]}, EITHER
-  return {name: (matroska(packets, **options), expected) for name, (packets, options, expected) in kinds.items()}
+  made = {name: (matroska(packets, **options), expected) for name, (packets, options, expected) in kinds.items()}
+  clusters = {"late.mkv": 2**40, "latest.mkv": 2**63 - 1000, "before_zero.mkv": 2**64 - 400}
+  made |= {name: (patched(live, b"\xe7\x01", 9, time.to_bytes(8)), KEPT) for name, time in clusters.items()}
+  return made | {"live.mkv": (live, KEPT)}
