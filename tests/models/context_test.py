@@ -75,6 +75,34 @@ def test_any_mesh_and_length_equals_one_device():
   assert max(differences(SLOW)) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["flash_tpu.FLASH_TPU", "flash_gpu.FLASH_GPU"])
+def test_a_ring_of_an_accelerator_s_kernel_equals_one_device(kernel):
+  """By interpretation."""
+  script = """
+import functools, json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec
+from sora_jax import sharding
+from sora_jax.models import blockwise, context, flash_gpu, flash_tpu
+from sora_jax.models.kernel import attend
+
+rng = np.random.default_rng(0)
+query, key, value, cotangent = (jnp.asarray(rng.normal(size=(1, 2, 256, 16)), jnp.float32) for _ in range(4))
+ids = jnp.asarray([[1] * 100 + [2] * 70 + [3] * 60 + [0] * 26], jnp.int32)
+cotangent *= (ids > 0)[:, None, :, None]
+pulled = lambda call: jax.jit(lambda *x: jax.vjp(lambda *x: call(*x, ids, ids), *x)[1](cotangent))
+alone = pulled(functools.partial(attend, blockwise.BLOCKWISE))(query, key, value)
+with jax.set_mesh(sharding.make_mesh({"fsdp": 1, "context": 2})):
+  row, flat = PartitionSpec(None, None, "ring", None), PartitionSpec(None, "ring")
+  ring = functools.partial(context.ring_attention, KERNEL, "ring")
+  call = jax.shard_map(ring, in_specs=(row, row, row, flat, flat), out_specs=row, check_vma=False)
+  together = pulled(call)(query, key, value)
+print(json.dumps([float(jnp.abs(a - b).max()) for a, b in zip(alone, together)]))
+"""
+  assert max(on_devices(2, script.replace("KERNEL", kernel))) < 1e-5
+
+
 def test_heads_that_devices_cannot_exchange_are_refused():
   script = """
 import jax, jax.numpy as jnp
