@@ -114,15 +114,6 @@ def restore_newest(steps: Steps, like: Any, config: dict | None = None) -> tuple
   return _newest(steps, (), lambda step: _restore_state(steps, like, step, config))
 
 
-def latest(steps: Steps, folder: Folder) -> int:
-  """The newest step that is whole, of the run in `folder`.
-
-  Raises:
-    CheckpointError: there is none.
-  """
-  return steps.newest()
-
-
 def load_params(
   folder: Folder, like: Any, step: int | None = None, item: str = "ema", config: dict | None = None
 ) -> tuple[Any, int]:

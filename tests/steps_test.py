@@ -109,7 +109,7 @@ class TestWhichStay:
       save(steps, 9, 10, 100)
     assert on_disk(tmp_path) == [10, 100]
     with checkpoint.reader(tmp_path) as steps:
-      assert checkpoint.latest(steps, tmp_path) == 100
+      assert steps.newest() == 100
 
   @pytest.mark.parametrize("keep", [0, -1])
   def test_to_keep_none_is_an_error(self, tmp_path, keep):
@@ -142,7 +142,7 @@ class TestDamage:
     spoil(tmp_path, 100)
     spoil(tmp_path, 10)
     with checkpoint.reader(tmp_path) as steps:
-      assert checkpoint.latest(steps, tmp_path) == 9
+      assert steps.newest() == 9
       assert checkpoint.restore_newest(steps, make_state(0))[1] == {"row": 9}
     said = capfd.readouterr().err
     assert "step 100 is damaged: 100/params/" in said and "step 10 is damaged: 10/params/" in said
