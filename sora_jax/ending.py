@@ -10,7 +10,7 @@ MOST_STEPS = 1000  # and steps
 
 
 def agreed(step: int | None = None) -> int:
-  """Why the run ends here, as `interruption.asked`, the same answer on all hosts; they call it at the same places.
+  """Why the run ends here, as `interruption.asked`: 0 on all hosts or on none; they call it at the same places.
 
   Args:
     step: of a loop that asks after every step; several hosts then speak to each other every few seconds only.
@@ -54,7 +54,7 @@ class _Talks:
     reason, every = hosts.agree("whether the run ends", [reason, every])
     if step is not None:
       self.step, self.next, self.time = step, step + every, now
-    return reason
+    return reason and (interruption.asked() or reason)
 
 
 _talks = _Talks()

@@ -250,7 +250,46 @@ def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
     assert before < saved < before + 200 and account(workdir)["lost_steps"] == 0
     assert lines[0] == f"sora: ended by {reason}: transformer: step {saved} of 2000 is saved; {GOES_ON}"
     assert lines[1].partition("transformer")[2] == lines[0].partition("transformer")[2]
+    assert lines[told].startswith("sora: ended by SIGTERM: ")
   assert account(workdir)["starts"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("ready", "saved"),
+  [
+    pytest.param(encoding, r"latents: [01] of 1 units are saved", id="cache"),
+    pytest.param(in_phase("compile"), r"transformer: (no step of 40 was taken|step \d+ of 40 is saved)", id="compile"),
+    pytest.param(in_phase("eval"), r"transformer: step \d+ of 40 is saved", id="sample"),
+    pytest.param(saving, r"transformer: step \d+ of 40 is saved", id="save"),
+  ],
+)
+def test_one_host_that_is_told_in_any_phase_ends_all_alike(whole, tmp_path, ready, saved):
+  """F12, on two hosts; in a step, see above."""
+  workdir = prepared(whole, tmp_path / "w")
+  (workdir / "config.json").unlink()
+  if ready is encoding:
+    shutil.rmtree(workdir / "latents")
+  commands, cold = [words(workdir)] * 2, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+  with several.started(commands, tmp_path, **cold) as hosts:
+    deadline = time.monotonic() + PATIENCE
+    while not ready(workdir):
+      assert time.monotonic() < deadline and all(each.poll() is None for each in hosts)
+      time.sleep(0.005)
+    hosts[1].send_signal(TERM)
+    found = several.ended(hosts, tmp_path, PATIENCE)
+  assert [each.code for each in found] == [interruption.REQUEUE] * 2, found
+  lines = [each.err.splitlines()[-1] for each in found]
+  assert lines[0].startswith("sora: ended by another host") and lines[1].startswith("sora: ended by SIGTERM"), lines
+  told = [line.partition(": ")[2].partition(": ")[2] for line in lines]
+  assert told[0] == told[1] and re.match(saved, told[0]), told
+  before = max(steps_of(workdir), default=0)
+  with several.started(commands, tmp_path, **cold) as hosts:
+    found = several.ended(hosts, tmp_path, PATIENCE)
+  assert [each.code for each in found] == [0, 0], found
+  summaries = [json.loads(each.out.splitlines()[-1]) for each in found]
+  assert [each["steps_run"] for each in summaries] == [STEPS - before] * 2
+  assert account(workdir)["lost_steps"] == 0
 
 
 @pytest.mark.slow
