@@ -1,5 +1,6 @@
 """What every test shares: JAX's settings, parsed flags and the folder of real clips."""
 
+import math
 import os
 import pathlib
 import runpy
@@ -19,7 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import pytest
 from absl import flags
 
-from sora_jax import host
+from sora_jax import host, interruption
 
 host.compile_sooner()
 
@@ -84,3 +85,15 @@ def generator(trained):
   from sora_jax.generate import Generator
 
   return Generator.load(trained)
+
+
+@pytest.fixture
+def listening(monkeypatch):
+  """This process notes the signals until the test ends."""
+  before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+  for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
+    monkeypatch.setattr(interruption, name, value)
+  interruption.listen()
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)

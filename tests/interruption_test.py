@@ -1,6 +1,5 @@
 """Signals are noted and end nothing, children are shielded from them, and an impatient user is let go."""
 
-import math
 import os
 import pty
 import signal
@@ -11,18 +10,6 @@ import time
 import pytest
 
 from sora_jax import interruption
-
-
-@pytest.fixture
-def listening(monkeypatch):
-  """This process notes the signals until the test ends."""
-  before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
-  for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
-    monkeypatch.setattr(interruption, name, value)
-  interruption.listen()
-  yield
-  for number, handler in before.items():
-    signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", interruption.SIGNALS)

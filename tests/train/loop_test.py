@@ -2,7 +2,6 @@
 it was told to keep."""
 
 import json
-import math
 import os
 import pathlib
 import signal
@@ -232,18 +231,6 @@ def test_metrics_are_json_lines_of_plain_numbers(whole):
 
 
 # Told to end.
-
-
-@pytest.fixture
-def listening(monkeypatch):
-  """This process notes the signals until the test ends."""
-  before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
-  for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
-    monkeypatch.setattr(interruption, name, value)
-  interruption.listen()
-  yield
-  for number, handler in before.items():
-    signal.signal(number, handler)
 
 
 def end_and_go_on(
