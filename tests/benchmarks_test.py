@@ -67,6 +67,14 @@ def test_a_run_that_is_taken_up_again_compiles_little():
 
 
 @pytest.mark.slow
+def test_a_train_step_is_put_beside_a_matrix_product_and_pytorch_where_it_is():
+  sizes = ["--width=64", "--depth=1", "--heads=2", "--rows=1", "--tokens=32", "--text-tokens=8", "--text-width=16"]
+  found = last_line("train_step.py", "--torch", "--rounds=1", "--repeats=1", *sizes)
+  assert found["shape"]["width"] == 64 and 0 < found["share_of_peak"] < 1
+  assert (found["ratio"] is None) == (importlib.util.find_spec("torch") is None)
+
+
+@pytest.mark.slow
 def test_every_part_for_a_gpu_runs_at_a_tiny_size(tmp_path):
   out = tmp_path / "gpu.json"
   script = [str(BENCHMARKS / "gpu.sh"), str(out), str(tmp_path), "--tiny"]
@@ -82,8 +90,8 @@ def test_every_part_for_a_gpu_runs_at_a_tiny_size(tmp_path):
 
 def test_a_part_that_fails_or_hangs_says_so_and_keeps_what_it_had(monkeypatch, tmp_path):
   gpu = load("gpu.py")
-  program = tmp_path / "part.py"
-  monkeypatch.setattr(gpu, "__file__", str(program))
+  program = tmp_path / "gpu_parts.py"
+  monkeypatch.setattr(gpu, "__file__", str(tmp_path / "gpu.py"))
   program.write_text("import time\nprint('{\"had\": 1}', flush=True)\ntime.sleep(60)\n")
   found = gpu.run_part("sweep", 2.0, True)
   assert (found["had"], found["error"]) == (1, "it took more than 2 s")

@@ -1,0 +1,185 @@
+"""The same stack of blocks in PyTorch, in a process of its own that is asked for one step's time after another.
+
+On the CPU it is eager, float32, with fused Adam and F.scaled_dot_product_attention, once with a boolean segment mask
+and once without any mask (less work, wrong across segments). On a GPU (`--gpu`) it is compiled, bfloat16, with
+flex_attention over the segments, each block made again in the backward pass.
+
+It needs an interpreter that can import torch, and nothing of the project but `block_stack.py`'s sizes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from block_stack import LEARNING_RATE, Shape, add_sizes, given_sizes, median_seconds, segment_ids
+
+PEER_KINDS = ("no mask", "boolean mask")
+FLEX = "flex_attention"  # the peer on a GPU
+
+
+def torch_blocks(shape: Shape, attend: Callable) -> Any:
+  """The project's stack of blocks in PyTorch; their `forward` takes a mask of segments for each attention, or None.
+
+  Args:
+    attend: (query, key, value, mask) -> what they mix.
+  """
+  import torch
+  from torch import nn
+  from torch.nn import functional
+
+  B, L, M, D, K = shape.rows, shape.tokens, shape.text_tokens, shape.width, shape.heads
+  H = D // K
+  norm = lambda x: functional.rms_norm(x, x.shape[-1:], eps=1e-6).to(x.dtype)
+
+  def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)
+
+  class Block(nn.Module):
+    def __init__(self) -> None:
+      super().__init__()
+      dense = lambda i, o: nn.Linear(i, o, bias=False)
+      self.qkv, self.out, self.query, self.cross_out = dense(D, 3 * D), dense(D, D), dense(D, D), dense(D, D)
+      self.key_value = dense(shape.text_width, 2 * D)
+      self.gate_up, self.down = dense(D, 2 * shape.hidden), dense(shape.hidden, D)
+      self.table = nn.Parameter(torch.zeros(6, D))
+
+    def forward(self, x, modulation, rotary, text, mask, text_mask):
+      shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).to(x.dtype).unbind(1)
+      qkv = self.qkv(norm(x) * (1 + scale1) + shift1).view(B, L, 3, K, H).permute(2, 0, 3, 1, 4)
+      query, key = rotate(norm(qkv[0]), *rotary), rotate(norm(qkv[1]), *rotary)
+      mixed = attend(query, key, qkv[2], mask)
+      x = x + gate1 * self.out(mixed.transpose(1, 2).reshape(B * L, D))
+      query = norm(self.query(norm(x)).view(B, L, K, H)).transpose(1, 2)
+      key, value = self.key_value(text).view(B, M, 2, K, H).permute(2, 0, 3, 1, 4)
+      mixed = attend(query, norm(key), value, text_mask)
+      x = x + self.cross_out(mixed.transpose(1, 2).reshape(B * L, D))
+      gate, up = self.gate_up(norm(x) * (1 + scale2) + shift2).chunk(2, -1)
+      return x + gate2 * self.down(functional.silu(gate) * up)
+
+  return nn.ModuleList([Block() for _ in range(shape.depth)])
+
+
+def torch_step(shape: Shape, kind: str, device: str = "cpu") -> Callable[[], Any]:
+  """One training step of the peer's stack: one of PEER_KINDS, or FLEX, each block made again in the backward pass."""
+  import torch
+  from torch.utils.checkpoint import checkpoint
+
+  torch.manual_seed(0)
+  flex = kind == FLEX
+  attend, make_mask = torch_attention(kind, device)
+  with torch.device(device):
+    blocks = torch_blocks(shape, attend)
+    x, modulation, target, text, rotary, segments, text_segments = torch_inputs(
+      shape, torch.bfloat16 if flex else torch.float32
+    )
+  mask, text_mask = (make_mask(segments, keys) for keys in (segments, text_segments))
+  optimizer = torch.optim.Adam(blocks.parameters(), LEARNING_RATE, fused=True)
+  calls = [torch.compile(block) if flex and device != "cpu" else block for block in blocks]
+
+  def run() -> None:
+    out = x
+    with torch.autocast(device, torch.bfloat16, enabled=flex):
+      for call in calls:
+        given = (out, modulation, rotary, text, mask, text_mask)
+        out = checkpoint(call, *given, use_reentrant=False) if flex else call(*given)
+    loss = torch.nn.functional.mse_loss(out.float(), target)
+    for leaf in (x, modulation):
+      leaf.grad = None
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    if device != "cpu":
+      torch.cuda.synchronize()
+
+  return run
+
+
+def torch_inputs(shape: Shape, dtype: Any) -> tuple:
+  """The stack's input, modulation, target, text, rotary tables, and the segments of a row's tokens and text."""
+  import torch
+
+  items = shape.rows * shape.tokens
+  x = torch.randn(items, shape.width, dtype=dtype, requires_grad=True)
+  modulation = (torch.randn(items, 6, shape.width) * 0.1).requires_grad_()
+  target = torch.randn(items, shape.width)
+  text = torch.randn(shape.rows * shape.text_tokens, shape.text_width, dtype=dtype)
+  angles = torch.rand(shape.rows, 1, shape.tokens, shape.width // shape.heads // 2)
+  rotary = (angles.cos().to(dtype), angles.sin().to(dtype))
+  segments, text_segments = (torch.tensor(segment_ids(n, shape.segments)) for n in (shape.tokens, shape.text_tokens))
+  return x, modulation, target, text, rotary, segments, text_segments
+
+
+def torch_attention(kind: str, device: str) -> tuple[Callable, Callable]:
+  """How the peer attends, (query, key, value, mask), and makes a mask of segments of a row's queries and keys."""
+  from torch.nn import functional
+
+  if kind == FLEX and device != "cpu":  # which has no gradient of it
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def block_mask(segments: Any, keys: Any) -> Any:
+      same = lambda row, head, query, key: segments[query] == keys[key]
+      return create_block_mask(same, None, None, len(segments), len(keys), device)
+
+    return (lambda query, key, value, mask: flex_attention(query, key, value, block_mask=mask)), block_mask
+  attend = lambda query, key, value, mask: functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+  mask = lambda segments, keys: None if kind == PEER_KINDS[0] else (segments[:, None] == keys)[None, None]
+  return attend, mask
+
+
+def serve_peer(shape: Shape, repeats: int, gpu: bool) -> None:
+  """The peer's process: for each line read, times one step of each kind and answers with a JSON object of seconds."""
+  try:
+    import torch
+  except ImportError as error:
+    print(json.dumps({"error": str(error)}), flush=True)
+    return
+  device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+  print(json.dumps({"name": f"PyTorch {torch.__version__} {'compiled' if device == 'cuda' else 'eager'}"}), flush=True)
+  steps = {kind: torch_step(shape, kind, device) for kind in ((FLEX,) if gpu else PEER_KINDS)}
+  for _ in sys.stdin:
+    print(json.dumps({kind: median_seconds(step, repeats) for kind, step in steps.items()}), flush=True)
+
+
+class Peer:
+  """The peer's process, or the reason why there is none."""
+
+  def __init__(self, python: str, shape: Shape, repeats: int, gpu: bool = False):
+    sizes = [f"--{name.replace('_', '-')}={value}" for name, value in shape._asdict().items()]
+    command = [python, os.path.abspath(__file__), f"--repeats={repeats}", *sizes, *(["--gpu"] if gpu else [])]
+    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    hello = self._answer()
+    self.name, self.error = hello.get("name", ""), hello.get("error")
+
+  def seconds(self) -> dict[str, float]:
+    assert self.process.stdin is not None
+    self.process.stdin.write("\n")
+    self.process.stdin.flush()
+    return self._answer()
+
+  def close(self) -> None:
+    assert self.process.stdin is not None
+    self.process.stdin.close()
+    self.process.wait()
+
+  def _answer(self) -> dict[str, Any]:
+    assert self.process.stdout is not None
+    line = self.process.stdout.readline()
+    return json.loads(line) if line else {"error": f"the peer's process ended with {self.process.wait()}"}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--repeats", type=int, default=3, help="steps a line read (default 3)")
+  parser.add_argument("--gpu", action="store_true", help="flex_attention in bfloat16, compiled where there is a GPU")
+  add_sizes(parser)
+  options = parser.parse_args()
+  serve_peer(given_sizes(options), options.repeats, options.gpu)
+
+
+if __name__ == "__main__":
+  main()
