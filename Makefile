@@ -33,9 +33,10 @@ test-slow: .venv/.installed-beam  ## run the slow tests only
 test-plan: .venv-plan/.installed  ## compile pods' train steps and compare with tests/plan/golden.json (half an hour)
 	@.venv-plan/bin/python -m pytest -q -rs -m slow tests/plan
 
-lint: .venv/.installed  ## check style and layout; changes nothing
+lint: .venv/.installed  ## check style, layout and types; changes nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: .venv/.installed  ## mend what lint can mend
 	@$(BIN)/ruff check --fix .

@@ -13,7 +13,6 @@ import pathlib
 import runpy
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ import numpy as np
 
 from sora_jax import host
 from sora_jax.codec import Codec, autoencoder_config
-from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import dit_config
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, stack
 from sora_jax.train.autoencoder import AutoencoderTask
@@ -53,7 +51,7 @@ def packed_batch(config: Any, channels: int) -> PackedBatch:
   return stack(rows)
 
 
-def train_step(task: Task, config: Any, batch: Any) -> tuple[Callable, tuple]:
+def train_step(task: Task, config: Any, batch: Any) -> tuple[Any, tuple]:
   """The step that training runs, and what it is called with."""
   optimizer = make_optimizer(loop_config(config, "benchmark").optimizer)
   key = jax.random.key(0)
@@ -63,16 +61,13 @@ def train_step(task: Task, config: Any, batch: Any) -> tuple[Callable, tuple]:
   return jax.jit(make_step(task, optimizer, 0.99)), (state, batch)
 
 
-def programs(config: Any) -> dict[str, tuple[Callable, tuple]]:
+def programs(config: Any) -> dict[str, tuple[Any, tuple]]:
   """Name -> a jitted function and its arguments."""
-  section, diffusion = config.autoencoder, config.diffusion
+  section = config.autoencoder
   frames = np.random.default_rng(0).uniform(-1, 1, (section.batch, *section.crop, 3)).astype(np.float32)
   autoencoder = AutoencoderTask(autoencoder_config(section), section.kl_weight, frames[:2])
-  levels = NoiseLevels(*diffusion.time_logit, diffusion.base_tokens)
   model = dit_config(config, config.model.vocabulary)
-  transformer = DiTTask(
-    model, DiffusionConfig(diffusion.prediction, diffusion.weighting, levels, diffusion.caption_drop), None
-  )
+  transformer = DiTTask(model, DiffusionConfig.of(config))
   codec = Codec(autoencoder_config(section), jax.jit(autoencoder.init)(jax.random.key(0)))
   latent = codec.encode(frames)
   return {
@@ -83,7 +78,7 @@ def programs(config: Any) -> dict[str, tuple[Callable, tuple]]:
   }
 
 
-def measure(function: Callable, arguments: tuple, rounds: int) -> dict[str, dict[str, float]]:
+def measure(function: Any, arguments: tuple, rounds: int) -> dict[str, dict[str, float]]:
   """Level -> {compile_seconds, milliseconds}."""
   lowered, compiled, found = function.lower(*arguments), {}, {}
   for level in LEVELS:

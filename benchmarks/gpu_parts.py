@@ -198,7 +198,6 @@ def train_trial(size: Size, rows: int, remat: str) -> dict[str, Any]:
   import jax
 
   from sora_jax import sharding
-  from sora_jax.diffusion.objective import NoiseLevels
   from sora_jax.generate import dit_config
   from sora_jax.models.attention import choose
   from sora_jax.packing import RowShape
@@ -209,9 +208,8 @@ def train_trial(size: Size, rows: int, remat: str) -> dict[str, Any]:
 
   config = runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"](size.config)
   config.model.update(remat=remat, dtype="bfloat16")
-  model, given = dit_config(config, config.model.vocabulary), config.diffusion
-  levels = NoiseLevels(*given.time_logit, given.base_tokens)
-  task = DiTTask(model, DiffusionConfig(given.prediction, given.weighting, levels, given.caption_drop))
+  model = dit_config(config, config.model.vocabulary)
+  task = DiTTask(model, DiffusionConfig.of(config))
   optimizer = make_optimizer(OptimizerConfig(*(config.train[name] for name in OptimizerConfig._fields)))
   batch = train_batch(size, rows, model)
   mesh = sharding.make_mesh(None, jax.devices()[:1])
@@ -220,7 +218,7 @@ def train_trial(size: Size, rows: int, remat: str) -> dict[str, Any]:
     backend, state = choose(model.attention, size.tokens, size.tokens), make_state(task, optimizer, 0, mesh)
     step = jax.jit(make_step(task, optimizer, config.train.ema_decay), donate_argnums=0).lower(state, batch).compile()
     memory = step.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     if needed > limit:
       return {"error": f"it needs {needed / GIB:.1f} GiB, of {limit / GIB:.1f}"}

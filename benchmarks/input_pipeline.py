@@ -35,7 +35,6 @@ from sora_jax.data import pipeline, sources, video_io
 from sora_jax.data.texts import Texts
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.data.world_source import WorldSource
-from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import dit_config
 from sora_jax.train import run
 from sora_jax.train.autoencoder import AutoencoderTask
@@ -50,7 +49,7 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
 
 def write_folder(folder: pathlib.Path, config: Any, clips: int) -> None:
   """Clips of the demo's world as files, larger than the token budget leaves them: they are decoded and scaled."""
-  sizes = [tuple(4 * side for side in sources.parse_size(size)) for size in config.data.sizes]
+  sizes = [(4 * height, 4 * width) for height, width in map(sources.parse_size, config.data.sizes)]
   world = WorldSource("shapes", clips, sizes, config.data.frames, config.data.fps, seed=1)
   lines = []
   for index in range(clips):
@@ -63,6 +62,7 @@ def write_folder(folder: pathlib.Path, config: Any, clips: int) -> None:
 
 def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callable]]:
   """name -> (its task, a function that opens its stream)."""
+  place = run.reading(config, sharding.make_mesh(config.mesh.to_dict()))
   source = sources.open_source(config.data, config.seed, run.budget(config))
   section = config.autoencoder
   model = autoencoder_config(section)
@@ -76,14 +76,13 @@ def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callab
   transformer = dit_config(config, tokenizer.vocabulary)
   texts = Texts.of(captions, tokenizer, config.train.row_text)
   rows = run.packed_rows(config, store, texts, codec, transformer)
-  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens)
-  diffusion = DiffusionConfig(config.diffusion.prediction, config.diffusion.weighting, levels, 0.1)
+  task = DiTTask(transformer, DiffusionConfig.of(config))
   decoded = pipeline.Crops(source, section.crop, config.seed)
   decoded.cached = 1
   return {
-    "decoded": (coder, lambda: pipeline.crop_batches(decoded, section.batch, run.reading(config))),
-    "crops": (coder, lambda: pipeline.crop_batches(crops, section.batch, run.reading(config))),
-    "rows": (DiTTask(transformer, diffusion), lambda: pipeline.packed_batches(rows, run.reading(config))),
+    "decoded": (coder, lambda: pipeline.crop_batches(decoded, section.batch, place)),
+    "crops": (coder, lambda: pipeline.crop_batches(crops, section.batch, place)),
+    "rows": (task, lambda: pipeline.packed_batches(rows, place)),
   }
 
 
@@ -133,7 +132,8 @@ def loader_alone(stream: Iterator[Any], steps: int) -> dict[str, float]:
     if number % every == 0 and number >= steps // 5:
       seen.append((number, resident_mb()))
   seconds = time.perf_counter() - start
-  slope = np.polyfit(*zip(*seen, strict=True), 1)[0] if len(seen) > 1 else float("nan")
+  numbers, sizes = np.array(seen).T
+  slope = np.polyfit(numbers, sizes, 1)[0] if len(seen) > 1 else float("nan")
   return {
     "rss_mb_per_100_steps": round(float(slope) * 100, 4),
     "rss_mb": round(seen[-1][1], 1),

@@ -27,7 +27,7 @@ Schemes take turns, in pieces of about a tenth of a pass, so that a machine that
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -113,7 +113,7 @@ def make_batch(scheme: Scheme, number: int, mix: packing.Mix) -> PackedBatch:
   return stack([pack_row([segment(clip) for clip in row], shape, CHANNELS) for row in rows])
 
 
-def make_train_step(width: int, depth: int) -> tuple[Any, Callable]:
+def make_train_step(width: int, depth: int) -> tuple[Any, Any]:
   """(state, a step that has yet to be compiled for a batch)."""
   text = TextEncoderConfig(VOCABULARY, 64, 1, 2)
   config = DiTConfig(CHANNELS, width, depth, max(width // 64, 1), text, ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0)))
@@ -133,7 +133,9 @@ class Trainer:
     # Batches of one shape in turn: a process can't hold a hundred programs (each maps memory a thousand times).
     shapes = [(len(rows), shape.tokens) for rows, shape in scheme.batches]
     self.order = sorted(np.random.default_rng(seed).permutation(len(shapes)).tolist(), key=shapes.__getitem__)
-    self.shape, self.program, self.programs = None, None, 0
+    self.shape: tuple[int, ...] = ()
+    self.program: Any = None
+    self.programs = 0
     self.seconds = self.compile_seconds = 0.0
 
   def run(self, numbers: np.ndarray) -> None:

@@ -89,13 +89,13 @@ def of_rows(mix: Mix, rows: list[list[int]], order: Callable[[np.ndarray], np.nd
   tokens = mix.tokens
   work = np.array([WORK(tokens[row]).sum() for row in rows])
   chosen = order(work)
-  return Scheme([rows[i] for i in chosen], work[chosen], tokens.sum() / (len(rows) * ROW.tokens), 0.0, 1)
+  return Scheme([rows[i] for i in chosen], work[chosen], float(tokens.sum()) / (len(rows) * ROW.tokens), 0.0, 1)
 
 
 def of_batches(mix: Mix, batches: list[list[int]], lengths: list[int], programs: int) -> Scheme:
   """Batches of clips that are all computed at one length."""
   tokens = mix.tokens
-  work = np.array([len(clips) * WORK(length) for clips, length in zip(batches, lengths, strict=True)])
+  work = np.array([len(clips) for clips in batches]) * WORK(np.array(lengths))
   seen = sum(np.minimum(tokens[clips], length).sum() for clips, length in zip(batches, lengths, strict=True))
   computed = sum(len(clips) * length for clips, length in zip(batches, lengths, strict=True))
   return Scheme(batches, work, seen / computed, 1 - seen / tokens.sum(), programs)

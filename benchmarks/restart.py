@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 PHASES = ("init", "compile", "data", "step", "checkpoint", "other")
@@ -55,7 +56,7 @@ def start(workdir: pathlib.Path, settings: list[str]) -> dict[str, float]:
     try:
       while count(log) <= lines:
         if run.poll() is not None or time.monotonic() - begin > LONGEST:
-          raise RuntimeError(f"no first step: {run.stderr.read()[-2000:]}")
+          raise RuntimeError(f"no first step: {run.stderr.read()[-2000:] if run.stderr else run.returncode}")
         time.sleep(0.01)
       seconds, after = time.monotonic() - begin, spent(workdir)
       run.send_signal(signal.SIGTERM)
@@ -86,7 +87,9 @@ def main() -> None:
     compile_modules = [sys.executable, "-c", "import sora_jax.cli, sora_jax.train.run"]
     subprocess.run(compile_modules, check=True, env=environment(workdir.parent))
     starts = {name: start(workdir, settings) for name in ("first", "second")}
-  result = {name: {key: round(value, 2) for key, value in found.items()} for name, found in starts.items()}
+  result: dict[str, Any] = {
+    name: {key: round(value, 2) for key, value in found.items()} for name, found in starts.items()
+  }
   result["second_over_first"] = round(starts["second"]["seconds"] / starts["first"]["seconds"], 3)
   for name in starts:
     print(f"{name:<7}" + "".join(f"{key} {value:>6.2f}   " for key, value in result[name].items()))

@@ -299,7 +299,7 @@ class Supervisor:
       for number, handler in before.items():
         signal.signal(number, handler)
 
-  def _note(self, number: int, _) -> None:
+  def _note(self, number: int, _: object) -> None:
     # Only noted here: a handler may run in the middle of anything.
     self.received = self.received or number
     self._pending.append(number)

@@ -5,6 +5,7 @@
 SIGTERM and Ctrl-C are passed on to training, which is waited for; its exit status is this program's.
 """
 
+import argparse
 import os
 
 import common
@@ -13,7 +14,7 @@ import common
 MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92"
 
 
-def command(args) -> list[str]:
+def command(args: argparse.Namespace) -> list[str]:
   name, share = MEMORY
   env = [] if name in os.environ else [f"{name}={share}"]
   if args.gpu is not None:

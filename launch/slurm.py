@@ -16,6 +16,7 @@ import argparse
 import os
 import shlex
 import signal
+import subprocess
 import sys
 
 import common
@@ -82,7 +83,7 @@ class Job(common.Supervisor):
     super().__init__(words, restarts, (signal.SIGTERM, signal.SIGINT, WARNING))
     self.number = number
 
-  def pass_on(self, child, number: int) -> None:
+  def pass_on(self, child: subprocess.Popen, number: int) -> None:
     # srun kills its tasks when it gets TERM itself; this reaches the tasks alone.
     common.capture(["scancel", "--signal=TERM", self.number], 60)
 

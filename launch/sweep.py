@@ -28,7 +28,9 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 def values(text: str) -> list[str]:
   """Splits at the commas that are in no bracket and no quotes."""
-  parts, open_until, begin = [], [], 0
+  parts: list[str] = []
+  open_until: list[str] = []
+  begin = 0
   for at, letter in enumerate(text):
     if open_until and letter == open_until[-1]:
       open_until.pop()

@@ -72,6 +72,7 @@ def look() -> dict:
     words = json.loads((RUN / "run.json").read_text())["words"]
   except (OSError, ValueError):
     words = []
+  code: int | None
   try:
     code = int((RUN / "code").read_text())
   except (OSError, ValueError):

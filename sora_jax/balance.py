@@ -31,7 +31,7 @@ class Work(NamedTuple):
     """
     return cls(2.0 * parameters, 4.0 * depth * width)
 
-  def __call__(self, tokens: np.ndarray | float) -> np.ndarray | float:
+  def __call__(self, tokens: np.ndarray) -> np.ndarray:
     return self.token * tokens + self.pair * np.square(tokens)
 
 

@@ -289,8 +289,8 @@ def _data_build(name: str) -> dict:
   from sora_jax.data import build, sources
 
   _need("data build", out=FLAGS.out)
-  settings = build.Settings(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(build.Settings)})
-  found = build.build(sources.open_native(name), FLAGS.out, settings, FLAGS.workers, FLAGS.beam)
+  given: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(build.Settings)}
+  found = build.build(sources.open_native(name), FLAGS.out, build.Settings(**given), FLAGS.workers, FLAGS.beam)
   _name_dropped(found["dropped"])
   return found
 

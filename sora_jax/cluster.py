@@ -28,8 +28,8 @@ class Place(NamedTuple):
   """
 
   address: str
-  count: int
-  index: int
+  count: int  # type: ignore[assignment]  # hides the tuple's method, as `index` does
+  index: int  # type: ignore[assignment]
   devices: Sequence[int] | None = None
 
 
@@ -76,6 +76,7 @@ def ask_jax(address: str | None, devices: Sequence[int] | None) -> Place:
 
   detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
   found = detect(address, None, None, devices, None, SECONDS)
-  if None in found[:3]:
+  found_address, count, index, its_devices = found
+  if found_address is None or count is None or index is None:
     raise HostsError(f"JAX can't tell the processes of this run: set {', '.join(EXPLICIT)}")
-  return Place(*found)
+  return Place(found_address, count, index, its_devices)

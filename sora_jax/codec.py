@@ -94,7 +94,8 @@ class Codec:
 
   def grid(self, patch: tuple[int, int, int]) -> Grid:
     """How this autoencoder and a patch turn pixels into tokens."""
-    return Grid(self.config.compression, tuple(patch))
+    time, rows, columns = patch
+    return Grid(self.config.compression, (time, rows, columns))
 
 
 def groups(clips_B: np.ndarray, shape_THW: tuple[int, int, int]) -> list[np.ndarray]:

@@ -134,9 +134,12 @@ def make_sections(
       "The first frame is given, as clean tokens; the rest is generated.",
       [
         demo_page.Shown(
-          clip.caption, clip, source.world.examine(clip.frames_THWC, clip.fps, source.state(i)), request.given_THWC[0]
+          clip.caption,
+          clip,
+          source.world.examine(clip.frames_THWC, clip.fps, source.state(i)),
+          source[i].frames_THWC[0],
         )
-        for i, request, clip in zip(picks, animations, clips[len(stills) :], strict=True)
+        for i, clip in zip(picks, clips[len(stills) :], strict=True)
       ],
     ),
   ]

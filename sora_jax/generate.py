@@ -21,7 +21,7 @@ from sora_jax.clips import Clip, contact_sheet, to_uint8
 from sora_jax.codec import Codec, abstract_params
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion import noise, objective, samplers, schedules
-from sora_jax.diffusion.denoiser import clean_from, guided
+from sora_jax.diffusion.denoiser import Denoise, clean_from, guided
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, per_token, plan, stack
@@ -112,7 +112,7 @@ def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
   def sample_tokens(params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
     dit = nnx.merge(graph, params)
 
-    def network(captions: bool):
+    def network(captions: bool) -> Denoise:
       kept = jnp.full(batch.weight_BS.shape, captions)
       return lambda x_t, t: clean_from(dit(x_t, t, batch, kept), x_t, t, prediction)
 
@@ -148,18 +148,18 @@ class Generator:
     Raises:
       CheckpointError: the folder holds no finished step of a transformer.
     """
-    workdir = epath.Path(workdir)
-    meta = checkpoint.load_meta(workdir)
+    folder = epath.Path(workdir)
+    meta = checkpoint.load_meta(folder)
     if meta.get("task") != "dit":
       raise checkpoint.CheckpointError(
-        f"{workdir} holds a trained {meta.get('task')!r}, not a transformer to sample from"
+        f"{folder} holds a trained {meta.get('task')!r}, not a transformer to sample from"
       )
     config = ml_collections.ConfigDict(meta["config"], convert_dict=True)
-    tokenizer = Tokenizer.load(workdir / "tokenizer.model")
-    codec = Codec.load(workdir / "autoencoder", config.autoencoder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    codec = Codec.load(folder / "autoencoder", config.autoencoder)
     model = dit_config(config, tokenizer.vocabulary)
     like = abstract_params(lambda rngs: DiT(model, rngs))
-    params, found = checkpoint.load_params(workdir, like, step)
+    params, found = checkpoint.load_params(folder, like, step)
     generator = cls(codec, model, params, tokenizer, config)
     generator.step = found
     return generator
@@ -192,14 +192,14 @@ class Generator:
     batch = self._batch(rows, segments, row)
     seeds = np.array([request.seed for request in requests], np.int32)[batch.clip_index_BS]
     tokens_BLC = self._in_groups(batch, seeds, sampling)
-    found: list[np.ndarray | None] = [None] * len(requests)
+    found: dict[int, np.ndarray] = {}
     for number, clips in enumerate(rows):
       start = 0
       for clip in clips:
         tokens_NC = tokens_BLC[number, start : start + lengths[clip]]
-        found[clip] = unpatchify(tokens_NC, self._latent_shape(requests[clip]), self.grid.patch)
+        found[clip] = np.asarray(unpatchify(tokens_NC, self._latent_shape(requests[clip]), self.grid.patch))
         start += lengths[clip]
-    return found
+    return [found[number] for number in range(len(requests))]
 
   def _in_groups(self, batch: PackedBatch, seeds_BS: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Samples some rows at a time, the last ones filled up with copies of the last.
@@ -252,7 +252,7 @@ class Generator:
 
   def _decode(self, requests: Sequence[Request], latents: Sequence[np.ndarray]) -> list[Clip]:
     """The clips of the latents, those of one shape decoded together."""
-    found: list[Clip | None] = [None] * len(requests)
+    found: dict[int, Clip] = {}
     shapes = [(request.frames, request.height, request.width) for request in requests]
     for shape in dict.fromkeys(shapes):
       numbers = [number for number, other in enumerate(shapes) if other == shape]
@@ -260,7 +260,7 @@ class Generator:
       for number, frames_THWC in zip(numbers, frames_BTHWC, strict=True):
         request = requests[number]
         found[number] = Clip(frames_THWC, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
-    return found
+    return [found[number] for number in range(len(requests))]
 
 
 def sheet(clips: Sequence[Clip], columns: int = 5) -> np.ndarray:

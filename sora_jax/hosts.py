@@ -266,10 +266,10 @@ def same(name: str, value: Any) -> None:
     return
   told_of = []
   for key in differing[:DIFFERENCES]:
-    hosts = collections.defaultdict(list)
+    hosts: dict[str, list[int]] = collections.defaultdict(list)
     for host, each in enumerate(found):
       hosts[json.dumps(each.get(key))].append(host)
-    told_of.append(f"{key or name} is " + ", ".join(f"{text} on {_group.told(*who)}" for text, who in hosts.items()))
+    told_of.append(f"{key or name} is " + ", ".join(f"{text} on {named(who)}" for text, who in hosts.items()))
   more = f" ({len(differing)} differ)" if len(differing) > DIFFERENCES else ""
   raise HostsError(f"the hosts of this run differ: {'; '.join(told_of)}{more}")
 

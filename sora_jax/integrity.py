@@ -89,8 +89,8 @@ def write(folder: epath.Path, step: int, known: Mapping[str, dict] | None = None
   manifest = {"format": FORMAT, "saved_at": now, "files": files}
   _write_whole(_manifest_path(folder, step), json.dumps(manifest, indent=1) + "\n")
   for path in list(folder.iterdir()):
-    found = re.fullmatch(r"(\d+)\.manifest\.json", path.name)
-    if found and not (folder / found[1]).exists():
+    named = re.fullmatch(r"(\d+)\.manifest\.json", path.name)
+    if named and not (folder / named[1]).exists():
       path.unlink(missing_ok=True)
 
 

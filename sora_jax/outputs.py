@@ -82,11 +82,12 @@ def make(order: Order, only: int | None = None) -> dict:
   outs = out_paths(order)
   generator = Generator.load(order.checkpoint, order.step)
   given = load_image(order.image, order.size) if order.image else None
-  height, width = parse_size(order.size) if order.size else given.shape[1:3]
+  height, width = parse_size(order.size or "") if given is None else given.shape[1:3]
   fps = float(order.fps or generator.config.data.fps or 24.0)
   changes = {name: value for name, value in order.overrides.items() if value is not None}
   sampling = dataclasses.replace(Sampling.of(generator.config), **changes)
-  sampling = dataclasses.replace(sampling, interval=tuple(sampling.interval))  # JSON has lists
+  low, high = sampling.interval
+  sampling = dataclasses.replace(sampling, interval=(low, high))  # JSON has lists
   requests = [
     Request(prompt, width, height, order.frames, fps, order.seed + number, given)
     for number, prompt in enumerate(order.prompts)

@@ -28,7 +28,7 @@ class Segment(NamedTuple):
   clean_N: np.ndarray  # bool, tokens that are given (a prompt), not predicted
   text_M: np.ndarray  # int32 token ids, at least one (the start token)
   size_4: np.ndarray  # float32 (seconds, height, width, fps)
-  index: int  # names the clip; the key of its random draws
+  index: int  # type: ignore[assignment]  # hides the tuple's method; names the clip, the key of its random draws
   weight: float = 1.0
 
 

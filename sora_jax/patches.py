@@ -29,7 +29,9 @@ class Grid(NamedTuple):
 
   def token_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Tokens along time, rows and columns."""
-    return tuple(math.ceil(n / p) for n, p in zip(self.latent_shape(frames, height, width), self.patch, strict=True))
+    t, h, w = self.latent_shape(frames, height, width)
+    pt, ph, pw = self.patch
+    return math.ceil(t / pt), math.ceil(h / ph), math.ceil(w / pw)
 
   def tokens(self, frames: int, height: int, width: int) -> int:
     return math.prod(self.token_shape(frames, height, width))

@@ -85,7 +85,8 @@ def plan_units(source: Source) -> list[Unit]:
   by_shape = collections.defaultdict(list)
   for index in range(len(source)):
     by_shape[source.shape(index)].append(index)
-  units, clips = [[]], 0
+  units: list[Unit] = [[]]
+  clips = 0
   for shape, indices in by_shape.items():
     size = max(1, min(BATCH, int(BATCH_PIXELS // np.prod(shape))))
     for start in range(0, len(indices), size):

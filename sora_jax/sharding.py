@@ -20,12 +20,12 @@ MESH_AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
 CONFIG_AXES = ("data", "fsdp", "context", "ulysses", "tensor")
 
 # Logical name of an activation's dimension -> mesh axes it is split over.
-AXIS_RULES: dict[str, tuple[str, ...] | None] = {
+AXIS_RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
   "tokens": ("ring", "ulysses"),
   "heads": ("tensor",),
   "hidden": ("tensor",),
-  "embed": None,
+  "embed": (),
   "layers": ("fsdp",),  # of a stack of parameters, where each device takes whole ones
 }
 
@@ -108,14 +108,15 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 def split(name: str | None, size: int) -> tuple[str, ...] | None:
   """The mesh axes that a dimension of this logical name and size lies over; None where they don't divide it."""
-  axes = None if name is None else AXIS_RULES[name]
-  return axes if axes and size % ways(name) == 0 else None
+  if name is None or not AXIS_RULES[name] or size % ways(name):
+    return None
+  return AXIS_RULES[name]
 
 
 def ways(name: str) -> int:
   """How many parts a dimension of this logical name is split into; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in AXIS_RULES[name] or ()]))
+  return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in AXIS_RULES[name]]))
 
 
 def one_device() -> bool:
@@ -186,7 +187,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
   """
   parts, begun = mesh.shape["data"] * mesh.shape["fsdp"], collections.defaultdict(set)
   for device, index in batch_sharding(mesh).devices_indices_map((parts,)).items():
-    begun[device.process_index].add(index[0].start or 0)
+    begun[device.process_index].add(index[0].start or 0)  # type: ignore[attr-defined]  # JAX hides the class
   shares = sorted({tuple(sorted(rows)) for rows in begun.values()})
   if sum(map(len, shares)) != parts or len({len(rows) for rows in shares}) > 1:
     raise ValueError(f"processes hold the rows {shares} of {parts}: make the mesh's axes whole processes")

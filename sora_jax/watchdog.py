@@ -196,7 +196,7 @@ class Watchdog:
       while waiting.get_map() and not self._stop.is_set():
         for key, _ in waiting.select(BEAT):
           waiting.unregister(key.fileobj)
-          if not _says_goodbye(key.fileobj) and not self._stop.is_set():
+          if not _says_goodbye(self.lines[key.data]) and not self._stop.is_set():
             self._lose(key.data, "the process has ended")
         looked, before = time.monotonic(), looked
         self._unheard += min(looked - before, 2 * BEAT)

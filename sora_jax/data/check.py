@@ -4,6 +4,7 @@ What can't be used is what the source drops when it is opened, and what a decode
 """
 
 import collections
+import math
 import os
 import sys
 from typing import Any
@@ -35,41 +36,36 @@ def check(name: str | os.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: no such source.
   """
-  kept: list[int] = []
-  damaged: list[Dropped] = []
+  source: Source | None = None
   try:
     source = open_native(os.fspath(name))
     dropped = list(source.dropped)
   except NothingUsable as nothing:
-    source, dropped = None, nothing.dropped
-  for index in tqdm(range(len(source) if source else 0), desc="check", file=sys.stderr, disable=not source):
-    reason = damage(source, index)
-    if reason is None:
-      kept.append(index)
-    else:
-      damaged.append(Dropped(*source.where(index), f"unreadable: {reason}"))
-  lines = sorted([each for each in [*dropped, *damaged] if each.line], key=lambda each: each.line)
-  dropped = [*lines, *(each for each in dropped if not each.line)]
+    dropped = nothing.dropped
+  looked = [damage(source, clip) for clip in tqdm(range(len(source)), desc="check", file=sys.stderr)] if source else []
+  kept = [index for index, bad in enumerate(looked) if bad is None]
+  dropped = sorted([*dropped, *filter(None, looked)], key=lambda each: each.line or math.inf)
   found = {"clips": len(kept) + len(dropped), "kept": len(kept)}
   return found | statistics(source, kept) | {"dropped": [vars(each) for each in dropped]}
 
 
-def damage(source: Source, index: int) -> str | None:
-  """Why a clip of which the size is known can't be decoded, or None."""
+def damage(source: Source, index: int) -> Dropped | None:
+  """What a clip of which the size is known is dropped for, where it can't be decoded."""
   try:
     small_frames(source, index, SIDE, FRAMES)
   except UnreadableFile as error:
-    return str(error).removeprefix(f"{source.where(index)[0]}: ")
+    file, line = source.where(index)
+    return Dropped(file, line, f"unreadable: {str(error).removeprefix(f'{file}: ')}")
   return None
 
 
 def statistics(source: Source | None, kept: list[int]) -> dict[str, Any]:
-  if not kept:
+  if source is None or not kept:
     return {"images": 0, "videos": 0, "seconds": 0.0, "frames": 0}
   shapes = [source.shape(index) for index in kept]
   videos = [index for index, shape in zip(kept, shapes, strict=True) if shape[0] > 1]
   sizes = collections.Counter(f"{width}x{height}" for _, height, width in shapes)
-  values = {
+  values: dict[str, list[float]] = {
     "width": [width for _, _, width in shapes],
     "height": [height for _, height, _ in shapes],
     "fps": [source.fps(index) for index in videos],

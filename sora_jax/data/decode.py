@@ -22,13 +22,14 @@ import struct
 from collections.abc import Iterator
 
 import av
-import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
-from sora_jax.data.stamps import HEAD, Clock, clock_of, find_clock, rate_of, timed, walk
+from sora_jax.data.stamps import HEAD, Clock, clock_of, find_clock, rate_of, tick_of, timed, walk
 from sora_jax.data.stills import image_pixels, webp_delays
-from sora_jax.data.upright import Matrix, sideways
+from sora_jax.data.upright import Matrix, Stored, sideways
 
 MAX_PIXELS = 8192 * 8192 // 2  # of one frame: 8K video fits
 MAX_FRAMES = 20_000  # decoded by one read
@@ -72,7 +73,7 @@ class Probe:
 
 
 # (seconds since the first frame, seconds it is shown or 0 where unknown, the picture: see `upright.pixels`)
-Picture = tuple[float, float, tuple[av.VideoFrame, Matrix] | np.ndarray]
+Picture = tuple[float, float, Stored]
 
 
 def probe(path: str | os.PathLike) -> Probe:
@@ -206,7 +207,7 @@ def _image_pictures(image: Image.Image, times: list[float]) -> Iterator[Picture]
 
 
 @contextlib.contextmanager
-def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple]:
+def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple[InputContainer, av.VideoStream]]:
   """Yields (container, stream), the stream ready to decode."""
   with av.open("file:" + os.path.abspath(path), format=kind, options=_OPTIONS, metadata_errors="replace") as container:
     covers = Disposition.attached_pic  # album art is a video stream to the demuxer
@@ -214,7 +215,7 @@ def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple]:
     if not tracks:
       raise UnreadableFile("no video track")
     best = container.streams.best("video")  # as players choose: a thumbnail or an empty track may come first
-    stream = next((each for each in tracks if each.index == best.index), tracks[0])
+    stream = next((each for each in tracks if each is best), tracks[0])
     codec = stream.codec_context
     name = codec.codec.canonical_name if codec else "unknown"
     if name not in _CODECS:
@@ -237,7 +238,7 @@ def _head(packets: Iterator[av.Packet]) -> list[av.Packet]:
   return head
 
 
-def _decode(stream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iterator[av.VideoFrame]:
+def _decode(stream: av.VideoStream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iterator[av.VideoFrame]:
   """Frames in the order of showing; damaged packets are skipped, a damaged container ends the clip.
 
   Args:
@@ -271,19 +272,25 @@ def _decode(stream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iter
       return
 
 
-def _decoder(stream) -> av.CodecContext:
+def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:
   codec = stream.codec_context
   name = _WITH_ALPHA.get(codec.codec.canonical_name, "")
   if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
     return codec
   decoder = av.CodecContext.create(name, "r")
+  assert isinstance(decoder, av.VideoCodecContext)
   decoder.options = {"max_pixels": _OPTIONS["max_pixels"]}
   decoder.thread_count = 1
   return decoder
 
 
 def _video_pictures(
-  container, stream, frames: Iterator[av.VideoFrame], clock: Clock, start: float, in_turn: bool
+  container: InputContainer,
+  stream: av.VideoStream,
+  frames: Iterator[av.VideoFrame],
+  clock: Clock,
+  start: float,
+  in_turn: bool,
 ) -> Iterator[Picture]:
   """Pictures from no later than `start`; `frames` are those from the head of the file."""
   first = next(frames, None)
@@ -304,9 +311,11 @@ def _video_pictures(
     yield time, duration, (frame, matrix)
 
 
-def _sought(container, stream, pts: int, start: float, in_turn: bool) -> Iterator[av.VideoFrame]:
+def _sought(
+  container: InputContainer, stream: av.VideoStream, pts: int, start: float, in_turn: bool
+) -> Iterator[av.VideoFrame]:
   """Frames from no later than `start` seconds after the stamp `pts`, the file's first."""
-  tick = float(stream.time_base)
+  tick = float(tick_of(stream))
   with contextlib.suppress(av.FFmpegError):
     container.seek(pts + int((start - _SEEK_MARGIN) / tick), stream=stream, backward=True)
     frames = _decode(stream, container.demux(stream), in_turn)
@@ -340,7 +349,7 @@ def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
   return Probe(height, width, *times)
 
 
-def _packets(container, stream) -> Iterator[av.Packet]:
+def _packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
   count = 0
   for packet in container.demux(stream):
     count += packet.size > 0
@@ -350,9 +359,9 @@ def _packets(container, stream) -> Iterator[av.Packet]:
     raise EOFError("fewer packets than the header lists")
 
 
-def _header_times(container, stream) -> tuple[float, float, int]:
+def _header_times(container: InputContainer, stream: av.VideoStream) -> tuple[float, float, int]:
   if stream.duration:
-    seconds = float(stream.duration * stream.time_base)
+    seconds = float(stream.duration * tick_of(stream))
   elif container.duration:
     seconds = container.duration / av.time_base
   else:
@@ -370,7 +379,8 @@ def _display_matrix(frame: av.VideoFrame) -> Matrix:
       raise
     layout, matrix = frame.format.name, frame.colorspace  # by its number in ITU-T H.273
     raise UnreadableFile(f"pixels of {layout} with colour matrix {matrix} can't be made RGB") from error
-  for data in small.side_data:
+  side_data: SideDataContainer = small.side_data  # type: ignore[assignment]  # PyAV's stubs say a TypedDict
+  for data in side_data:
     if data.type.name == "DISPLAYMATRIX":
       a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
       return a, b, c, d

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -108,11 +108,9 @@ class Decoder:
       return None
     with contextlib.suppress(subprocess.TimeoutExpired):
       process.wait(0.05)  # one that died by itself says of what
-    process.kill()
-    status = process.wait()
-    process.stdin.close()
-    process.stdout.close()
-    return status
+    with contextlib.suppress(BrokenPipeError), process:  # closes its pipes; a dead one has not read its request
+      process.kill()
+    return process.returncode
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,6 +140,7 @@ def _cause(status: int | None) -> str:
 
 
 def _exchange(process: subprocess.Popen, request: dict, deadline: float) -> tuple[dict, bytearray]:
+  assert process.stdin is not None and process.stdout is not None  # both are pipes
   try:
     process.stdin.write(json.dumps(request, default=lambda number: number.item()).encode() + b"\n")  # numpy's too
     process.stdin.flush()
@@ -160,7 +159,7 @@ def _exchange(process: subprocess.Popen, request: dict, deadline: float) -> tupl
   return header, body
 
 
-def _receive(stream: BinaryIO, into: bytearray, deadline: float, most: int) -> None:
+def _receive(stream: IO[bytes], into: bytearray, deadline: float, most: int) -> None:
   """Waits for more bytes.
 
   Raises:
@@ -178,7 +177,7 @@ def _receive(stream: BinaryIO, into: bytearray, deadline: float, most: int) -> N
 # The process.
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
   """Answers requests until there are no more."""
   for line in requests:
     request = json.loads(line)

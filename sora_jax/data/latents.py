@@ -94,16 +94,16 @@ def begin(folder: str | os.PathLike, key: dict[str, str]) -> bool:
   Returns:
     Whether the store of this key is complete already.
   """
-  folder = epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  if (folder / KEY).exists():
-    changed = differing(json.loads((folder / KEY).read_text()), key)
+  root = epath.Path(folder)
+  root.mkdir(parents=True, exist_ok=True)
+  if (root / KEY).exists():
+    changed = differing(json.loads((root / KEY).read_text()), key)
     if not changed:
-      return (folder / INDEX).exists()
-    print(f"{folder}: encoding again: other {', '.join(changed)}", file=sys.stderr)
-  for path in [folder / INDEX, *folder.glob("unit-*")]:
+      return (root / INDEX).exists()
+    print(f"{root}: encoding again: other {', '.join(changed)}", file=sys.stderr)
+  for path in [root / INDEX, *root.glob("unit-*")]:
     path.unlink(missing_ok=True)
-  storage.write_text(folder / KEY, json.dumps(key, indent=1, sort_keys=True))
+  storage.write_text(root / KEY, json.dumps(key, indent=1, sort_keys=True))
   return False
 
 
@@ -115,7 +115,7 @@ def missing_units(folder: str | os.PathLike, units: int) -> list[int]:
 
 def write_unit(folder: str | os.PathLike, unit: int, clips: Iterable[LatentClip], dropped: Sequence[Dropped]) -> None:
   """Writes the clips of one unit; `dropped` is looked at when the last clip was given."""
-  folder = epath.Path(folder)
+  root = epath.Path(folder)
   entries, values, start = [], [np.zeros(0, np.float32)], 0
   for clip in clips:
     entry = {"unit": unit, "start": start, "shape": list(clip.latent_thwC.shape)}
@@ -125,26 +125,26 @@ def write_unit(folder: str | os.PathLike, unit: int, clips: Iterable[LatentClip]
     start += values[-1].size
   content = io.BytesIO()
   np.save(content, np.concatenate(values), allow_pickle=False)
-  (folder / _name(unit, "npy")).write_bytes(content.getbuffer())
+  (root / _name(unit, "npy")).write_bytes(content.getbuffer())
   found = {"clips": entries, "dropped": [vars(each) for each in dropped]}
-  storage.write_text(folder / _name(unit, "json"), json.dumps(found))
+  storage.write_text(root / _name(unit, "json"), json.dumps(found))
 
 
 def finish(folder: str | os.PathLike, units: int) -> LatentStore:
   """Makes the store complete: all of its units are there."""
-  folder = epath.Path(folder)
-  found = [json.loads(storage.read_bytes(folder / _name(unit, "json"))) for unit in range(units)]
+  root = epath.Path(folder)
+  found = [json.loads(storage.read_bytes(root / _name(unit, "json"))) for unit in range(units)]
   joined = {name: list(itertools.chain.from_iterable(unit[name] for unit in found)) for name in ("clips", "dropped")}
-  key = json.loads((folder / KEY).read_text())
-  storage.write_text(folder / INDEX, json.dumps({"key": key, **joined}))
-  return LatentStore(folder)
+  key = json.loads((root / KEY).read_text())
+  storage.write_text(root / INDEX, json.dumps({"key": key, **joined}))
+  return LatentStore(root)
 
 
 def forget_bad(folder: str | os.PathLike) -> None:
   """Takes the units in which clips are missing out of a store, which is then not complete."""
-  folder = epath.Path(folder)
-  (folder / INDEX).unlink(missing_ok=True)
-  for path in folder.glob("unit-*.json"):
+  root = epath.Path(folder)
+  (root / INDEX).unlink(missing_ok=True)
+  for path in root.glob("unit-*.json"):
     if json.loads(path.read_text())["dropped"]:
       path.unlink()
 

@@ -142,7 +142,7 @@ class PackedRows:
     lengths = np.array([_kept(_tokens(entry["shape"], grid.patch), shares) for entry in store.entries])
     if weights:
       parts = np.array([entry["part"] for entry in store.entries])
-      self.places = Weighted(lengths, texts.longest_N, parts, weights, seed)
+      self.places: Everyone | Weighted = Weighted(lengths, texts.longest_N, parts, weights, seed)
     else:
       self.places = Everyone(lengths, texts.longest_N)
     self.rows = plan(self.places.lengths_K.tolist(), self.places.text_K.tolist(), row)

@@ -5,6 +5,7 @@ asks for frame 2 by its true time, 66.67 ms, would get frame 1. Where a constant
 stamp stands for the time that this rate gives its frame. Where none does, the rate varies, and stamps are as they say.
 """
 
+import fractions
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -101,24 +102,30 @@ def last_duration(claimed: float, claims: Collection[float], mean: float) -> flo
 # Streams of PyAV.
 
 
-def rate_of(stream) -> float:
+def rate_of(stream: av.VideoStream) -> float:
   """Frames a second that the file claims, or what is likely."""
   claimed = float(stream.average_rate or stream.guessed_rate or 0)
   return claimed if 0 < claimed < 1 / MILLISECOND else 25.0
 
 
-def clock_of(stream, stamps: Iterable[int]) -> Clock:
+def tick_of(stream: av.VideoStream) -> fractions.Fraction:
+  """Seconds that a stamp counts."""
+  assert stream.time_base is not None  # every demuxer sets one
+  return stream.time_base
+
+
+def clock_of(stream: av.VideoStream, stamps: Iterable[int]) -> Clock:
   if stream.codec_context.name == "gif":  # it claims none: the demuxer makes one up from the first delays
-    return find_clock(stamps, float(stream.time_base))
+    return find_clock(stamps, float(tick_of(stream)))
   rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
-  return find_clock(stamps, float(stream.time_base), [float(rate) for rate in rates if rate])
+  return find_clock(stamps, float(tick_of(stream)), [float(rate) for rate in rates if rate])
 
 
 def timed(
-  frames: Iterator[av.VideoFrame], stream, clock: Clock, origin: int | None
+  frames: Iterator[av.VideoFrame], stream: av.VideoStream, clock: Clock, origin: int | None
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
   """Adds times: by timestamp, and one frame after the last where it is missing; never backwards."""
-  tick, step = float(stream.time_base), 1 / rate_of(stream)
+  tick, step = float(tick_of(stream)), 1 / rate_of(stream)
   time, offset = -step, 0.0
   for frame in frames:
     if frame.pts is None:
@@ -130,13 +137,17 @@ def timed(
     yield time, (frame.duration or 0) * tick, frame
 
 
-def walk(items: Iterator[av.Packet | av.VideoFrame], stream, origin: int | None) -> tuple[float, float, int] | None:
+def walk(
+  items: Iterator[av.Packet | av.VideoFrame], stream: av.VideoStream, origin: int | None
+) -> tuple[float, float, int] | None:
   """(seconds, fps, frames) by the stamps of packets, cheaply, or of frames, from the first picture; None above the
   limit.
 
   Headers are often wrong: cut files, edit lists, variable rates.
   """
-  count, unstamped, stamps, head = 0, 0, [], []
+  count, unstamped = 0, 0
+  stamps: list[tuple[int, int]] = []
+  head: list[int] = []
   for item in items:
     if item.pts is not None and len(head) < HEAD:
       head.append(item.pts)
@@ -149,7 +160,7 @@ def walk(items: Iterator[av.Packet | av.VideoFrame], stream, origin: int | None)
       stamps.append((item.pts, item.duration or 0))
     elif not stamps:
       unstamped += 1
-  rate, tick = rate_of(stream), float(stream.time_base)
+  rate, tick = rate_of(stream), float(tick_of(stream))
   if not stamps:
     return max(count, 1) / rate, rate, max(count, 1)
   clock = clock_of(stream, head)

@@ -50,9 +50,11 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     return image
   try:
     given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    return ImageCms.profileToProfile(image, given, _srgb(), outputMode="RGBA" if image.mode == "RGBA" else "RGB")
+    shown = ImageCms.profileToProfile(image, given, _srgb(), outputMode="RGBA" if image.mode == "RGBA" else "RGB")
   except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
     return image
+  assert shown is not None  # only what is done in place gives none
+  return shown
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -59,7 +58,7 @@ def kept_texts(
 
   Of several hosts the first makes them, and all read them.
   """
-  folder = epath.Path(folder)
+  root = epath.Path(folder)
   key = {
     "tokenizer": latents.digest([tokenizer.model.hex()]),
     "captions": latents.digest(each[style] for each in captions for style in STYLES),
@@ -68,24 +67,24 @@ def kept_texts(
   }
 
   def make() -> None:
-    if (folder / KEY).exists() and (folder / IDS).exists():
-      changed = latents.differing(_read_key(folder / KEY), key)
+    if (root / KEY).exists() and (root / IDS).exists():
+      changed = latents.differing(_read_key(root / KEY), key)
       if not changed:
         return
-      print(f"{folder / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
+      print(f"{root / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
     texts = Texts.of(captions, tokenizer, limit)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
-    with (folder / IDS).open("wb") as file:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
+    with (root / IDS).open("wb") as file:
       np.savez(file, ids=texts.ids_M, starts=texts.starts)
-    storage.write_text(folder / KEY, json.dumps(key, indent=1, sort_keys=True))
+    storage.write_text(root / KEY, json.dumps(key, indent=1, sort_keys=True))
 
   hosts.decide("tokenising captions", make, hosts.LONG)
-  with (folder / IDS).open("rb") as file, np.load(file, allow_pickle=False) as found:
+  with (root / IDS).open("rb") as file, np.load(file, allow_pickle=False) as found:
     return Texts(found["ids"], found["starts"])
 
 
-def _read_key(path: Any) -> dict[str, str]:
+def _read_key(path: epath.Path) -> dict[str, str]:
   try:
     key = json.loads(path.read_text())
   except ValueError:

@@ -57,22 +57,22 @@ class Tokenizer:
     Raises:
       ValueError: there is no such file, or it is no SentencePiece model.
     """
-    path = epath.Path(path)
-    if not path.exists():
-      raise ValueError(f"no tokenizer at {path}: it is written when training starts")
-    model = path.read_bytes()
+    file = epath.Path(path)
+    if not file.exists():
+      raise ValueError(f"no tokenizer at {file}: it is written when training starts")
+    model = file.read_bytes()
     if not model:  # which SentencePiece takes for "no model given"
-      raise ValueError(f"{path} is no SentencePiece model: it is empty")
+      raise ValueError(f"{file} is no SentencePiece model: it is empty")
     try:
       return cls(model)
     except (RuntimeError, OSError) as error:
-      raise ValueError(f"{path} is no SentencePiece model: {str(error).splitlines()[0]}") from error
+      raise ValueError(f"{file} is no SentencePiece model: {str(error).splitlines()[0]}") from error
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the file whole or not at all."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.written_local(path) as local:
+    file = epath.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with storage.written_local(file) as local:
       pathlib.Path(local).write_bytes(self.model)
 
   @property

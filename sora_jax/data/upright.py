@@ -12,6 +12,8 @@ from sora_jax.data.stills import on_black
 
 # (a, b, c, d) of a display matrix: shown x = a x + c y, shown y = b x + d y, in 1/65536.
 Matrix = tuple[int, int, int, int]
+# A frame that is turned when it is shown, or upright pixels (H, W, 3).
+Stored = tuple[av.VideoFrame, Matrix] | np.ndarray
 _WIDER = np.rint(np.clip((np.arange(256) - 16.0) * 255 / 219, 0, 255)).astype(np.uint8)  # limited range -> full range
 
 
@@ -21,7 +23,7 @@ def sideways(matrix: Matrix) -> bool:
   return b + c > a + d
 
 
-def pixels(picture: tuple[av.VideoFrame, Matrix] | np.ndarray) -> np.ndarray:
+def pixels(picture: Stored) -> np.ndarray:
   """Upright uint8 (H, W, 3) of a picture; a turn that isn't a right angle goes to the nearest one."""
   if isinstance(picture, np.ndarray):
     return picture

@@ -91,9 +91,10 @@ class _Shown:
   """The frames shown so far. Pixels are made, and resized, only of the pictures that are shown."""
 
   def __init__(self, max_frames: int, size: tuple[int, int] | None):
-    self.max_frames, self.size, self.frames = max_frames, size, []
+    self.max_frames, self.size = max_frames, size
+    self.frames: list[np.ndarray] = []
 
-  def until(self, picture, count: int) -> bool:
+  def until(self, picture: upright.Stored, count: int) -> bool:
     """Shows the picture until there are `count` frames; True when the clip is full."""
     count = min(count, self.max_frames)
     if count > len(self.frames):
@@ -108,16 +109,17 @@ class _Shown:
 
 def _pick(pictures: Iterator[decode.Picture], shown: _Shown, fps: float, start: float, tolerance: float) -> None:
   """Each picture is shown until the first wanted time that the next one covers, the last until its end."""
-  held, time, first_time, seen = None, 0.0, 0.0, 0
+  held: upright.Stored | None = None
+  time, first_time, seen = 0.0, 0.0, 0
   claims: set[float] = set()
   for next_time, duration, picture in pictures:
-    if not seen:
+    if held is None:
       first_time = next_time
     elif shown.until(held, math.ceil((next_time - tolerance - start) * fps)):
       return
     claims.add(duration)
     held, time, seen = picture, next_time, seen + 1
-  if not seen:
+  if held is None:
     raise UnreadableFile("no frame decodes")
   lasts = last_duration(duration, claims, (time - first_time) / max(seen - 1, 1))
   shown.until(held, frame_count(time + lasts - start, fps, shown.max_frames))
@@ -282,7 +284,7 @@ def _png(frames_THWC: np.ndarray, fps: float) -> bytes:
   return _save([Image.fromarray(frames_THWC[0])], "PNG")
 
 
-def _save(images: list[Image.Image], kind: str, **options) -> bytes:
+def _save(images: list[Image.Image], kind: str, **options: bool | int | list[int]) -> bytes:
   buffer = io.BytesIO()
   more = {"save_all": True, "append_images": images[1:]} if len(images) > 1 else {}
   if not more:

@@ -6,18 +6,19 @@ inside its clip, so a clip gets the same noise alone, packed with others, or on 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PURPOSES = {"time": 1, "noise": 2, "caption_drop": 3, "posterior": 4}
 
 
-def clip_keys(key: jax.Array, clip_index: jax.Array, purpose: str) -> jax.Array:
+def clip_keys(key: jax.Array, clip_index: np.ndarray | jax.Array, purpose: str) -> jax.Array:
   """One key a clip: `clip_index` int32 of any shape -> keys of that shape."""
   key = jax.random.fold_in(key, PURPOSES[purpose])
   keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(clip_index.reshape(-1))
   return keys.reshape(clip_index.shape)
 
 
-def token_numbers(segments_BL: jax.Array) -> jax.Array:
+def token_numbers(segments_BL: np.ndarray | jax.Array) -> jax.Array:
   """The number of each token inside its own segment, from 0; int32 (B, L).
 
   Segments are contiguous in a row, so it is the distance from the last place where the id changed.
@@ -28,7 +29,7 @@ def token_numbers(segments_BL: jax.Array) -> jax.Array:
   return place_BL - jax.lax.cummax(jnp.where(first_BL, place_BL, 0), axis=1)
 
 
-def token_noise(keys_BS: jax.Array, segments_BL: jax.Array, channels: int) -> jax.Array:
+def token_noise(keys_BS: jax.Array, segments_BL: np.ndarray | jax.Array, channels: int) -> jax.Array:
   """Standard normal noise (B, L, channels), float32, keyed by clip and token number; padding tokens get some too."""
   rows_B1 = jnp.arange(segments_BL.shape[0])[:, None]
   token_keys = keys_BS[rows_B1, jnp.maximum(segments_BL - 1, 0)].reshape(-1)

@@ -78,7 +78,7 @@ def segment_weights(batch: PackedBatch, weighting: str) -> jax.Array:
     ValueError: another weighting.
   """
   count_BS = _predicted(batch).sum(1).astype(jnp.float32)
-  weights = {"clip": batch.weight_BS * (count_BS > 0), "token": batch.weight_BS * count_BS}
+  weights = {"clip": (count_BS > 0) * batch.weight_BS, "token": count_BS * batch.weight_BS}
   if weighting not in weights:
     raise ValueError(f"diffusion.weighting is {weighting!r}: it is 'clip' or 'token'")
   return weights[weighting]

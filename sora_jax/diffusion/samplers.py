@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.diffusion import schedules
 from sora_jax.diffusion.denoiser import Denoise, velocity
@@ -12,8 +13,8 @@ METHODS = ("euler", "heun")
 def sample(
   denoise: Denoise,
   noise_BLC: jax.Array,
-  given_BLC: jax.Array,
-  clean_BL: jax.Array,
+  given_BLC: np.ndarray | jax.Array,
+  clean_BL: np.ndarray | jax.Array,
   shift_BL: jax.Array,
   steps: int,
   method: str,

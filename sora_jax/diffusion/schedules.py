@@ -9,7 +9,7 @@ def shift(t: jax.Array, factor: jax.Array | float) -> jax.Array:
   return factor * t / (1.0 + (factor - 1.0) * t)
 
 
-def size_shift(tokens: jax.Array, base_tokens: int) -> jax.Array:
+def size_shift(tokens: jax.Array, base_tokens: float) -> jax.Array:
   """The shift factor of a clip: sqrt(tokens / base_tokens), never below 1 (Esser et al. 2024, section 5.3.2)."""
   return jnp.sqrt(jnp.maximum(tokens / base_tokens, 1.0))
 

@@ -19,7 +19,7 @@ BATCH = 96  # clips sampled together
 
 
 class Score(NamedTuple):
-  """One attribute's line of a report, all from 0 to 1."""
+  """One attribute's line of a report, all from 0 to 1; NaN where it applied to no clip."""
 
   attribute: str
   mean: float
@@ -71,7 +71,8 @@ def examine(
   made = marks(world, states, [(clip.frames_THWC, clip.fps) for clip in clips])
   ceiling = marks(world, states, [(frames, source.rate) for frames in real])
   coded = marks(world, states, [(frames, source.rate) for frames in through(generator.codec, real)])
-  guessed = chance(world, states, np.random.default_rng(seed))
+  guesses = chance(world, states, np.random.default_rng(seed))
+  guessed = {name: np.nan if guess is None else guess for name, guess in guesses.items()}
   scores = [
     Score(name, *interval(made[name]), float(np.mean(ceiling[name])), float(np.mean(coded[name])), guessed[name])
     for name in world.attributes
@@ -83,11 +84,11 @@ def examine(
 
 def through(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
   """Clips there and back through the autoencoder, those of one size together."""
-  found: list[np.ndarray | None] = [None] * len(clips)
+  found: dict[int, np.ndarray] = {}
   shapes = {clip.shape for clip in clips}
   for shape in shapes:
     numbers = [i for i, clip in enumerate(clips) if clip.shape == shape]
     decoded = codec.decode(codec.encode(np.stack([clips[i] for i in numbers])), shape[:3])
     for number, frames in zip(numbers, decoded, strict=True):
       found[number] = frames
-  return found
+  return [found[i] for i in range(len(clips))]

@@ -135,7 +135,9 @@ def _on_all_devices(
   return jax.shard_map(call, in_specs=specs, out_specs=query_spec, check_vma=False)
 
 
-def dense_attention(query, key, value, query_segments, key_segments) -> jax.Array:
+def dense_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array
+) -> jax.Array:
   """Every query with every key, and a mask; (B, K, L, H)."""
   # Added, not selected, and divided by the sum at the end: written so, XLA fuses the whole of it on the CPU.
   same_B1LM = query_segments[:, None, :, None] == key_segments[:, None, None, :]

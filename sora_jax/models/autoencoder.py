@@ -13,7 +13,7 @@ Shape letters: B clips, T frames, H height, W width, C channels (lower case t, h
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ class AutoencoderConfig:
   @property
   def compression(self) -> tuple[int, int, int]:
     """Pixels a latent position stands for along (time, rows, columns)."""
-    return tuple(math.prod(stage.shrink[axis] for stage in self.stages) for axis in range(3))
+    time, rows, columns = (math.prod(stage.shrink[axis] for stage in self.stages) for axis in range(3))
+    return time, rows, columns
 
   @property
   def values_in_per_value_out(self) -> float:
@@ -204,7 +205,11 @@ class Autoencoder(nnx.Module):
     return self.reconstruct(latent_BthwC * spread(self.latent_deviation) + spread(self.latent_mean), past)
 
 
-def pad_clip(frames_BTHWC: jax.Array, compression: tuple[int, int, int]) -> jax.Array:
+@overload
+def pad_clip(frames_BTHWC: np.ndarray, compression: tuple[int, int, int]) -> np.ndarray: ...
+@overload
+def pad_clip(frames_BTHWC: jax.Array, compression: tuple[int, int, int]) -> jax.Array: ...
+def pad_clip(frames_BTHWC: np.ndarray | jax.Array, compression: tuple[int, int, int]) -> np.ndarray | jax.Array:
   """Repeats the last frame, row and column until the compression divides the clip (1 + k * time frames)."""
   B, T, H, W, _ = frames_BTHWC.shape
   t, h, w = Grid(compression, (1, 1, 1)).latent_shape(T, H, W)

@@ -64,7 +64,14 @@ class Block(NamedTuple):
     return jnp.where(same, 0.0, NEVER)[None]
 
 
-def forward(query, key, value, query_segments, key_segments, queries: int = QUERIES) -> Attended:
+def forward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  query_segments: jax.Array,
+  key_segments: jax.Array,
+  queries: int = QUERIES,
+) -> Attended:
   """Attention to these keys, be they all that the queries have or a part."""
   L, queries = query.shape[2], min(queries, query.shape[2])
   query, query_segments = _pad(_scaled(query), 2, queries), _pad(query_segments, 1, queries)
@@ -87,7 +94,14 @@ def forward(query, key, value, query_segments, key_segments, queries: int = QUER
 
 
 def backward(
-  query, key, value, query_segments, key_segments, attended: Attended, gradient, queries: int = QUERIES
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  query_segments: jax.Array,
+  key_segments: jax.Array,
+  attended: Attended,
+  gradient: jax.Array,
+  queries: int = QUERIES,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The gradients of query, key and value, float32, for keys that are all or a part of what `attended` is of.
 
@@ -132,7 +146,7 @@ def windows(query_segments_BL: jax.Array, key_segments_BM: jax.Array, queries: i
   return first, jnp.where(meets_BqM.any(-1), last + 1 - first, 0)
 
 
-def _each_block(act: Callable, carry: Any, query_segments, key_segments, queries: int) -> Any:
+def _each_block(act: Callable, carry: Any, query_segments: jax.Array, key_segments: jax.Array, queries: int) -> Any:
   """`act(carry, block)` for every block that has keys: those with windows of one size after another."""
   M = key_segments.shape[1]
   first, count = windows(query_segments, key_segments, queries)
@@ -142,7 +156,7 @@ def _each_block(act: Callable, carry: Any, query_segments, key_segments, queries
     rows, numbers = jnp.nonzero(chosen, size=chosen.size, fill_value=0)
     keys = jnp.minimum(first[rows, numbers], M - window)
     starts = jnp.stack([rows, numbers * queries, keys]).astype(jnp.int32)
-    run = lambda i, carry, starts=starts, window=window: act(carry, Block(*starts[:, i], queries, window))
+    run = lambda i, carry, at=starts, window=window: act(carry, Block(at[0, i], at[1, i], at[2, i], queries, window))
     carry = lax.fori_loop(0, chosen.sum(), run, carry)
     below = window
   return carry

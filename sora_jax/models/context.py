@@ -25,7 +25,9 @@ def exchange_heads(attend: Callable, axis: str) -> Callable:
   The devices of `axis` have tokens that follow each other, and divide the heads.
   """
 
-  def exchanged(query, key, value, query_segments, key_segments):
+  def exchanged(
+    query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array
+  ) -> jax.Array:
     gather_tokens = functools.partial(lax.all_to_all, axis_name=axis, split_axis=1, concat_axis=2, tiled=True)
     segments = (lax.all_gather(ids, axis, axis=1, tiled=True) for ids in (query_segments, key_segments))
     out = attend(*(gather_tokens(x) for x in (query, key, value)), *segments)
@@ -35,12 +37,20 @@ def exchange_heads(attend: Callable, axis: str) -> Callable:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def ring_attention(kernel: Kernel, axis: str, query, key, value, query_segments, key_segments) -> jax.Array:
-  """Attention of this device's queries to the keys of all devices of `axis`; (B, K, L, H)."""
-  return _ring_forward(kernel, axis, query, key, value, query_segments, key_segments).out.astype(query.dtype)
+def ring_attention(kernel: Kernel, axis: str, *inputs: jax.Array) -> jax.Array:
+  """Attention of this device's queries to the keys of all devices of `axis`; (B, K, L, H). `inputs` as in `Kernel`."""
+  return _ring_forward(kernel, axis, *inputs).out.astype(inputs[0].dtype)
 
 
-def _ring_forward(kernel: Kernel, axis: str, query, key, value, query_segments, key_segments) -> Attended:
+def _ring_forward(
+  kernel: Kernel,
+  axis: str,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  query_segments: jax.Array,
+  key_segments: jax.Array,
+) -> Attended:
   def visit(carry: tuple, _: None) -> tuple[tuple, None]:
     attended, visitor = carry
     following = _pass_on(visitor, axis)  # on its way while this one is read
@@ -70,7 +80,7 @@ def _ring_pull(kernel: Kernel, axis: str, saved: Any, gradient: jax.Array) -> tu
     return (to_query + parts[0], following, to_key, to_value), None
 
   zeros = [jnp.zeros(x.shape, jnp.float32) for x in (query, key, value)]
-  carry = zeros[0], (key, value, key_segments), *zeros[1:]
+  carry: tuple = zeros[0], (key, value, key_segments), *zeros[1:]
   (to_query, _, to_key, to_value), _ = lax.scan(visit, carry, length=lax.axis_size(axis))
   gradients = zip((to_query, to_key, to_value), (query, key, value), strict=True)
   return *(found.astype(x.dtype) for found, x in gradients), None, None

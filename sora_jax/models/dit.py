@@ -61,8 +61,7 @@ class Block(nnx.Module):
     self.attention_out = layers.Dense(D, D, rngs)
     self.query = layers.Dense(D, D, rngs)
     self.key_value = layers.Dense(config.text.width, 2 * D, rngs)
-    self.cross = nnx.Module()
-    self.cross.attention_out = layers.Dense(D, D, rngs, scale=0.0)
+    self.cross = nnx.Dict(attention_out=layers.Dense(D, D, rngs, scale=0.0))
     self.feed_forward = layers.SwiGLU(D, rngs)
     # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
     self.table = nnx.Param(jnp.zeros((6, D), jnp.float32))
@@ -191,5 +190,6 @@ def lengthened(row: tuple[jax.Array, jax.Array, PackedBatch], tokens: int) -> tu
   x_BLC, t_BL, batch = row
   more = tokens - x_BLC.shape[1]
   pad = lambda x: jnp.pad(x, [(0, more if axis == 1 else 0) for axis in range(x.ndim)]) if more else x
-  batch = batch._replace(segments_BL=pad(batch.segments_BL), positions_BL3=pad(batch.positions_BL3))
-  return pad(x_BLC), pad(t_BL), batch
+  arrays = x_BLC, t_BL, batch.segments_BL, batch.positions_BL3
+  x_BLC, t_BL, segments_BL, positions_BL3 = jax.tree.map(pad, arrays)
+  return x_BLC, t_BL, batch._replace(segments_BL=segments_BL, positions_BL3=positions_BL3)

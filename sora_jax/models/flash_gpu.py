@@ -40,7 +40,9 @@ BASE_2 = math.log2(math.e)  # the hardware's exponential is that of 2
 Sides = tuple[jax.Array, ...]
 
 
-def forward(query, key, value, query_segments, key_segments) -> Attended:
+def forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array
+) -> Attended:
   """See `kernel.Kernel`."""
   L, H = query.shape[2:]
   mine, theirs = padded(OUTER, query_segments, _wide(query)), padded(OUTER, key_segments, _wide(key), _wide(value))
@@ -48,7 +50,15 @@ def forward(query, key, value, query_segments, key_segments) -> Attended:
   return Attended(out[:, :, :L, :H], log_total[:, :, :L])
 
 
-def backward(query, key, value, query_segments, key_segments, attended: Attended, gradient) -> tuple[jax.Array, ...]:
+def backward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  query_segments: jax.Array,
+  key_segments: jax.Array,
+  attended: Attended,
+  gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """See `kernel.Kernel`."""
   (L, H), M = query.shape[2:], key.shape[2]
   rows = gradient_rows(attended, gradient)
@@ -142,14 +152,17 @@ def _key_kernel(first: Any, count: Any, *refs: Any, scale: float, block: int) ->
     products = _product(key_parts, query_parts), _product(value_parts, gradient_parts)
     found = _gradients(same, *products, log_total[at][None], along[at][None], scale)
     more = (_mix(x.astype(value.dtype), parts) for x, parts in zip(found, (gradient_parts, query_parts), strict=True))
-    return tuple([a + b for a, b in zip(*each, strict=True)] for each in zip(sums, more, strict=True))
+    to_value, to_key = ([a + b for a, b in zip(*each, strict=True)] for each in zip(sums, more, strict=True))
+    return to_value, to_key
 
   value_sums, key_sums = _walk(first, count, block, visit, (_zeros(to_value), _zeros(to_key)))
   _write(to_key, key_sums, scale)
   _write(to_value, value_sums, 1.0)
 
 
-def _gradients(same, score, weight_gradient, log_total, along, scale: float) -> tuple[jax.Array, jax.Array]:
+def _gradients(
+  same: jax.Array, score: jax.Array, weight_gradient: jax.Array, log_total: jax.Array, along: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array]:
   """The weights of a block of scores, and the gradients of the scores."""
   weight = jnp.exp2(jnp.where(same, score, NEVER) * (scale * BASE_2) - log_total * BASE_2)
   return weight, weight * (weight_gradient - along)
@@ -170,7 +183,7 @@ def _own(ids: Any) -> jax.Array:
 def _pieces(width: int) -> list[pl.Slice]:
   """A head's width as powers of two, the widest first."""
   sizes = [1 << power for power in reversed(range(width.bit_length())) if width >> power & 1]
-  return [pl.ds(sum(sizes[:number]), size) for number, size in enumerate(sizes)]
+  return [pl.Slice(sum(sizes[:number]), size) for number, size in enumerate(sizes)]
 
 
 def _parts(matrix: Any, at: pl.Slice | None = None) -> list[jax.Array]:

@@ -25,7 +25,9 @@ QUERIES, KEYS = 512, 512  # of a block
 LANES, SUBLANES = 128, 8  # of a register of float32
 
 
-def forward(query, key, value, query_segments, key_segments) -> Attended:
+def forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array
+) -> Attended:
   """See `kernel.Kernel`."""
   shape, (query, query_segments) = query.shape, _padded(QUERIES, _scaled(query), query_segments)
   key, value, key_segments = _padded(KEYS, key, value, key_segments)
@@ -39,7 +41,15 @@ def forward(query, key, value, query_segments, key_segments) -> Attended:
   return Attended(out[:, :, : shape[2]], log_total[:, :, 0, : shape[2]])
 
 
-def backward(query, key, value, query_segments, key_segments, attended: Attended, gradient) -> tuple[jax.Array, ...]:
+def backward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  query_segments: jax.Array,
+  key_segments: jax.Array,
+  attended: Attended,
+  gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """See `kernel.Kernel`."""
   (L, H), M = query.shape[2:], key.shape[2]
   log_total, along = gradient_rows(attended, gradient)
@@ -67,7 +77,14 @@ FLASH_TPU = Kernel(forward, backward)
 class _Call:
   """A kernel's grid: rows, heads, blocks of one side, and innermost the blocks of the other side that meet it."""
 
-  def __init__(self, query, key, query_segments, key_segments, over_queries: bool = False):
+  def __init__(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    over_queries: bool = False,
+  ):
     """`over_queries`: the innermost loop goes over blocks of queries, not of keys."""
     (B, K, L, H), M = query.shape, key.shape[2]
     self.queries, self.keys = min(QUERIES, L), min(KEYS, M)
@@ -128,13 +145,13 @@ def _forward_kernel(_: Any, count: Any, *refs: Any) -> None:
   begin, work, end = _steps(count)
 
   @pl.when(begin)
-  def _():
+  def clear() -> None:
     most_ref[...] = jnp.full_like(most_ref, NEVER)
     total_ref[...] = jnp.zeros_like(total_ref)
     mixed_ref[...] = jnp.zeros_like(mixed_ref)
 
   @pl.when(work)
-  def _():
+  def add() -> None:
     same = _same(my_ids, their_ids)
     score_JQ = jnp.where(same, _dot(key[0, 0], query[0, 0], (1, 1)), NEVER)
     before = most_ref[:1]
@@ -146,7 +163,7 @@ def _forward_kernel(_: Any, count: Any, *refs: Any) -> None:
     mixed_ref[...] = mixed_ref[...] * shrink + _dot(value[0, 0], weight.astype(value.dtype), (0, 0))
 
   @pl.when(end)
-  def _():
+  def write() -> None:
     total = total_ref[...]
     seen = total > 0.0
     log_total[0, 0] = jnp.where(seen, most_ref[...] + jnp.log(jnp.where(seen, total, 1.0)), NEVER)
@@ -158,16 +175,16 @@ def _query_kernel(_: Any, count: Any, *refs: Any) -> None:
   begin, work, end = _steps(count)
 
   @pl.when(begin)
-  def _():
+  def clear() -> None:
     sum_ref[...] = jnp.zeros_like(sum_ref)
 
   @pl.when(work)
-  def _():
+  def add() -> None:
     _, score_gradient = _gradients(my_ids, their_ids, query, key, value, gradient, log_total, along)
     sum_ref[...] += _dot(score_gradient, key[0, 0], (0, 0))
 
   @pl.when(end)
-  def _():
+  def write() -> None:
     to_query[0, 0] = sum_ref[...]
 
 
@@ -176,23 +193,25 @@ def _key_kernel(_: Any, count: Any, *refs: Any) -> None:
   begin, work, end = _steps(count)
 
   @pl.when(begin)
-  def _():
+  def clear() -> None:
     key_ref[...] = jnp.zeros_like(key_ref)
     value_ref[...] = jnp.zeros_like(value_ref)
 
   @pl.when(work)
-  def _():
+  def add() -> None:
     weight, score_gradient = _gradients(my_ids, their_ids, query, key, value, gradient, log_total, along)
     key_ref[...] += _dot(score_gradient, query[0, 0], (1, 0))
     value_ref[...] += _dot(weight, gradient[0, 0], (1, 0))
 
   @pl.when(end)
-  def _():
+  def write() -> None:
     to_key[0, 0] = key_ref[...]
     to_value[0, 0] = value_ref[...]
 
 
-def _gradients(my_ids, their_ids, query, key, value, gradient, log_total, along) -> tuple[jax.Array, jax.Array]:
+def _gradients(
+  my_ids: Any, their_ids: Any, query: Any, key: Any, value: Any, gradient: Any, log_total: Any, along: Any
+) -> tuple[jax.Array, jax.Array]:
   """The weights of a block, and the gradients of its scores; (J, Q), in the type of the values."""
   score_JQ = _dot(key[0, 0], query[0, 0], (1, 1))
   weight = jnp.where(_same(my_ids, their_ids), jnp.exp(score_JQ - log_total[0, 0, :1]), 0.0)

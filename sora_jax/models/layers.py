@@ -86,7 +86,9 @@ def gated(gate_up: jax.Array) -> jax.Array:
   return jax.nn.silu(gate) * up
 
 
-def rotary_angles(positions: jax.Array, head_width: int, wavelengths: tuple[tuple[float, float], ...]) -> jax.Array:
+def rotary_angles(
+  positions: np.ndarray | jax.Array, head_width: int, wavelengths: tuple[tuple[float, float], ...]
+) -> jax.Array:
   """Angles of rotary positions in physical units (Su et al. 2021, section 3.2.2, one band of the head an axis).
 
   Args:
@@ -119,7 +121,7 @@ def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
   return x * jnp.concatenate([cosine, cosine], -1) + (x @ swap.astype(x.dtype)) * jnp.concatenate([-sine, sine], -1)
 
 
-def fourier_features(x: jax.Array, count: int, low: float, high: float) -> jax.Array:
+def fourier_features(x: np.ndarray | jax.Array, count: int, low: float, high: float) -> jax.Array:
   """cos and sin of x times `count` frequencies from `low` to `high`, evenly in the logarithm: (..., 2 count)."""
   angle = jnp.multiply.outer(x.astype(jnp.float32), jnp.geomspace(low, high, count, dtype=jnp.float32))
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)

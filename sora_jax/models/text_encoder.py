@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sora_jax.models import layers
@@ -54,12 +55,12 @@ class TextEncoder(nnx.Module):
     self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocabulary, config.width), jnp.float32))
     self.blocks = layers.make_stack(lambda r: TextBlock(config, r), config.depth, rngs)
 
-  def words(self, text_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  def words(self, text_BM: np.ndarray | jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Each token's own vector (B, M, D), before attention has mixed it with its neighbours."""
     # Whole on every device before it is read: the partitioner has no good way to read a table that is split by width.
     return constrain(self.embedding[...].astype(dtype), None, None)[text_BM]
 
-  def __call__(self, text_BM: jax.Array, segments_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  def __call__(self, text_BM: np.ndarray | jax.Array, segments_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:
     x = constrain(self.words(text_BM, dtype), "batch", None, "embed")
     # Attention is within segments and rotary positions are relative, so row positions serve as caption positions.
     places_BM1 = jnp.broadcast_to(jnp.arange(text_BM.shape[1])[None, :, None], (*text_BM.shape, 1))

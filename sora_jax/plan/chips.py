@@ -113,7 +113,7 @@ def parse(name: str) -> Slices:
   found = re.fullmatch(r"(\w+?)(?:litepod)?(?::(\d+(?:x\d+)+)|-(\d+))(?::(\d+))?", name.strip())
   family = {"v5": "v5e"}.get(found[1], found[1]) if found else ""  # v5litepod-16
   tpus = [chip.name for chip in CHIPS.values() if chip.sides]
-  if family not in tpus:
+  if found is None or family not in tpus:
     raise ValueError(f"topology {name!r} is unknown: give v5p:4x4x4 or v5p-128, of {', '.join(tpus)}")
   chip = CHIPS[family]
   if found[2]:

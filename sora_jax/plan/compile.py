@@ -90,6 +90,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
   config = ml_collections.ConfigDict(request["config"])
   train = config.train
   rows = Rows(train.rows, RowShape(train.row_tokens, train.row_text, train.row_segments), request["row_clip"])
+  where: chips.Slices | None
   if request["topology"]:
     name, sides, count = request["topology"]
     where = chips.Slices(chips.CHIPS[name], tuple(sides), count)

@@ -61,6 +61,8 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 def _instruction(name: str, text: str, root: bool) -> Instruction:
   end = _closing(text, 0) if text.startswith("(") else text.index(" ")
   opcode = _OPCODE.match(text, end)
+  if opcode is None:
+    raise ValueError(f"an instruction of the HLO has no opcode: {text[:80]}")
   start = opcode.end() - 1
   close = _closing(text, start)
   inside, kind, attributes = text[start + 1 : close - 1], opcode[1], text[close:]

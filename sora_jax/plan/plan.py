@@ -75,7 +75,7 @@ def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:
     "step_seconds": figures(step) if step else None,
     "mfu": figures(model / (step * found["devices"] * chip.flops)) if step and chip else None,
     "collectives": {kind: _collective(each) for kind, each in compiled.get("collectives", {}).items()},
-    "collective_share": figures(seconds["communication"] / step) if "communication" in seconds else None,
+    "collective_share": figures(seconds["communication"] / step) if step and "communication" in seconds else None,
     "silent_kernels": compiled.get("silent"),
   }
 

@@ -87,7 +87,7 @@ def _runs(computations: dict, name: str, silent: list[str], times: int = 1) -> I
   yield name, times
   for instruction in computations[name].values():
     if instruction.opcode == "while":
-      body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
+      body = _told(r"body=%?([\w.\-]+)", instruction)[1]
       turns = _turns(computations, computations[name], instruction, body)
       if turns is None:
         silent.append(instruction.name)
@@ -101,7 +101,7 @@ def _turns(computations: dict, around: dict, instruction: Instruction, body: str
   """How often a loop's body runs: as XLA says, or from its counter's start, step and limit; None if data decide."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes):
     return int(known[1])
-  condition = computations[re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]]
+  condition = computations[_told(r"condition=%?([\w.\-]+)", instruction)[1]]
   test = next(each for each in condition.values() if each.root)
   if test.opcode != "compare" or "direction=LT" not in test.attributes:
     return None
@@ -124,7 +124,18 @@ def _turns(computations: dict, around: dict, instruction: Instruction, body: str
 
 
 def _index(instruction: Instruction) -> int:
-  return int(re.search(r"index=(\d+)", instruction.attributes)[1])
+  return int(_told(r"index=(\d+)", instruction)[1])
+
+
+def _told(pattern: str, instruction: Instruction) -> re.Match[str]:
+  """What an instruction's attributes must tell.
+
+  Raises:
+    ValueError: they don't, or in another way.
+  """
+  if found := re.search(pattern, instruction.attributes):
+    return found
+  raise ValueError(f"the HLO does not tell {pattern!r} of {instruction.name}: {instruction.attributes[:120]}")
 
 
 def _count(program: Program, computations: dict, place: str, instruction: Instruction, times: int) -> None:
@@ -162,7 +173,7 @@ def _deep(computations: dict, name: str) -> Iterator[tuple[dict, Instruction]]:
 def _flops(computation: dict[str, Instruction], instruction: Instruction) -> float:
   if instruction.opcode == "dot":
     left = computation[instruction.operands[0]].shapes[0].dims
-    summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
+    summed = _told(r"lhs_contracting_dims=\{([\d,]*)\}", instruction)[1]
     return 2.0 * math.prod(instruction.shapes[0].dims) * math.prod(left[int(d)] for d in summed.split(",") if d)
   if instruction.opcode == "convolution":
     return _convolution_flops(computation, instruction)
@@ -177,7 +188,7 @@ def _convolution_flops(computation: dict[str, Instruction], instruction: Instruc
 
   On the TPU every matrix product is a convolution, and dimensions of its batch are places of a window.
   """
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+  labels = _told(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction)
   left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
   size = lambda dims, names, label: dims[names.index(label)]
   window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [""])[0]))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Var
 
 from sora_jax import packing, sharding
@@ -18,6 +19,7 @@ from sora_jax.plan import chips, flops
 from sora_jax.plan.program import Program, read
 from sora_jax.plan.roofline import roofline
 from sora_jax.train import run
+from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import TrainState, make_state, make_step, state_shardings
 
@@ -92,7 +94,7 @@ def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.
 
 def _task(config: Any) -> tuple[Any, Any]:
   model = dit_config(config, config.model.vocabulary)
-  return run.dit_task(config, model), model
+  return DiTTask(model, DiffusionConfig.of(config)), model
 
 
 def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState, packing.PackedBatch, Any]:
@@ -137,10 +139,10 @@ def _timed(program: Program, where: chips.Slices | None, mesh: Any) -> tuple[dic
     found["bytes"] += each.times * each.bytes
   if where is None:
     return {}, counted
-  found = roofline(program, where, [place(device, number) for number, device in enumerate(mesh.devices.flat)])
-  for kind, seconds in found.collectives.items():
+  least = roofline(program, where, [place(device, number) for number, device in enumerate(mesh.devices.flat)])
+  for kind, seconds in least.collectives.items():
     counted[kind]["seconds"] = seconds
-  return {name: getattr(found, name) for name in ("compute", "memory", "operations", "communication", "step")}, counted
+  return {name: getattr(least, name) for name in ("compute", "memory", "operations", "communication", "step")}, counted
 
 
 def place(device: Any, number: int) -> tuple[int, ...]:
@@ -190,4 +192,4 @@ def kept_bytes(task: Any, params: Any, batch: Any) -> int:
   program = jax.make_jaxpr(kept)(plain(params), plain(batch)).jaxpr
   given = set(map(id, program.invars))
   found = {id(x): x.aval for x in program.outvars if isinstance(x, Var) and id(x) not in given}
-  return sum(aval.size * aval.dtype.itemsize for aval in found.values())
+  return sum(aval.size * aval.dtype.itemsize for aval in found.values() if isinstance(aval, ShapedArray))

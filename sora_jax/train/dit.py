@@ -1,7 +1,7 @@
 """The diffusion transformer's task: packed latents in, velocity loss out."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,14 @@ class DiffusionConfig(NamedTuple):
   weighting: str  # "clip" or "token"
   levels: objective.NoiseLevels
   caption_drop: float  # the share of clips that train without their caption
+
+  @classmethod
+  def of(cls, config: Any) -> "DiffusionConfig":
+    section = config.diffusion
+    mean, deviation = section.time_logit
+    # A clip with some tokens left out gets the noise of the whole clip.
+    levels = objective.NoiseLevels(mean, deviation, section.base_tokens * (1.0 - config.data.token_drop))
+    return cls(section.prediction, section.weighting, levels, section.caption_drop)
 
 
 class DiTTask:

@@ -32,7 +32,6 @@ from sora_jax.data.latents import LatentStore
 from sora_jax.data.stream import Reading
 from sora_jax.data.texts import Texts, kept_texts
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
 from sora_jax.models import attention
 from sora_jax.models.dit import DiT, DiTConfig
@@ -63,14 +62,14 @@ def train(config: Any, workdir: str | os.PathLike, started: float | None = None)
     ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Interrupted, HostsError: one line each,
       for the terminal.
   """
-  workdir, started = epath.Path(workdir), time.monotonic() if started is None else started
+  folder, started = epath.Path(workdir), time.monotonic() if started is None else started
   interruption.end_after(config.train.max_minutes, started)
-  source, mesh = open_run(config, workdir)
-  with goodput.accounted(workdir / "logs", started):
+  source, mesh = open_run(config, folder)
+  with goodput.accounted(folder / "logs", started):
     if config.task == "autoencoder":
-      return train_autoencoder(autoencoder_run(config, config.train.steps), source, workdir, mesh)
-    codec = get_codec(config, source, workdir, mesh)
-    return train_dit(config, codec, source, workdir, mesh)
+      return train_autoencoder(autoencoder_run(config, config.train.steps), source, folder, mesh)
+    codec = get_codec(config, source, folder, mesh)
+    return train_dit(config, codec, source, folder, mesh)
 
 
 def prepare(
@@ -89,12 +88,12 @@ def prepare(
   """
   if config.task != "dit":
     raise ValueError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
-  workdir = epath.Path(workdir)
-  source, mesh = open_run(config, workdir)
-  codec = get_codec(config, source, workdir, mesh)
-  folder = workdir / "latents"
+  here = epath.Path(workdir)
+  source, mesh = open_run(config, here)
+  codec = get_codec(config, source, here, mesh)
+  folder = here / "latents"
   store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam)
-  get_tokenizer(config, store, workdir)
+  get_tokenizer(config, store, here)
   return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
 
@@ -270,7 +269,7 @@ def train_dit(
     ]
     return sheet(generator.sample(requests, Sampling.of(config)))
 
-  task = dit_task(config, model, preview)
+  task = DiTTask(model, DiffusionConfig.of(config), preview)
   place = reading(config, mesh)
   every = place.shard.shard_count  # whose rows are as full
   with contextlib.closing(pipeline.packed_batches(rows, place)) as stream:
@@ -281,16 +280,6 @@ def train_dit(
     )
     with fitting("train.rows or train.row_tokens"):
       return fit(task, batches, loop_config(config, "transformer"), workdir, mesh, meta(config))[1]
-
-
-def dit_task(config: Any, model: DiTConfig, preview: Callable[[Any], np.ndarray] | None = None) -> DiTTask:
-  """The transformer's task, with the settings of a config."""
-  # A clip with some tokens left out gets the noise of the whole clip.
-  levels = NoiseLevels(*config.diffusion.time_logit, config.diffusion.base_tokens * (1.0 - config.data.token_drop))
-  diffusion = DiffusionConfig(
-    config.diffusion.prediction, config.diffusion.weighting, levels, config.diffusion.caption_drop
-  )
-  return DiTTask(model, diffusion, preview)
 
 
 def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path) -> Tokenizer:

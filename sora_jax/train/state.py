@@ -35,11 +35,13 @@ class Task(Protocol):
 
 
 class TrainState(NamedTuple):
+  """What a step changes; also, leaf for leaf, how it is laid out or what its arrays are like."""
+
   params: Params
   optimizer: Any
   ema: Params
-  step: jax.Array  # int32, steps done
-  rng: jax.Array  # key data of the run's seed; step and clip are folded in at use, so it never moves
+  step: Any  # int32, steps done
+  rng: Any  # key data of the run's seed; step and clip are folded in at use, so it never moves
 
 
 def make_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:

@@ -78,7 +78,7 @@ def claim(workdir: str | os.PathLike, config: Any) -> None:
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
   """{"a": {"b": 1}} -> {"a.b": 1}."""
-  parts = {}
+  parts: dict[str, Any] = {}
   for key, value in tree.items():
     parts |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
   return parts

@@ -88,7 +88,7 @@ class Uniform(balls.Balls):
   """A red ball rolls to the right at a constant velocity."""
 
   name = "uniform"
-  attributes = ("present", "size", "velocity")
+  attributes: tuple[str, ...] = ("present", "size", "velocity")
   colours = ("red",)
 
   def _heights(self, radius: float) -> tuple[float, float]:
@@ -126,7 +126,7 @@ class Parabola(Uniform):
   """A red ball is thrown to the right and falls."""
 
   name = "parabola"
-  attributes = ("present", "size", "velocity", "fall")
+  attributes: tuple[str, ...] = ("present", "size", "velocity", "fall")
 
   def _heights(self, radius: float) -> tuple[float, float]:
     """The upper half, so that the fall can be seen."""
@@ -150,7 +150,7 @@ class Collision(balls.Balls):
   """A red ball from the left and a blue ball from the right meet head-on and bounce without loss."""
 
   name = "collision"
-  attributes = ("present", "size", "velocity")
+  attributes: tuple[str, ...] = ("present", "size", "velocity")
   colours = ("red", "blue")
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> PairState:

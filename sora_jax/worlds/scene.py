@@ -7,6 +7,8 @@ Shape letters: T frames, H height, W width, C colours.
 
 import numpy as np
 
+Colour = tuple[float, float, float]  # red, green and blue in [-1, 1]
+
 
 def frame_times(frames: int, fps: float) -> np.ndarray:
   """Seconds at which the frames are shown, float64 (T,).
@@ -64,22 +66,22 @@ def coverage(distance_px: np.ndarray, edge_px: float = 1.0) -> np.ndarray:
   return np.clip(0.5 - distance_px / np.float32(edge_px), 0.0, 1.0)
 
 
-def paint(background_C: np.ndarray, layers: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def paint(background: Colour, layers: list[tuple[np.ndarray, Colour]]) -> np.ndarray:
   """Adds coloured layers to a plain background.
 
   Layers add up where soft edges meet, so that the share of each in a pixel can be told afterwards.
 
   Args:
-    background_C: the background colour, (3,) in [-1, 1].
-    layers: pairs of coverage (T, H, W) in 0..1 and colour (3,) in [-1, 1].
+    background: its colour.
+    layers: pairs of coverage (T, H, W) in 0..1 and colour.
 
   Returns:
     float32 (T, H, W, 3) in [-1, 1].
   """
-  background_C = np.asarray(background_C, np.float32)
+  background_C = np.asarray(background, np.float32)
   frames_THWC = np.broadcast_to(background_C, layers[0][0].shape + (3,)).copy()
-  for cover_THW, colour_C in layers:
-    frames_THWC += cover_THW.astype(np.float32)[..., None] * (np.asarray(colour_C, np.float32) - background_C)
+  for cover_THW, colour in layers:
+    frames_THWC += cover_THW.astype(np.float32)[..., None] * (np.asarray(colour, np.float32) - background_C)
   return np.clip(frames_THWC, -1.0, 1.0, out=frames_THWC)
 
 

@@ -75,7 +75,7 @@ class ShapesState:
   y: float
 
 
-def outline_distance(shape: str, radius: float, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+def outline_distance(shape: str, radius: float | np.float32, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
   """Signed distance to the outline (below 0 inside), exact at the outline and near it.
 
   Args:
@@ -122,7 +122,7 @@ class Shapes:
   """The world of moving shapes; see the module's docstring and `world.World`."""
 
   name = "shapes"
-  attributes = ("colour", "shape", "size", "background", "direction", "speed")
+  attributes: tuple[str, ...] = ("colour", "shape", "size", "background", "direction", "speed")
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> ShapesState:
     """A random state; held_out draws from the pairs of HELD_OUT, otherwise only from the other pairs."""

@@ -9,6 +9,8 @@ import pytest
 
 from sora_jax.data import video_io
 from sora_jax.data.check import check
+from sora_jax.data.video_io import UnreadableFile
+from sora_jax.data.world_source import WorldSource
 
 
 def noise(frames: int, height: int, width: int) -> np.ndarray:
@@ -68,6 +70,21 @@ def test_a_folder_with_nothing_usable_is_told_in_full(tmp_path):
   assert [each["line"] for each in found["dropped"]] == [1, 2]
   with pytest.raises(ValueError, match="no such folder"):
     check(tmp_path / "nowhere")
+
+
+class SecondDamaged(WorldSource):
+  def __getitem__(self, index):
+    if index == 1:
+      raise UnreadableFile(f"{self.where(index)[0]}: cut off")
+    return super().__getitem__(index)
+
+
+def test_what_no_line_names_is_told_too(monkeypatch):
+  source = SecondDamaged("shapes", 3, [(16, 16)], [1], 8.0, seed=0)
+  monkeypatch.setattr("sora_jax.data.check.open_native", lambda name: source)
+  found = check("a source without a list")
+  assert (found["clips"], found["kept"]) == (3, 2)
+  assert found["dropped"] == [{"file": source.where(1)[0], "line": 0, "reason": "unreadable: cut off"}]
 
 
 def test_every_broken_file_of_the_corpus_is_kept_or_named(corpus):

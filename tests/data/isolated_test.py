@@ -79,6 +79,19 @@ def test_a_process_that_dies_or_hangs_costs_one_file(monkeypatch, decoder, clip,
   assert decoder.read(clip, fps=8.0, max_frames=4).shape == (4, 32, 48, 3)
 
 
+def test_a_process_that_is_dead_before_it_is_asked_costs_one_file(monkeypatch, decoder, clip):
+  def dead(memory):
+    process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.read() == b""  # its end
+    return process
+
+  with monkeypatch.context() as patched:
+    patched.setattr(isolated, "_start", dead)
+    with pytest.raises(UnreadableFile, match=r"^the decoder died \(exit status 0\)$"):
+      decoder.probe(clip)
+  assert decoder.probe(clip).frames == 9
+
+
 def test_a_machine_with_nothing_to_spare_is_asked_again(monkeypatch, decoder, clip):
   start, started = isolated._start, []
 

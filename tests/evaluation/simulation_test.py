@@ -63,6 +63,12 @@ def test_grey_clips_have_none_right(source):
     assert (score.mean, score.low, score.high, score.ceiling) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_chance_is_not_a_number_where_no_guess_applies(source, monkeypatch):
+  monkeypatch.setattr(simulation, "chance", lambda world, *_: dict.fromkeys(world.attributes))
+  exam = examine(FakeGenerator(grey), source, None, SEED)
+  assert exam.scores and all(np.isnan(score.chance) for score in exam.scores)
+
+
 def test_half_right_is_between_and_each_clip_keeps_its_mark(source):
   make = lambda i, request: source[i].frames_THWC if i % 2 else grey(i, request)
   exam = examine(FakeGenerator(make), source, None, SEED)

@@ -55,6 +55,11 @@ def test_computations_hold_their_instructions():
   assert root.root and root.operands == ("fusion", "x.1") and len(root.shapes) == 2
 
 
+def test_an_instruction_without_an_opcode_is_an_error():
+  with pytest.raises(ValueError, match=r"no opcode: f32\[4\] <cut off>"):
+    hlo.parse("ENTRY %main (x: f32[4]) -> f32[4] {\n  ROOT %x = f32[4] <cut off>\n}\n")
+
+
 @pytest.mark.parametrize(
   ("text", "groups"),
   [

@@ -163,6 +163,11 @@ class TestTpuText:
       assert (program.flops - read(TPU).flops, program.silent) == (flops, silent)
       assert program.bytes - read(TPU).bytes == 2 * 8 * 128 * 4
 
+  @pytest.mark.parametrize("told", ["body=", "dim_labels="])
+  def test_what_the_text_does_not_tell_is_named(self, told):
+    with pytest.raises(ValueError, match=f"does not tell .*{told}"):
+      read(TPU.replace(told, "other="))
+
   def test_a_copy_runs_beside_the_rest(self):
     beside = [work for work in read(TPU).work if not work.waits]
     assert [work.bytes for work in beside] == [8 * 128 * 4]
