@@ -57,6 +57,10 @@ def started(
           env = environment(len(commands), index, port, **more)
           found.append(subprocess.Popen(words, stdout=out, stderr=err, env=env, cwd=folder))
     yield found
+  except BaseException:  # what failed is a test, and pytest shows what it printed
+    for path in sorted(folder.glob("err-*")):
+      print(f"{path.name}: {path.read_text()[-2000:]}")
+    raise
   finally:
     for process in found:
       process.kill()
