@@ -184,12 +184,14 @@ def _step_or_newest(steps: Steps, step: int | None, parts: Sequence[str], read: 
 
 
 def _newest(steps: Steps, parts: Sequence[str], read: Callable[[int], Found]) -> Found:
-  """What `read` makes of the newest step whose `parts` are whole."""
+  """What `read` makes of the newest step whose `parts` are whole, while a run may save there and delete old ones."""
   while True:
     step = steps.newest(parts)
     try:
       return read(step)
     except DamagedCheckpoint as error:
+      if steps.look_again():
+        continue
       # With a manifest the files are as they were written, so older steps would fail as well. Without one the run was
       # killed between commit and manifest. Hosts could disagree on whether the step can be read, so they don't try.
       if jax.process_count() > 1 or integrity.faults(steps.directory, step, parts) is not None:

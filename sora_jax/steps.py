@@ -22,6 +22,7 @@ from sora_jax.integrity import CheckpointError
 
 ARRAYS = ("params", "optimizer", "ema", "train")
 JSONS = ("data", "meta")
+LOOKS = 10  # at a folder in which steps come and go
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -43,6 +44,35 @@ class Steps(ocp.CheckpointManager):
   def where(self, step: int | None) -> str:
     return f"checkpoint {self.directory} step {step}"
 
+  def _load_checkpoint_infos(self, *args: Any, **options: Any) -> list:
+    """Orbax's, until two in a row agree.
+
+    While a folder is listed in which a run saves, a step may go before it is asked for its age, and the one that comes
+    be missed.
+    """
+    known: list[int] | None = None
+    for look in range(1, LOOKS + 1):
+      try:
+        found = super()._load_checkpoint_infos(*args, **options)
+      except (FileNotFoundError, NotADirectoryError):
+        if look == LOOKS:
+          raise
+        continue
+      before, known = known, [each.step for each in found]
+      if known == before:
+        break
+    return found
+
+  def look_again(self) -> bool:
+    """Whether others are there than this process knew: a run saves and deletes here. It knows them now.
+
+    Never among several processes, which must know the same.
+    """
+    known = self.all_steps()
+    if jax.process_count() == 1:
+      self.reload()
+    return self.all_steps() != known
+
   def take(self) -> None:
     """From now on this group of processes saves here. Another that still does notices it before its next save."""
     if jax.process_index() == 0:
@@ -50,6 +80,7 @@ class Steps(ocp.CheckpointManager):
         integrity.set_writer(self.directory, self._writer_id)
       except Exception as error:  # clients of buckets have kinds of their own
         raise CheckpointError(f"{self.directory} can't be written to: {first_line(error)}") from error
+    self.reload()  # what the other has saved until now, all but the step that it is at
 
   def check_writer(self) -> None:
     """Raises:
@@ -135,6 +166,8 @@ class Steps(ocp.CheckpointManager):
         if not wrong:
           chosen = step
           break
+        if self.look_again():
+          return self.newest(parts)
         self.pass_over(step, self._damage(step, wrong))
     chosen = _agreed(chosen)
     for step in left:

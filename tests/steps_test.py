@@ -212,6 +212,80 @@ class TestDamage:
     assert checkpoint.digest(tmp_path)["step"] == 7
 
 
+class TestAnotherRunSavesHere:
+  """F09, in one process: steps come and go between a look and the next."""
+
+  @pytest.fixture
+  def other(self, tmp_path):
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      yield steps
+
+  def once(self, monkeypatch, place, name: str, act) -> None:
+    """Has `act` come before the next call of a function."""
+    whole = getattr(place, name)
+
+    def call(*given, **named):
+      monkeypatch.setattr(place, name, whole)
+      act()
+      return whole(*given, **named)
+
+    monkeypatch.setattr(place, name, call)
+
+  @pytest.mark.parametrize(
+    ("place", "name"),
+    [(integrity, "faults"), (checkpoint, "_restore_state"), (ocp.CheckpointManager, "restore")],
+    ids=["before the files are compared", "before they are read", "between their parts"],
+  )
+  def test_a_step_that_it_deletes_is_not_taken_for_damaged(self, tmp_path, other, monkeypatch, capfd, place, name):
+    with checkpoint.reader(tmp_path) as steps:
+      self.once(monkeypatch, place, name, lambda: save(other, 2))
+      assert checkpoint.restore_newest(steps, make_state(0))[1] == {"row": 2}
+      assert not steps.passed_over
+    assert "damaged" not in capfd.readouterr().err
+
+  def test_a_step_that_is_half_deleted_is_not_taken_for_damaged(self, tmp_path, other, monkeypatch, capfd):
+    with checkpoint.reader(tmp_path) as steps:
+      with monkeypatch.context() as patched:
+        patched.setattr(ocp.path.deleter.PathDeleter, "delete", lambda *_, **__: None)
+        save(other, 2)
+      (tmp_path / "checkpoints" / "1" / "meta" / "metadata").unlink()
+      assert checkpoint.restore_newest(steps, make_state(0))[1] == {"row": 2}
+    assert "damaged" not in capfd.readouterr().err
+
+  def test_a_run_that_takes_the_folder_knows_what_was_saved_until_then(self, tmp_path, other, monkeypatch):
+    self.once(monkeypatch, integrity, "set_writer", lambda: save(other, 2, 3))
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      assert list(steps.all_steps()) == [3]
+
+  def test_a_step_that_goes_while_the_folder_is_listed_is_no_error(self, tmp_path, other, monkeypatch):
+    gone = lambda: (_ for _ in ()).throw(FileNotFoundError("1"))
+    self.once(monkeypatch, ocp.CheckpointManager, "_load_checkpoint_infos", gone)
+    assert checkpoint.digest(tmp_path)["step"] == 1
+
+  def test_a_step_that_comes_while_the_folder_is_listed_is_not_missed(self, tmp_path, other, monkeypatch):
+    with monkeypatch.context() as patched:
+      looks = iter([[]])
+      whole = ocp.CheckpointManager._load_checkpoint_infos
+      patched.setattr(
+        ocp.CheckpointManager, "_load_checkpoint_infos", lambda *given, **named: next(looks, whole(*given, **named))
+      )
+      assert checkpoint.digest(tmp_path)["step"] == 1
+
+  def test_a_folder_that_can_never_be_listed_is_not_taken_for_empty(self, tmp_path, other, monkeypatch):
+    def gone(*_, **__):
+      raise FileNotFoundError("1")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "_load_checkpoint_infos", gone)
+    with pytest.raises(FileNotFoundError):
+      checkpoint.reader(tmp_path)
+
+  def test_damage_that_stays_is_told(self, tmp_path, other, capfd):
+    spoil(tmp_path, 1)
+    with checkpoint.reader(tmp_path) as steps, pytest.raises(CheckpointError, match="no checkpoint can be used: .*1"):
+      checkpoint.restore_newest(steps, make_state(0))
+
+
 class TestFailedSaves:
   @pytest.fixture
   def broken(self, monkeypatch):

@@ -192,6 +192,23 @@ def test_a_process_killed_at_any_time_of_a_save_loses_no_committed_step(tmp_path
   kill_after(tmp_path, share)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's reads that fail half way
+def test_who_reads_while_a_run_saves_and_deletes_always_finds_a_whole_step(tmp_path, capfd):
+  """F09: one step is kept, and it is gone a moment later."""
+  found = [0]
+  with start(tmp_path, 1, 9999, keep=1) as process:
+    for _ in wait_for(process, ["begun 1", "begun 2", "begun 3"]):
+      pass
+    while found[-1] < 60 and process.poll() is None:
+      arrays, _, step = checkpoint.load_arrays(tmp_path, "ema")
+      np.testing.assert_array_equal(arrays["blocks/kernel"], make_state(step).ema["blocks"]["kernel"])
+      found.append(step)
+    process.kill()
+  assert found == sorted(found) and found[-1] >= 60
+  assert "damaged" not in capfd.readouterr().err
+
+
 def assert_failed_in_time(folder: pathlib.Path, done: tuple[int, dict[str, list[int]], str], reason: str) -> None:
   status, said, errors = done
   # Orbax's coroutines that are cut short have something to say too.
