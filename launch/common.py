@@ -270,7 +270,7 @@ class Supervisor:
     self,
     words: Sequence[str],
     restarts: Restarts | None = None,
-    signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+    signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
   ):
     self.words, self.restarts, self.signals = list(words), restarts, signals
     self.received: int | None = None
@@ -284,7 +284,8 @@ class Supervisor:
     return None if code == 0 or self.received or not self.restarts else self.restarts.after(code)
 
   def run(self) -> int:
-    before = {number: signal.signal(number, self._note) for number in self.signals}
+    heard = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, self._note) for number in heard}
     try:
       while True:
         code = self._once()

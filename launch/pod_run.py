@@ -8,12 +8,14 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 
 import common
 import gcloud
 from gcloud import ABSENT, ACTIVE, DELETING, GONE, HERE, SUSPENDING, UNKNOWN, Pod
 
-PATIENCE = 10  # calls in a row without an answer
+PATIENCE = 10  # tries at least
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SORA = ".venv/bin/sora"
 
 
@@ -29,6 +31,8 @@ class Run:
     self.words = common.training(args, SORA)
     self.restarts = common.Restarts(args.max_restarts, args.pause)
     self.archive = common.FILES / f"{pod.name}.tar.gz"
+    self.alone = False  # training has begun, so nobody may be looking on any more
+    self.asked = 0.0  # time.monotonic() when this run made its last request
     self.ready = False  # the code is installed on the present workers
     self.last_line = ""
 
@@ -64,13 +68,9 @@ class Run:
       if waiting and seen.state in (ABSENT, DELETING):
         raise self.deleted(seen.state)
       if now > limit:
-        raise common.LaunchError(
-          f"{self.pod.name} is {seen.state} after {self.args.wait_minutes:g} minutes: the same command waits on, "
-          f"--wait_minutes allows more, `{self.again('delete')}` withdraws it"
-        )
+        raise self.withdrawn(f"is {seen.state} after {self.args.wait_minutes:g} minutes", "--wait_minutes allows more")
       if seen.state == ABSENT:
-        tier = self.pod.tier or "on demand"
-        self.must(self.pod.create(), f"creating {self.pod.name} ({self.pod.accelerator}, {tier})")
+        self.create()
         waiting = True
         continue
       if seen.state in GONE:
@@ -95,9 +95,29 @@ class Run:
   def deleted(self, state: str) -> common.LaunchError:
     return common.LaunchError(f"{self.pod.name} is {state}: someone deleted it; the same command creates it again")
 
+  def withdrawn(self, why: str, more: str) -> common.LaunchError:
+    """Deletes a request that nobody waits for: once granted it would cost with nobody to use it."""
+    self.until(ABSENT, self.pod.delete(), f"withdrawing {self.pod.name}, which {why}")
+    return common.LaunchError(f"{self.pod.name} {why} and is withdrawn: the same command asks again, {more}")
+
+  def create(self) -> None:
+    what = f"creating {self.pod.name} ({self.pod.accelerator}, {self.pod.tier or 'on demand'})"
+    if self.alone:
+      self.until("there", self.pod.create(), what)
+    else:
+      self.must(self.pod.create(), what)
+    self.asked = time.monotonic()
+
+  def expired(self) -> bool:
+    """Whether the last request has waited for as long as it was to be valid."""
+    valid = self.args.valid_until
+    return bool(valid and self.asked) and time.monotonic() - self.asked >= int(valid[:-1]) * UNITS[valid[-1]]
+
   def replace(self, seen: gcloud.Seen) -> None:
     if seen.state == "FAILED":
       common.say(f"{self.pod.name} failed: {seen.error or 'no reason given'}")
+      if self.expired():
+        raise self.withdrawn(f"failed after {self.args.valid_until}", "--valid_until allows more")
       try:
         pause = self.restarts.after(1)
       except common.LaunchError:
@@ -105,18 +125,41 @@ class Run:
     else:
       pause = self.args.poll  # one that is taken away before it was active would be asked for without a rest
     time.sleep(pause)
-    self.must(self.pod.delete(), f"deleting {self.pod.name}, which is {seen.state}")
+    self.until(ABSENT, self.pod.delete(), f"deleting {self.pod.name}, which is {seen.state}")
 
-  def see(self, patience: int = PATIENCE) -> gcloud.Seen:
+  def tries(self, alone: bool = True) -> Iterator[int]:
+    """1, 2, 3 ... with rests between: PATIENCE times, and for --silence_minutes where the run may be left `alone`."""
+    limit = time.monotonic() + (60 * self.args.silence_minutes if alone else 0.0)
+    number = 0
+    while number < PATIENCE or time.monotonic() < limit:
+      time.sleep(self.args.poll if number else 0)
+      number += 1
+      yield number
+
+  def see(self) -> gcloud.Seen:
     """The resource as it is; a gcloud without an answer is asked again for a while."""
-    for silent in range(1, patience + 1):
+    seen = gcloud.Seen(UNKNOWN)
+    for number in self.tries():
       seen = gcloud.see(self.pod)
       if seen.state != UNKNOWN:
         return seen
-      if silent < patience:
-        common.say(f"no answer from gcloud ({seen.error}), {silent} of {patience}")
-        time.sleep(self.args.poll)
-    raise common.LaunchError(f"gcloud tells nothing of {self.pod.name}: {seen.error}; the same command asks again")
+      common.say(f"no answer from gcloud ({seen.error}), try {number}")
+    raise self.no_answer(seen)
+
+  def no_answer(self, seen: gcloud.Seen) -> common.LaunchError:
+    return common.LaunchError(f"gcloud tells nothing of {self.pod.name}: {seen.error}; the same command asks again")
+
+  def until(self, state: str, words: list[str], what: str) -> None:
+    """Gives a command until it succeeds, or the resource is ABSENT, or "there", all the same."""
+    reason = ""
+    common.say(what)
+    for number in self.tries():
+      result = common.capture(words, gcloud.SLOW)
+      if not result.code or (self.see().state == ABSENT) == (state == ABSENT):
+        return
+      reason = result.reason
+      common.say(f"{what} failed ({reason}), try {number}")
+    raise common.LaunchError(f"{what} failed: {reason}; while it is there it costs: `{self.again('delete')}` removes it")
 
   def must(self, words: list[str], what: str) -> None:
     common.say(what)
@@ -143,7 +186,9 @@ class Run:
     Raises:
       LaunchError: the resource is of another kind, or trains another run.
     """
-    seen = self.see(patience=1)
+    seen = gcloud.see(self.pod)  # once: an answer that never comes should be told to who has just typed this
+    if seen.state == UNKNOWN:
+      raise self.no_answer(seen)
     if seen.state not in (ABSENT, DELETING, SUSPENDING, *GONE):
       self.must_match(seen)
     if seen.state != ACTIVE:
@@ -161,17 +206,18 @@ class Run:
 
   def ask(self, new: bool = False) -> list[dict]:
     """What every worker reports; nothing where a `new` one has no code yet."""
-    for silent in range(1, PATIENCE + 1):
+    reason = ""
+    for number in self.tries(alone=not new):
       result = common.capture(self.pod.on_workers("status"), gcloud.QUICK)
       if (found := gcloud.reports(result)) is not None:
         return found
       if new and "No such file" in result.err:
         return []
       self.must_be_active()
-      common.say(f"no answer from the workers ({result.reason}), {silent} of {PATIENCE}")
-      time.sleep(self.args.poll)
+      reason = result.reason
+      common.say(f"no answer from the workers ({reason}), try {number}")
     raise common.LaunchError(
-      f"{self.pod.name} is {ACTIVE}, but its workers don't answer ({result.reason}): the same command looks again, "
+      f"{self.pod.name} is {ACTIVE}, but its workers don't answer ({reason}): the same command looks again, "
       f"`{self.again('delete')}` removes it"
     )
 
@@ -187,18 +233,19 @@ class Run:
     self.archive.unlink(missing_ok=True)
     self.ready = True
 
-  def on_all(self, words: list[str], what: str, tries: int = 5) -> common.Result:
+  def on_all(self, words: list[str], what: str) -> common.Result:
     """A step on all workers that may be done twice; ssh fails at times, most of all on new machines."""
+    reason = ""
     common.say(f"{what} on {self.pod.name}")
-    for attempt in range(1, tries + 1):
+    for number in self.tries(self.alone):
       result = common.capture(words, gcloud.SLOW)
       if not result.code:
         return result
+      reason = result.reason
       self.must_be_active()
-      common.say(f"{what} failed ({result.reason}), try {attempt} of {tries}")
-      time.sleep(self.args.poll if attempt < tries else 0)
+      common.say(f"{what} failed ({reason}), try {number}")
     raise common.LaunchError(
-      f"{what} failed on {self.pod.name}: {result.reason}; the same command tries again, "
+      f"{what} failed on {self.pod.name}: {reason}; the same command tries again, "
       f"`{self.again('delete')}` removes it"
     )
 
@@ -246,6 +293,7 @@ class Run:
           if not self.ready:
             self.set_up()
           self.on_all(self.pod.on_workers("start", "--", *self.words), "starting training")
+        self.alone = True
         code = self.watch()
       except Preempted as gone:
         common.say(f"{self.pod.name} is {gone}: it is created again, and training resumes from {self.args.workdir}")
@@ -258,7 +306,7 @@ class Run:
       time.sleep(pause)
     common.say("training is done")
     if not self.args.keep:
-      self.must(self.pod.delete(), f"deleting {self.pod.name}")
+      self.until(ABSENT, self.pod.delete(), f"deleting {self.pod.name}")
     return 0
 
   def pause_after(self, code: int) -> float:

@@ -2,7 +2,8 @@
 
     python launch/single_gpu.py --config configs/dit.py:variant=S --workdir runs/small [--set KEY=VALUE ...] [--gpu 0]
 
-SIGTERM and Ctrl-C are passed on to training, which is waited for; its exit status is this program's.
+SIGTERM, Ctrl-C and the end of the terminal are passed on to training, which saves and is waited for; its exit status is
+this program's.
 """
 
 import argparse

@@ -52,7 +52,9 @@ def script(args: argparse.Namespace) -> str:
   env = [] if per_gpu else [f"JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(args.gpus)))}"]
   job = [sys.executable, str(common.ROOT / "launch" / "slurm.py"), "job"]
   job += [f"--max_restarts={args.max_restarts}", f"--pause={args.pause:g}", "--"]
-  words = [*job, *SRUN, *common.training(args, args.sora, env)]
+  # srun does not inherit it since Slurm 22.05.
+  cpus = [f"--cpus-per-task={args.cpus}"] if args.cpus else []
+  words = [*job, *SRUN, *cpus, *common.training(args, args.sora, env)]
   return "\n".join(["#!/bin/bash", *(f"#SBATCH {line}" for line in lines), f"exec {shlex.join(words)}", ""])
 
 

@@ -15,6 +15,8 @@ import re
 import sys
 
 import common
+import pod_run
+import tpu_pod
 
 LAUNCHERS = {
   "local": ["single_gpu.py"],
@@ -107,6 +109,12 @@ def commands(args: argparse.Namespace, rest: list[str]) -> list[list[str]]:
   return lines
 
 
+def still_there(rest: list[str]) -> str:
+  """What to do about a pod that a sweep has left."""
+  args = tpu_pod.parse(["run", *rest, "--config=-", "--workdir=-"])
+  return f"{args.name} costs while it is there: `{pod_run.Run(tpu_pod.pod_of(args), args).again('delete')}` removes it"
+
+
 def program(argv: list[str]) -> int:
   own, rest = common.split_rest(argv)
   parser = common.Parser(description=__doc__.splitlines()[0])
@@ -133,7 +141,10 @@ def program(argv: list[str]) -> int:
     if code:
       failed.append(number)
   if failed:
-    raise common.LaunchError(f"{len(failed)} of {len(lines)} runs failed: {', '.join(map(str, failed))} (see above)")
+    left = f"; {still_there(rest)}" if args.on == "tpu_pod" else ""
+    raise common.LaunchError(
+      f"{len(failed)} of {len(lines)} runs failed: {', '.join(map(str, failed))} (see above){left}"
+    )
   return 0
 
 

@@ -116,6 +116,9 @@ def add_resource(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--startup_script", type=script, help="run by root on each worker when it boots")
   parser.add_argument("--wait_minutes", type=common.seconds, default=1440.0, help="for the resource to become active")
   parser.add_argument("--poll", type=common.seconds, default=60.0, help="seconds between looks")
+  parser.add_argument(
+    "--silence_minutes", type=common.seconds, default=360.0, help="without an answer, before it is left alone"
+  )
   common.add_restarts(parser)
 
 

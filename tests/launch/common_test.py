@@ -136,6 +136,7 @@ def end(number, _):
   sys.exit(int(sys.argv[2]))
 signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGHUP, end)
 pathlib.Path(sys.argv[1]).write_text("ready")
 time.sleep(600)
 """
@@ -191,7 +192,7 @@ class TestSupervisor:
     Supervisor(["true"]).run()
     assert signal.getsignal(signal.SIGTERM) == before
 
-  @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+  @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
   @pytest.mark.parametrize("code", [0, 75, 3])
   def test_a_signal_is_passed_on_and_the_child_waited_for_and_not_started_again(self, tmp_path, number, code):
     ready = tmp_path / "ready"
@@ -201,6 +202,20 @@ class TestSupervisor:
     _, err = parent.communicate(timeout=60)
     assert (parent.returncode, err) == (code, "")
     assert (tmp_path / "ready.got").read_text() == number.name
+
+  def test_a_signal_that_is_ignored_stays_so(self, tmp_path):
+    """As nohup has it for SIGHUP."""
+    ready = tmp_path / "ready"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+      parent = supervised(sys.executable, "-c", WAITS, str(ready), "0")
+    finally:
+      signal.signal(signal.SIGHUP, before)
+    wait_for(ready)
+    parent.send_signal(signal.SIGHUP)
+    parent.send_signal(signal.SIGTERM)
+    parent.communicate(timeout=60)
+    assert (tmp_path / "ready.got").read_text() == "SIGTERM"
 
   def test_ctrl_c_on_the_terminal_reaches_the_child_once(self, tmp_path):
     ready = tmp_path / "ready"

@@ -2,8 +2,8 @@
 
 What is there is in state.json under "resource", and what is to happen under "path" (the states before ACTIVE),
 "workers" (how many), "preempt" (steps of training at which it is taken away), "broken" (ssh calls that fail),
-"failures" (times that it fails instead of becoming active), "forbidden" (it can't be created) and "mute" (describe
-calls without an answer).
+"failures" (times that it fails instead of becoming active), "forbidden" (it can't be created), "mute" (describe calls
+without an answer) and "unavailable" ({"create": calls that fail, "delete": ...}).
 """
 
 import json
@@ -25,6 +25,10 @@ def main(argv: list[str]) -> int:
     ("tpu-vm", "scp"): scp,
   }[tuple(argv[2:4])]
   with fakes.changing() as state:
+    failing = state.get("unavailable", {})
+    if failing.get(argv[3], 0):
+      failing[argv[3]] -= 1
+      return fakes.fail(f"ERROR: (gcloud.compute.tpus.{argv[2]}.{argv[3]}) UNAVAILABLE: for now.")
     return action(argv, state)
 
 

@@ -15,7 +15,7 @@ RESOURCE = [
   "--accelerator=v4-16",
   "--runtime=tpu-ubuntu2204-base",
 ]
-QUICK = ["--poll=0.02", "--pause=0.02"]
+QUICK = ["--poll=0.02", "--pause=0.02", "--silence_minutes=0"]
 WHERE = RESOURCE[:3]
 
 
@@ -140,14 +140,13 @@ class TestWaiting:
     done = sandbox.run("tpu_pod.py", *run_words(sandbox, "--wait_minutes=0.005"))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("tpu_pod.py: my-pod is WAITING_FOR_RESOURCES after 0.005 minutes: ")
-    assert "delete my-pod --zone=us-central2-b" in last
-    assert set(kinds(sandbox.calls())) == {"describe", "create"}
+    assert last.startswith("tpu_pod.py: my-pod is WAITING_FOR_RESOURCES after 0.005 minutes and is withdrawn: ")
+    assert kinds(sandbox.calls()) == [*BEGIN, "delete"] and sandbox.state()["resource"] is None
 
   def test_one_that_is_taken_away_again_and_again_times_out_as_well(self, sandbox):
     sandbox.set(path=["CREATING", "SUSPENDED"])
     done = sandbox.run("tpu_pod.py", *run_words(sandbox, "--wait_minutes=0.02"))
-    assert done.returncode == 1 and " after 0.02 minutes: " in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and " after 0.02 minutes and is withdrawn: " in done.stderr.splitlines()[-1]
     assert kinds(sandbox.calls()).count("create") >= 1
 
   def test_a_resource_that_fails_is_created_again_a_limited_number_of_times(self, sandbox):
@@ -158,6 +157,13 @@ class TestWaiting:
     done = sandbox.run("tpu_pod.py", "create", *RESOURCE, *QUICK, "--max_restarts=1")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "tpu_pod.py: my-pod failed again: no capacity"
+
+  def test_a_request_that_was_valid_for_so_long_is_not_made_again(self, sandbox):
+    sandbox.set(failures=5)
+    done = sandbox.run("tpu_pod.py", "create", *RESOURCE, "--poll=1.1", "--valid_until=1s")
+    assert done.returncode == 1
+    assert "my-pod failed after 1s and is withdrawn" in done.stderr.splitlines()[-1]
+    assert kinds(sandbox.calls()) == [*BEGIN, "delete"]
 
   def test_a_refused_creation_is_one_line_with_the_reason(self, sandbox):
     sandbox.set(forbidden=True)
@@ -178,6 +184,28 @@ class TestWaiting:
     assert len(sandbox.starts()) == 1
     assert "unpacking failed (ssh: connect to host" in err
     assert ": step " in err  # the last line of the log, now and then
+
+  def test_a_pod_that_is_left_alone_is_patient_with_gcloud(self, sandbox):
+    sandbox.set(path=[], preempt=[12])
+    child = sandbox.start("tpu_pod.py", *run_words(sandbox, "--silence_minutes=5", steps=24))
+    sandbox.wait_for_step(2)
+    sandbox.set(mute=25, unavailable={"create": 12, "delete": 24})
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    assert [start["step"] >= 12 for start in sandbox.starts()] == [False, True]
+    assert sandbox.state()["resource"] is None
+    for message in ("no answer from gcloud (ERROR: gcloud crashed", "creating my-pod (v4-16, on demand) failed (ERROR"):
+      assert message in err
+
+  def test_a_finished_pod_that_can_not_be_deleted_is_named_with_what_to_do(self, sandbox):
+    sandbox.set(path=[], unavailable={"delete": 10**6})
+    done = sandbox.run("tpu_pod.py", *run_words(sandbox))
+    assert done.returncode == 1 and "training is done" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+      "tpu_pod.py: deleting my-pod failed: ERROR: (gcloud.compute.tpus.queued-resources.delete) UNAVAILABLE: for now.; "
+      "while it is there it costs: "
+      "`python launch/tpu_pod.py delete my-pod --zone=us-central2-b --project=my-project` removes it"
+    )
 
   def test_workers_that_never_answer_stop_the_watch_but_not_the_resource(self, sandbox):
     sandbox.set(path=[])

@@ -143,6 +143,7 @@ def test_scripts_are_those_of_the_golden_files(sandbox, golden):
       "--nodes=2",
       "--tasks=node",
       "--gpus=4",
+      "--cpus=12",
       "--time=30",
       "--partition=a100",
       "--account=lab",

@@ -128,6 +128,20 @@ def test_a_sweep_on_a_pod_uses_one_resource_and_removes_it_after_the_last_run(sa
   assert [fakes.done(sandbox.workdir / f"seed={seed}") for seed in (0, 1)] == [2, 2]
 
 
+def test_a_sweep_that_fails_on_a_pod_says_that_it_is_still_there(sandbox):
+  (sandbox.workdir / "seed=1").mkdir()
+  (sandbox.workdir / "seed=1" / "faults.json").write_text('{"1": 7}')
+  sandbox.set(path=[])
+  pod = ["my-pod", "--zone=us-central2-b", "--accelerator=v4-8", "--runtime=r", "--poll=0.02", "--max_restarts=0"]
+  grid = ["--config=c.py", "--set=seed=0,1", "--set=train.steps=2", f"--workdir={sandbox.workdir}"]
+  done = sandbox.run("sweep.py", *grid, "--on=tpu_pod", "--", *pod)
+  assert done.returncode == 1 and sandbox.state()["resource"]
+  assert done.stderr.splitlines()[-1] == (
+    "sweep.py: 1 of 2 runs failed: 2 (see above); my-pod costs while it is there: "
+    "`python launch/tpu_pod.py delete my-pod --zone=us-central2-b` removes it"
+  )
+
+
 @pytest.mark.parametrize(
   ("on", "launcher"),
   [
