@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 REQUEUE = 75  # EX_TEMPFAIL, which launchers answer by running the command again
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's warning that the time is up
+# SIGUSR1: Slurm's warning that the time is up. SIGHUP: the terminal is gone.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LIMIT, ELSEWHERE = 1000, 1001  # stand for the time limit and for another host where a signal has its number
 IMPATIENT = 10.0  # seconds
 
@@ -29,11 +30,13 @@ class Interrupted(RuntimeError):
 
 _noted: list[int] = []  # the signals that end nothing
 _told: list[int] = []  # those that came
+_terminals: list[int] = []  # of standard output and error
 _deadline = math.inf  # time.monotonic()
 
 
 def listen() -> None:
   """From now on the signals are noted and end nothing; one that is ignored stays so. For a program's main thread."""
+  _terminals.extend(number for number in (1, 2) if os.isatty(number))
   for number in SIGNALS:
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _note)
@@ -100,6 +103,16 @@ def _note(number: int, _: Any) -> None:
   _told.append(number)
   if number == signal.SIGINT and sys.stderr.isatty():
     _note_impatience()
+  if number == signal.SIGHUP:
+    _leave_terminal()
+
+
+def _leave_terminal() -> None:
+  """A write to a terminal that is gone is an error, and would end what is still to be saved."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  while _terminals:
+    os.dup2(nowhere, _terminals.pop())
+  os.close(nowhere)
 
 
 def _note_impatience() -> None:

@@ -59,6 +59,23 @@ def test_one_model_trains_on_the_same_clips_packed_bucketed_and_padded():
 
 
 @pytest.mark.slow
+def test_attention_in_blocks_is_put_beside_the_dense_mask():
+  found = last_line("attention.py", "--tokens", "512", "--clips", "1", "4")
+  assert found["tokens"] == 512 and set(found["clips"]) == {"1", "4"}
+  for row in found["clips"].values():
+    assert row["ratio"] == pytest.approx(row["dense_ms"] / row["blocks_ms"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_every_program_of_the_demo_is_compiled_at_each_level():
+  found = last_line("compile_level.py", "--rounds", "1")
+  assert set(found) == {"autoencoder step", "transformer step", "encode", "decode"}
+  for levels in found.values():
+    assert set(levels) == {"3", "2", "1", "0"} and levels["1"]["compile_seconds"] < levels["3"]["compile_seconds"]
+    assert all(level["milliseconds"] > 0 for level in levels.values())
+
+
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_again_compiles_little():
   found = last_line("restart.py", "--set", "model.depth=2", "--set", "model.text_depth=1")
   assert set(found) == {"first", "second", "second_over_first"}
