@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
 # What a config gives sizes for: `context` devices share the tokens of a row, `ulysses` of them by exchanging heads for
@@ -31,6 +31,7 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
 
 # The devices that share a row work on the same step as those that share the batch, so they share the weights as well.
 FSDP = ("fsdp", "ring", "ulysses")
+FEW = 10**7  # parameters that any device may hold whole
 
 # Parameter path -> the spec of its *last* dimensions; dimensions before them (stacked layers) are not split. Optimizer
 # moments match too: their paths end with their parameter's.
@@ -136,8 +137,8 @@ def path_name(path: tuple[Any, ...]) -> str:
   return "/".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)
 
 
-def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """The layout of one parameter; a dimension that the mesh axis does not divide stays whole.
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+  """The layout of one parameter; each dimension lies over as many of its mesh axes, from the first, as divide it.
 
   Raises:
     ValueError: no rule, or more than one, matches the path.
@@ -146,9 +147,36 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   if len(found) != 1:
     raise ValueError(f"{len(found)} sharding rules match the parameter {path!r}: it needs exactly one in PARAM_RULES")
   spec = (None,) * (len(shape) - len(found[0])) + tuple(found[0])
-  fits = lambda axes, size: size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
   several = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
-  return PartitionSpec(*(axes if axes and fits(axes, n) else None for axes, n in zip(several, shape, strict=True)))
+  return PartitionSpec(*(_dividing(axes, size, mesh) for axes, size in zip(several, shape, strict=True)))
+
+
+def _dividing(axes: tuple[str, ...], size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
+  """The longest beginning of `axes` that divides `size`."""
+  while axes and size % int(np.prod([mesh.shape[axis] for axis in axes])):
+    axes = axes[:-1]
+  return axes or None
+
+
+def unsplit(params: Any, mesh: Mesh | AbstractMesh) -> str | None:
+  """What to change where devices hold more than twice their part of many parameters, which the mesh does not divide.
+
+  Args:
+    params: arrays or ShapeDtypeStructs, as they lie nowhere yet.
+  """
+  parts = int(np.prod([mesh.shape[axis] for axis in (*FSDP, "tensor")]))
+  sizes = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim}
+  placed = {path: NamedSharding(mesh, param_spec(path, leaf.shape, mesh)) for path, leaf in sizes.items()}
+  held = {path: int(np.prod(placed[path].shard_shape(leaf.shape))) for path, leaf in sizes.items()}
+  wanted = sum(leaf.size for leaf in sizes.values()) / parts
+  if sum(held.values()) <= max(2 * wanted, FEW):
+    return None
+  path = max(held, key=lambda path: held[path])
+  return (
+    f"each device holds {sum(held.values()) / 1e6:.0f} million parameters, and {wanted / 1e6:.0f} where the mesh "
+    f"divides them: {path} is {sizes[path].shape}; choose mesh.fsdp, mesh.context and mesh.tensor so that they do, and "
+    "give the rest to mesh.data"
+  )
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:

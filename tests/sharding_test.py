@@ -73,6 +73,24 @@ def test_a_dimension_that_the_axis_does_not_divide_stays_whole():
   assert spec(3, 8, 6) == PartitionSpec(None, sharding.FSDP, ("tensor",))
 
 
+def test_a_dimension_lies_over_the_axes_that_divide_it_from_the_first_on():
+  mesh = AbstractMesh((1, 2, 2, 2, 1), sharding.MESH_AXES)
+  spec = lambda *shape: sharding.param_spec("blocks/qkv/kernel", shape, mesh)
+  for size, axes in ((8, sharding.FSDP), (4, ("fsdp", "ring")), (2, ("fsdp",)), (3, None)):
+    assert spec(size, 6) == PartitionSpec(axes, ("tensor",))
+
+
+def test_a_mesh_that_does_not_divide_the_parameters_is_told():
+  shape = jax.ShapeDtypeStruct
+  params = {"qkv": {"kernel": shape((28, 1152, 3456), jnp.float32)}, "table": shape((28, 6, 1152), jnp.float32)}
+  mesh = lambda data, fsdp: AbstractMesh((data, fsdp, 1, 1, 1), sharding.MESH_AXES)
+  assert sharding.unsplit(params, mesh(2, 128)) is None
+  assert sharding.unsplit(params, mesh(256, 1)) is None
+  said = sharding.unsplit(params, mesh(1, 256))
+  assert said and "qkv/kernel is (28, 1152, 3456)" in said and "the rest to mesh.data" in said
+  assert sharding.unsplit({"qkv": {"kernel": shape((36, 108), jnp.float32)}}, mesh(1, 8)) is None  # of a few
+
+
 @pytest.mark.parametrize("path", ["blocks/wild/kernel", "kernel", "blocks/myqkv/kernel", "qkv/kernel/more"])
 def test_a_parameter_without_a_rule_is_refused(path):
   with pytest.raises(ValueError, match=f"0 sharding rules match the parameter '{path}'"):

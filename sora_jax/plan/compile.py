@@ -8,6 +8,7 @@ libtpu reads its environment when JAX starts, takes gigabytes, and may end the p
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -65,6 +66,10 @@ def examine(config: Any, row_clip: float, where: chips.Slices | None) -> dict[st
   answer = json.loads(last) if last.startswith("{") else {}
   if "error" in answer or not answer:
     said = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
+    if done.returncode < 0:
+      killed = done.returncode == -signal.SIGKILL
+      said = [f"{signal.Signals(-done.returncode).name} ended the compiler"]
+      said[0] += ": this machine has too little memory for it" if killed else ""
     raise CompileError(f"the train step does not compile for {target}: {answer.get('error') or said[0].strip()[:500]}")
   return answer
 

@@ -77,6 +77,7 @@ def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:
     "collectives": {kind: _collective(each) for kind, each in compiled.get("collectives", {}).items()},
     "collective_share": figures(seconds["communication"] / step) if step and "communication" in seconds else None,
     "silent_kernels": compiled.get("silent"),
+    "warning": found.get("warning"),
   }
 
 
@@ -131,7 +132,11 @@ def _knobs(config: Any, where: chips.Slices | None, rows: Rows, parts: int) -> l
   """Ways to make a step smaller, each examined anew: what it needs then, and how long it takes."""
   found = []
   for flags, changed, there in knobs(config, where, parts):
-    examined = compile.examine(changed, rows.clip, there)
+    try:
+      examined = compile.examine(changed, rows.clip, there)
+    except compile.CompileError as error:  # one way less
+      found.append({"set": flags, "error": str(error)})
+      continue
     chip = there.chip if there else chips.chip_of(examined["kind"])
     answer = _step(examined, chip, rows_of(changed))
     kept = ("peak_hbm_gib", "fits", "step_seconds", "mfu", "collective_share")
@@ -154,10 +159,22 @@ def knobs(config: Any, where: chips.Slices | None, parts: int) -> list[tuple[str
     data, fsdp = (data // 2, fsdp) if data > 1 else (data, max(fsdp // 2, -1))  # -1 is what is left
     more, halved = _changed(halved, "mesh", data=data, fsdp=fsdp, context=2 * context)
     flags = f"{flags} {more}"
-  found.append((flags, halved, where))
+  if parts > 1 or halved.mesh.context == config.mesh.context:
+    found.append((flags, halved, where))
   if where:
-    found.append((f"--topology={where.doubled().name}", config, where.doubled()))
+    more, changed = _spread(config, where, parts)
+    found.append((f"--topology={where.doubled().name} {more}".rstrip(), changed, where.doubled()))
   return found
+
+
+def _spread(config: Any, where: chips.Slices, parts: int) -> tuple[str, Any]:
+  """The flags, and the config with them, that lay the same rows over twice the chips."""
+  mesh, doubled = config.mesh, where.doubled()
+  shared = config.train.rows % (2 * parts * config.train.parts) != 0  # a row by twice as many devices
+  axis = "context" if shared else "data" if doubled.count > where.count else "fsdp"
+  if not shared and -1 in (mesh.data, mesh.fsdp, mesh.context, mesh.tensor):
+    return "", config  # that axis takes them
+  return _changed(config, "mesh", **{axis: 2 * mesh[axis]})
 
 
 def _changed(config: Any, section: str, **values: Any) -> tuple[str, Any]:

@@ -55,6 +55,7 @@ class Step(NamedTuple):
     params: numbers in the model.
     flops: see `flops.Flops`, over all devices.
     bytes: of one device, by what they are.
+    warning: see `sharding.unsplit`.
     compiled: None where it was not compiled.
   """
 
@@ -65,6 +66,7 @@ class Step(NamedTuple):
   params: int
   flops: dict[str, float]
   bytes: dict[str, int]
+  warning: str | None
   compiled: Compiled | None
 
 
@@ -88,6 +90,7 @@ def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.
     sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     flops.count(state.params, model, rows, config.model.remat)._asdict(),
     held,
+    sharding.unsplit(state.params, mesh),
     compiled,
   )
 

@@ -40,6 +40,7 @@ def examined(peak_gib: float, compiles: bool = True) -> dict:
     "params": 1000,
     "flops": {name: share * flops * 64 for name, share in parts.items()},
     "bytes": {"params": GIB, "activations": GIB},
+    "warning": None,
     "compiled": compiled,
   }
 
@@ -51,7 +52,15 @@ def answers(monkeypatch):
 
   def give(*found):
     queue = list(found)
-    monkeypatch.setattr(compile, "examine", lambda *which: asked.append(which) or queue.pop(0))
+
+    def examine(*which):
+      asked.append(which)
+      answer = queue.pop(0)
+      if isinstance(answer, Exception):
+        raise answer
+      return answer
+
+    monkeypatch.setattr(compile, "examine", examine)
     monkeypatch.setattr(compile, "missing", lambda: None)
     return asked
 
@@ -111,7 +120,8 @@ class TestAnswer:
       "mfu": pytest.approx(5 / 16, rel=1e-3),
       "collective_share": 0.25,
     }
-    assert (more["set"], more["fits"], more["step_seconds"]) == ("--topology=v5p:4x4x8", False, None)
+    assert (more["fits"], more["step_seconds"]) == (False, None)
+    assert more["set"] == "--topology=v5p:4x4x8 --config.mesh.context=2"  # 64 rows
     assert [(which[0].train.parts, which[2].chips) for which in asked] == [(1, 64), (2, 64), (1, 128)]
     assert config.train.parts == config.mesh.context == 1
 
@@ -131,6 +141,32 @@ class TestAnswer:
     assert plan.knobs(config, chips.parse("v5p-128"), 64)[0][0].endswith(
       "data=1 --config.mesh.fsdp=32 --config.mesh.context=2"
     )
+
+  def test_a_way_that_can_not_be_is_told_and_the_others_are_there(self, config, monkeypatch, answers):
+    answers(examined(90.0), compile.CompileError("no such mesh"), examined(40.0))
+    few, more = plan.plan(config, "v5p-128", None, None)["knobs"]
+    assert few["error"] == "no such mesh" and more["fits"]
+
+  def test_a_device_alone_has_nobody_to_share_its_row_with(self, config):
+    config.train.rows = 1
+    config.mesh.update(data=1, fsdp=-1)
+    assert [flags for flags, _, _ in plan.knobs(config, chips.parse("v5litepod-1"), 1)] == [
+      "--topology=v5e:1x2 --config.mesh.context=2"
+    ]
+
+  def test_twice_the_chips_have_a_mesh_and_rows_that_fit_them(self, config):
+    last = lambda name, parts: plan.knobs(config, chips.parse(name), parts)[-1]
+    config.train.rows = 8
+    config.mesh.update(data=1, fsdp=8, context=1)
+    flags, changed, _ = last("v5litepod-8", 8)
+    assert flags.endswith(" --config.mesh.context=2") and (changed.mesh.fsdp, changed.train.rows) == (8, 8)
+    config.train.rows = 16
+    assert last("v5litepod-8", 8)[0].endswith(" --config.mesh.fsdp=16")
+    config.mesh.fsdp = -1
+    assert last("v5litepod-8", 8)[0] == "--topology=v5e:4x4"
+    config.mesh.update(data=2, fsdp=256)
+    config.train.rows = 1024
+    assert last("v6e-256:2", 512)[0].endswith(" --config.mesh.data=4")
 
   def test_without_a_compiler_it_says_what_to_install(self, config, answers, monkeypatch):
     answers(examined(1.0) | {"compiled": None})
