@@ -38,6 +38,12 @@ FAULTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ),
   (
     "flash",
+    lambda device: device.platform == "gpu" and _capability(device) == math.inf,
+    "its blocks need 83 KB of shared memory, and most of AMD's GPUs have 64 "
+    "(rocm.docs.amd.com/en/latest/reference/gpu-arch-specs.html)",
+  ),
+  (
+    "flash",
     lambda device: device.device_kind == "TPU v3",
     "its kernels can't multiply bfloat16 (github.com/jax-ml/jax/issues/23989)",
   ),
@@ -122,7 +128,7 @@ def _on_all_devices(
   B, K, L, _ = shape_BKLH
   rows, heads, tokens = sharding.split("batch", B), sharding.split("heads", K), sharding.split(over[0], L)
   keys = tokens if over[1] == over[0] else None
-  if tokens and keys:
+  if tokens and keys and (call is not dense_attention or sharding.ways("tokens") > 1):
     ring, group = tokens
     mesh, mine = jax.sharding.get_abstract_mesh(), K // (sharding.ways("heads") if heads else 1)
     if mine % mesh.shape[group]:

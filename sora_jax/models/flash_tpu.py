@@ -227,7 +227,10 @@ def _same(my_ids: Any, their_ids: Any) -> jax.Array:
 
 def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
   """The product of two matrices over a dimension of each, float32."""
-  return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32)
+  # Named, since a default that was set elsewhere may be one that the kernel's compiler does not know.
+  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+  dimensions = (((over[0],), (over[1],)), ((), ()))
+  return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _scaled(query: jax.Array) -> jax.Array:

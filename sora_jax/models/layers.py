@@ -118,7 +118,9 @@ def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
   width = x.shape[-1]
   swap = np.roll(np.eye(width, dtype=np.float32), width // 2, axis=1)
   cosine, sine = cosine.astype(x.dtype), sine.astype(x.dtype)
-  return x * jnp.concatenate([cosine, cosine], -1) + (x @ swap.astype(x.dtype)) * jnp.concatenate([-sine, sine], -1)
+  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None  # of numbers that only change places
+  swapped = jnp.matmul(x, swap.astype(x.dtype), precision=precision)
+  return x * jnp.concatenate([cosine, cosine], -1) + swapped * jnp.concatenate([-sine, sine], -1)
 
 
 def fourier_features(x: np.ndarray | jax.Array, count: int, low: float, high: float) -> jax.Array:

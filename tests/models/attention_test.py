@@ -165,7 +165,7 @@ def device(monkeypatch):
     ("gpu", "NVIDIA H100 80GB HBM3", "9.0", "dense", "flash"),
     ("gpu", "NVIDIA B200", "10.0", "dense", "flash"),
     ("gpu", "Tesla T4", "7.5", "dense", "blocks"),
-    ("gpu", "AMD Instinct MI300X", "gfx942", "dense", "flash"),
+    ("gpu", "AMD Instinct MI300X", "gfx942", "dense", "blocks"),
     ("tpu", "TPU v5", None, "flash", "flash"),
     ("tpu", "TPU v3", None, "blocks", "blocks"),
   ],
@@ -184,6 +184,7 @@ def test_each_platform_has_its_own_kernel():
   ("platform", "kind", "capability", "why"),
   [
     ("gpu", "Tesla T4", "7.5", "Triton needs compute capability 8.0"),
+    ("gpu", "AMD Instinct MI300X", "gfx942", "its blocks need 83 KB of shared memory,"),
     ("tpu", "TPU v3", None, "its kernels can't multiply bfloat16"),
   ],
 )
@@ -202,22 +203,25 @@ def test_what_is_compiled_for_other_devices_is_not_judged_by_those_here(device, 
   assert choose("flash", 4096, 4096) == "flash"
 
 
-def test_devices_that_share_a_row_pass_keys_round_with_the_kernel_of_their_platform():
+def test_devices_that_share_a_row_pass_keys_round_with_the_kernel_of_their_platform_and_others_do_as_told():
   script = """
 import json
 import jax, jax.numpy as jnp
 from sora_jax import sharding
 from sora_jax.models.attention import attention
 
-x, ids = jnp.zeros((1, 512, 2, 8)), jnp.ones((1, 512), jnp.int32)
+x, ids = jnp.zeros((4, 512, 2, 8)), jnp.ones((4, 512), jnp.int32)
 
-def kernels(platform, backend):
+def kernels(platform, backend, axis="context"):
   sharding.platform = lambda: platform
   call = lambda x: attention(x, x, x, ids, ids, backend, ("tokens", "tokens"))
-  with jax.set_mesh(sharding.make_mesh({"context": 4})):
+  with jax.set_mesh(sharding.make_mesh({axis: 4})):
     text = str(jax.make_jaxpr(call)(x))
-  return ["ppermute" in text, "pallas_call" in text]
+  return ["ppermute" in text, "pallas_call" in text, "while" in text]
 
-print(json.dumps([kernels("gpu", "auto"), kernels("gpu", "blocks"), kernels("cpu", "auto")]))
+shared = [kernels("gpu", "auto"), kernels("gpu", "blocks"), kernels("cpu", "auto"), kernels("cpu", "dense")]
+print(json.dumps([shared, [kernels("cpu", "dense", "data"), kernels("cpu", "blocks", "data")]]))
 """
-  assert on_devices(4, script) == [[True, True], [True, False], [True, False]]
+  shared, apart = on_devices(4, script)
+  assert [each[:2] for each in shared] == [[True, True], [True, False], [True, False], [True, False]]
+  assert [each[2] for each in apart] == [False, True]
