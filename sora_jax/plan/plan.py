@@ -170,11 +170,13 @@ def knobs(config: Any, where: chips.Slices | None, parts: int) -> list[tuple[str
 def _spread(config: Any, where: chips.Slices, parts: int) -> tuple[str, Any]:
   """The flags, and the config with them, that lay the same rows over twice the chips."""
   mesh, doubled = config.mesh, where.doubled()
-  shared = config.train.rows % (2 * parts * config.train.parts) != 0  # a row by twice as many devices
-  axis = "context" if shared else "data" if doubled.count > where.count else "fsdp"
-  if not shared and -1 in (mesh.data, mesh.fsdp, mesh.context, mesh.tensor):
+  if config.train.rows % (2 * parts * config.train.parts):  # each by twice as many devices
+    return _changed(config, "mesh", context=2 * mesh.context)
+  if -1 in (mesh.data, mesh.fsdp, mesh.context, mesh.tensor):
     return "", config  # that axis takes them
-  return _changed(config, "mesh", **{axis: 2 * mesh[axis]})
+  if doubled.count > where.count:
+    return _changed(config, "mesh", data=2 * mesh.data)
+  return _changed(config, "mesh", fsdp=2 * mesh.fsdp)
 
 
 def _changed(config: Any, section: str, **values: Any) -> tuple[str, Any]:
