@@ -20,7 +20,7 @@ from typing import Any
 
 from sora_jax import rollcall
 from sora_jax.cluster import HostsError, place
-from sora_jax.interruption import Interrupted
+from sora_jax.interruption import REQUEUE, Interrupted
 from sora_jax.watchdog import Watchdog, told
 
 LIMIT, SECONDS = "SORA_HOST_SECONDS", 600.0  # how long a host may be late, or in one step; the variable changes it
@@ -74,13 +74,17 @@ def joined() -> Iterator[None]:
 
   Raises:
     HostsError: they did not all come, or their devices are not what they should be.
+    Interrupted: the context did, whatever became of the others since; or this host was told to end in the roll call.
   """
   try:
     initialize()
     yield
     _part()
-  except Interrupted:  # which all raise together
-    _part()
+  except Interrupted:  # which all raise together, when all is saved
+    try:
+      _part(REQUEUE)
+    except BaseException as error:
+      _fail(error)
     raise
   except BaseException as error:
     _fail(error)
@@ -94,10 +98,10 @@ def initialize() -> None:
   if found is None or _group is not None:
     return
   seconds = limit()
-  machines, lines = rollcall.call(found.address, found.count, found.index, seconds)
-  import jax
+  import jax  # before the roll call: a host that can't do so has not come
   from jax._src import distributed  # its client has no public name
 
+  machines, lines = rollcall.call(found.address, found.count, found.index, seconds)
   # Signals are noted by `interruption`; JAX would take SIGTERM away from it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
@@ -139,8 +143,10 @@ def _check_devices(group: _Group) -> None:
       )
 
 
-def _part() -> None:
-  """The end that all hosts come to."""
+def _part(status: int = 1) -> None:
+  """The end that all hosts come to. Where one does not, `status` is that of this process."""
+  if _group is not None:
+    _group.watchdog.status = status
   barrier("the end of the run")
   if _group is not None:
     _group.watchdog.stop()
@@ -159,7 +165,7 @@ def _leave() -> None:
   """At exit: ends the process at once where the run has failed."""
   if _group is not None and _group.failed:
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(_group.watchdog.status)
 
 
 def one_line(error: BaseException) -> str:
@@ -241,25 +247,26 @@ def _meet(group: _Group, phase: str, key: str, value: str, seconds: float) -> di
   return group.all(key)
 
 
-def gather(name: str, value: Any) -> list[Any]:
-  """The JSON values of all hosts, by their number.
+def gather(name: str, value: Any, seconds: float | None = None) -> list[Any]:
+  """The JSON values of all hosts, by their number; waits for all, `limit()` seconds by default.
 
   Raises:
     HostsError: see `barrier`.
   """
   if _group is None:
     return [value]
-  found = _meet(_group, name, _group.key(name), json.dumps(value, sort_keys=True), limit())
+  seconds = limit() if seconds is None else seconds
+  found = _meet(_group, name, _group.key(name), json.dumps(value, sort_keys=True), seconds)
   return [json.loads(found[host]) for host in sorted(found)]
 
 
-def same(name: str, value: Any) -> None:
-  """Refuses a run whose hosts hold different JSON values.
+def same(name: str, value: Any, seconds: float | None = None) -> None:
+  """Refuses a run whose hosts hold different JSON values. Waits as `gather` does.
 
   Raises:
     HostsError: on every host; names what differs and where.
   """
-  found = [_flat(each) for each in gather(name, value)]
+  found = [_flat(each) for each in gather(name, value, seconds)]
   keys = {key for each in found for key in each}
   differing = sorted(key for key in keys if any(each.get(key) != found[0].get(key) for each in found))
   if not differing:

@@ -116,6 +116,7 @@ class Watchdog:
     """
     self.client, self.index, self.names, self.seconds, self.lines = client, index, names, seconds, lines
     self.silent = min(SILENT, seconds)
+    self.status = 1  # of this process, where the run is ended
     self._now = Post(0, 0, "the start", 0, 0.0, math.inf), time.monotonic()
     self._entered: set[str] = set()
     self._posts: dict[int, Post] = {}
@@ -211,7 +212,7 @@ class Watchdog:
       _say(f"{told([0], self.names)}: {why}, when this one was in {self._now[0].where}")
       self._ended.set()
       if not self._leaving:
-        os._exit(1)
+        os._exit(self.status)
 
   def _listen(self) -> None:
     """The thread that waits for the verdict and ends the process, unless the main thread is at that."""
@@ -229,7 +230,7 @@ class Watchdog:
       time.sleep(LINGER)
     self._ended.set()
     if not self._leaving:
-      os._exit(1)
+      os._exit(self.status)
 
 
 def _says_goodbye(line: socket.socket) -> bool:

@@ -1,14 +1,17 @@
 """Several processes of one run, for real: what they agree on, what they refuse, and whom they wait for."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import jax
 import pytest
 
-from sora_jax import hosts
+from sora_jax import hosts, interruption
 from tests import several
 
 # What two hosts say to each other; each prints what it heard. Host 1 is late at the barrier "tokenizer".
@@ -120,6 +123,77 @@ class TestAlone:
     with several.started(several.python(code, 3), tmp_path, absent=(0, 2), SORA_HOST_SECONDS="1") as processes:
       (found,) = several.ended(processes, tmp_path, 60)
     assert found.code == 1 and "HostsError: waited 1 s for host 0 at 127.0.0.1:" in found.err
+
+
+# Two hosts are told to end, and the second one is killed when all is saved.
+KILLED = """
+import os, signal, sys, time
+from sora_jax import hosts, interruption
+
+try:
+  with hosts.joined():
+    if hosts.index():
+      time.sleep(1)
+      os.kill(os.getpid(), signal.SIGKILL)
+    raise interruption.Interrupted("step 3 is saved")
+except interruption.Interrupted:
+  sys.exit(interruption.REQUEUE)
+"""
+
+# A host that is told to end before the others have come.
+ALONE = """
+import sys
+from sora_jax import hosts, interruption
+
+interruption.listen()
+print("listens", flush=True)
+try:
+  with hosts.joined():
+    pass
+except interruption.Interrupted as error:
+  print(error)
+  sys.exit(interruption.REQUEUE)
+"""
+
+
+class TestToldToEnd:
+  """What is saved is saved, whatever becomes of the others: the status says that the same command goes on."""
+
+  @pytest.mark.slow
+  def test_the_status_is_the_same_where_another_is_killed_meanwhile(self, tmp_path):
+    with several.started(several.python(KILLED, 2), tmp_path) as processes:
+      found = several.ended(processes, tmp_path, 60)
+    assert [each.code for each in found] == [interruption.REQUEUE, -signal.SIGKILL], found[0].err
+    assert "sora: host 1 (" in found[0].err and "): the process has ended" in found[0].err
+
+  def test_an_end_to_which_another_does_not_come_is_told_to_all(self, monkeypatch):
+    told, statuses, names = [], [], dict(enumerate("ab"))
+    watching = types.SimpleNamespace(status=1, fail=lambda *given: told.append(given))
+
+    def barrier(phase: str) -> None:
+      raise hosts.Overdue(f"waited 600 s for host 1 (b): {phase}")
+
+    monkeypatch.setattr(hosts, "_group", hosts._Group(None, 0, names, watching))
+    monkeypatch.setattr(hosts, "initialize", lambda: None)
+    monkeypatch.setattr(hosts, "barrier", barrier)
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with pytest.raises(interruption.Interrupted, match="step 3 is saved"), hosts.joined():
+      raise interruption.Interrupted("step 3 is saved")
+    assert told == [("waited 600 s for host 1 (b): the end of the run", False)]
+    hosts._leave()
+    assert statuses == [interruption.REQUEUE]
+
+  @pytest.mark.parametrize("who", [0, 1])
+  def test_nobody_needs_to_have_come(self, tmp_path, who):
+    with several.started(several.python(ALONE, 2), tmp_path, absent=(1 - who,)) as processes:
+      limit = time.monotonic() + 60
+      while "listens" not in (tmp_path / f"out-{who}").read_text():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+      processes[0].send_signal(signal.SIGTERM)
+      (found,) = several.ended(processes, tmp_path, 60)
+    assert found.code == interruption.REQUEUE
+    assert found.out.splitlines()[-1].startswith("ended by SIGTERM: the hosts had not all come")
 
 
 class TestDevices:

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
-from sora_jax import watchdog
+from sora_jax import hosts, watchdog
+from sora_jax.steps import Steps
 from sora_jax.watchdog import Post, Watchdog, told, verdict
+from tests.train import loop_test
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 QUIET = dict.fromkeys(NAMES, 0.5)
@@ -244,3 +246,16 @@ def test_after_a_good_end_nobody_is_late(pair, capfd):
   first.stop(), second.stop()
   time.sleep(0.9)
   assert not ended and not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("every", [0, 4], ids=["the only save", "the last of three"])
+def test_the_last_save_has_as_long_as_a_phase_s_first_step(tmp_path, monkeypatch, every):
+  """A bucket may be slow, and no step comes after it in which the save could end."""
+  mine, waits = Watchdog(Store(), 0, {0: "a"}, 600.0, {}), []
+  whole = Steps.wait_until_finished
+  monkeypatch.setattr(hosts, "at", mine.at)
+  monkeypatch.setattr(Steps, "wait_until_finished", lambda steps: waits.append(mine._now[0]) or whole(steps))
+  loop_test.run(tmp_path, loop_test.loop_config(checkpoint_every=every))
+  mine.stop()
+  ends = [each for each in waits if each.stage == max(each.stage for each in waits)]
+  assert ends and {each.limit for each in ends} == {6 * 600.0}

@@ -90,6 +90,8 @@ def fit(
   keeping = max(config.checkpoint_every, 1), config.keep, config.keep_every
   with jax.set_mesh(mesh), checkpoint.manager(folder, *keeping) as steps:
     state, resumed_from, step_seconds = _begin(task, optimizer, config.seed, steps, batches, mesh, meta.get("config"))
+    if hosts.is_first() and (unsplit := sharding.unsplit(state.params, mesh)):
+      print(f"warning: {unsplit}", file=sys.stderr)
     first = step = int(state.step)
     clock.take_up(config.name, step, step_seconds)
     meter, pending, train_step = _Meter(batches), None, None
@@ -133,7 +135,8 @@ def fit(
           turn_to("eval", step)
           _preview(task, state.ema, log, step)
         bar.update()
-    turn_to("checkpoint", step)
+    clock.spend("checkpoint")
+    hosts.at(f"{config.name}: last save")  # no step comes after it, in which a slow one could end
     steps.wait_until_finished()
     clock.spend("other")
   if step < total:

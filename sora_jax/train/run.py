@@ -107,6 +107,7 @@ def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.shar
     raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh)
+  hosts.at("opening the data", seconds=hosts.LONG)
   source = sources.open_source(config.data, config.seed, budget(config))
   if config.autoencoder.checkpoint:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
@@ -115,6 +116,7 @@ def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.shar
   if hosts.is_first():
     report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
+  hosts.at("preparing the autoencoder")
   return source, mesh
 
 

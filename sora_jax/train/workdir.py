@@ -46,7 +46,8 @@ def open_workdir(workdir: epath.Path, config: Any, fingerprint: str) -> None:
     ConfigMismatch: it is another run's.
     HostsError: the hosts differ in config, code or data, or don't share the workdir; names what and where.
   """
-  hosts.same("comparing config, data and code", {"config": json.loads(config.to_json()), "data": fingerprint, **code()})
+  mine = {"config": json.loads(config.to_json()), "data": fingerprint, **code()}
+  hosts.same("comparing config, data and code", mine, hosts.LONG)  # others may be longer at opening the data
   hosts.decide("claiming the workdir", functools.partial(claim, workdir, config))
   if hosts.count() > 1:
     _must_be_shared(workdir)

@@ -161,18 +161,29 @@ def test_a_host_that_is_stopped_ends_all_and_is_named(runs, who):
 @pytest.mark.parametrize(
   ("place", "phase"),
   [
-    ("'sora_jax.data.sources', 'open_source'", "comparing config, data and code"),
+    ("'sora_jax.data.sources', 'open_source'", "(comparing config, data and code|opening the data)"),
     ("'sora_jax.steps', 'Steps.latest_step', turn=2", "finding the step to resume from"),
   ],
   ids=["data", "restore"],
 )
 def test_a_host_that_is_late_is_named_with_the_phase(runs, place, phase):
-  """F15."""
-  command = runs.words(fault=f"sleep_in({place})")
-  found = runs.ended(command, command, HOST="1", SORA_HOST_SECONDS=str(LIMIT))
+  """F15. Data has a day, which is shorter here."""
+  fault = f"from sora_jax import hosts; hosts.LONG = {LIMIT}; os.environ['JAX_PROCESS_ID'] == '1' and sleep_in({place})"
+  command = runs.words(fault=fault)
+  found = runs.ended(command, command, SORA_HOST_SECONDS=str(LIMIT))
   assert [each.code for each in found] == [1, 1]
   for each in found:
     assert re.search(rf"^sora: .*host 1 \(.*{phase}", each.err, re.MULTILINE), each.err
+
+
+@pytest.mark.slow
+def test_a_host_may_be_long_at_opening_the_data(runs):
+  """Longer than others wait for a host, and than devices may take to start."""
+  fault = "from sora_jax import watchdog; watchdog.FIRST_TIME = 0.25; "
+  fault += f"at('sora_jax.data.sources', 'open_source', 1, lambda: time.sleep({LIMIT + 5}))"
+  commands = [runs.words(fault=fault), runs.words(fault=fault, **{"data.clips": 25})]
+  for each in runs.ended(*commands, HOST="1", SORA_HOST_SECONDS=str(LIMIT)):
+    assert re.search("^sora: .*config.data.clips is 24 on host 0 .*, 25 on host 1", each.err, re.MULTILINE), each.err
 
 
 @pytest.mark.slow
