@@ -72,6 +72,45 @@ def segment_ids(length: int, segments: int) -> list[int]:
   return [1 + i * segments // length for i in range(length)]
 
 
+def our_blocks(shape: Shape) -> Any:
+  """The project's blocks, their parameters stacked."""
+  from flax import nnx
+
+  from sora_jax.models import layers
+  from sora_jax.models.dit import Block, DiTConfig
+  from sora_jax.models.text_encoder import TextEncoderConfig
+
+  text = TextEncoderConfig(vocabulary=1, width=shape.text_width, depth=1, heads=1)
+  config = DiTConfig(channels=1, width=shape.width, depth=shape.depth, heads=shape.heads, text=text, wavelengths=())
+  return layers.make_stack(lambda rngs: Block(config, rngs), shape.depth, nnx.Rngs(0))
+
+
+def our_inputs(shape: Shape, dtype: str) -> tuple[Any, Any, Any]:
+  """(the first block's input, the six of modulation), the target, and what else every block takes."""
+  import jax
+  import jax.numpy as jnp
+
+  rows, tokens, width = shape.rows, shape.tokens, shape.width
+  keys = jax.random.split(jax.random.key(1), 5)
+  x = jax.random.normal(keys[0], (rows, tokens, width), dtype)
+  modulation = [jax.random.normal(key, (rows, tokens, width)) * 0.1 for key in jax.random.split(keys[1], 6)]
+  target = jax.random.normal(keys[2], (rows, tokens, width))
+  text_BMD = jax.random.normal(keys[3], (rows, shape.text_tokens, shape.text_width), dtype)
+  angles = jax.random.uniform(keys[4], (rows, tokens, width // shape.heads // 2))
+  rotary = (jnp.cos(angles), jnp.sin(angles))
+  segments = jnp.tile(jnp.array(segment_ids(tokens, shape.segments)), (rows, 1))
+  text_segments = jnp.tile(jnp.array(segment_ids(shape.text_tokens, shape.segments)), (rows, 1))
+  return (x, modulation), target, (segments, rotary, text_BMD, text_segments)
+
+
+def our_forward(blocks: Any, inputs: Any, context: Any, remat: str = "none") -> Any:
+  """What the blocks make of the inputs."""
+  from sora_jax.models import layers
+
+  x, modulation = inputs
+  return layers.apply_stack(blocks, x, lambda block, x: block(x, modulation, *context), remat)
+
+
 def our_step(shape: Shape, dtype: str = "float32", remat: str = "none") -> Callable[[], Any]:
   """One training step of a stack of the project's blocks, compiled, its state donated.
 
@@ -85,33 +124,14 @@ def our_step(shape: Shape, dtype: str = "float32", remat: str = "none") -> Calla
   from flax import nnx
 
   from sora_jax.host import keep_freed_memory
-  from sora_jax.models import layers
-  from sora_jax.models.dit import Block, DiTConfig
-  from sora_jax.models.text_encoder import TextEncoderConfig
 
   keep_freed_memory()
-  text = TextEncoderConfig(vocabulary=1, width=shape.text_width, depth=1, heads=1)
-  config = DiTConfig(channels=1, width=shape.width, depth=shape.depth, heads=shape.heads, text=text, wavelengths=())
-  blocks = layers.make_stack(lambda rngs: Block(config, rngs), shape.depth, nnx.Rngs(0))
-  graph, params = nnx.split(blocks)
-  rows, tokens, width = shape.rows, shape.tokens, shape.width
-  keys = jax.random.split(jax.random.key(1), 5)
-  inputs = {
-    "x": jax.random.normal(keys[0], (rows, tokens, width), dtype),
-    "modulation": [jax.random.normal(key, (rows, tokens, width)) * 0.1 for key in jax.random.split(keys[1], 6)],
-  }
-  target = jax.random.normal(keys[2], (rows, tokens, width))
-  text_BMD = jax.random.normal(keys[3], (rows, shape.text_tokens, shape.text_width), dtype)
-  angles = jax.random.uniform(keys[4], (rows, tokens, width // shape.heads // 2))
-  rotary = (jnp.cos(angles), jnp.sin(angles))
-  segments = jnp.tile(jnp.array(segment_ids(tokens, shape.segments)), (rows, 1))
-  text_segments = jnp.tile(jnp.array(segment_ids(shape.text_tokens, shape.segments)), (rows, 1))
+  graph, params = nnx.split(our_blocks(shape))
+  inputs, target, context = our_inputs(shape, dtype)
 
-  def loss(params: Any, inputs: dict[str, Any], data: Any) -> jax.Array:
-    target, text_BMD, rotary, segments, text_segments = data
-    call = lambda block, x: block(x, inputs["modulation"], segments, rotary, text_BMD, text_segments)
-    out = layers.apply_stack(nnx.merge(graph, params), inputs["x"], call, remat)
-    return jnp.mean(jnp.square(out - target))
+  def loss(params: Any, inputs: Any, data: Any) -> jax.Array:
+    target, context = data
+    return jnp.mean(jnp.square(our_forward(nnx.merge(graph, params), inputs, context, remat) - target))
 
   optimizer = optax.adam(LEARNING_RATE)
 
@@ -122,11 +142,10 @@ def our_step(shape: Shape, dtype: str = "float32", remat: str = "none") -> Calla
     return (optax.apply_updates(params, updates), moments), (value, input_gradient)
 
   compiled = jax.jit(step, donate_argnums=0)
-  data = (target, text_BMD, rotary, segments, text_segments)
   holder = [(params, optimizer.init(params))]
 
   def run() -> None:
-    holder[0], out = compiled(holder[0], inputs, data)
+    holder[0], out = compiled(holder[0], inputs, (target, context))
     jax.block_until_ready((holder[0], out))
 
   return run

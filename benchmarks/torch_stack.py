@@ -22,10 +22,12 @@ FLEX = "flex_attention"  # the peer on a GPU
 
 
 def torch_blocks(shape: Shape, attend: Callable) -> Any:
-  """The project's stack of blocks in PyTorch; their `forward` takes a mask of segments for each attention, or None.
+  """The project's stack of blocks in PyTorch: the same arguments, but a mask, or None, where ours take segments.
+
+  As in ours, norms, modulation and gates are computed in float32 and everything else in the type of `x`.
 
   Args:
-    attend: (query, key, value, mask) -> what they mix.
+    attend: (query, key, value, mask) -> what they mix, all (B, K, L, H).
   """
   import torch
   from torch import nn
@@ -33,7 +35,10 @@ def torch_blocks(shape: Shape, attend: Callable) -> Any:
 
   B, L, M, D, K = shape.rows, shape.tokens, shape.text_tokens, shape.width, shape.heads
   H = D // K
-  norm = lambda x: functional.rms_norm(x, x.shape[-1:], eps=1e-6).to(x.dtype)
+  norm = lambda x: functional.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)
+  modulate = lambda x, scale, shift: torch.addcmul(shift, norm(x.float()), 1 + scale).to(x.dtype)
+  add_gated = lambda x, gate, more: torch.addcmul(x.float(), gate, more.float()).to(x.dtype)
+  heads_first = lambda *arrays: [x.transpose(1, 2) for x in arrays]
 
   def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, -1)
@@ -48,47 +53,57 @@ def torch_blocks(shape: Shape, attend: Callable) -> Any:
       self.gate_up, self.down = dense(D, 2 * shape.hidden), dense(shape.hidden, D)
       self.table = nn.Parameter(torch.zeros(6, D))
 
-    def forward(self, x, modulation, rotary, text, mask, text_mask):
-      shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).to(x.dtype).unbind(1)
-      qkv = self.qkv(norm(x) * (1 + scale1) + shift1).view(B, L, 3, K, H).permute(2, 0, 3, 1, 4)
-      query, key = rotate(norm(qkv[0]), *rotary), rotate(norm(qkv[1]), *rotary)
-      mixed = attend(query, key, qkv[2], mask)
-      x = x + gate1 * self.out(mixed.transpose(1, 2).reshape(B * L, D))
-      query = norm(self.query(norm(x)).view(B, L, K, H)).transpose(1, 2)
-      key, value = self.key_value(text).view(B, M, 2, K, H).permute(2, 0, 3, 1, 4)
-      mixed = attend(query, norm(key), value, text_mask)
-      x = x + self.cross_out(mixed.transpose(1, 2).reshape(B * L, D))
-      gate, up = self.gate_up(norm(x) * (1 + scale2) + shift2).chunk(2, -1)
-      return x + gate2 * self.down(functional.silu(gate) * up)
+    def forward(self, x, modulation, mask, rotary, text, text_mask):
+      shift1, scale1, gate1, shift2, scale2, gate2 = (a + b for a, b in zip(modulation, self.table, strict=True))
+      cosine, sine = (table[:, :, None] for table in rotary)
+      query, key, value = self.qkv(modulate(x, scale1, shift1)).view(B, L, 3, K, H).unbind(2)
+      query, key = rotate(norm(query), cosine, sine), rotate(norm(key), cosine, sine)
+      mixed = attend(*heads_first(query, key, rotate(value, cosine, sine)), mask).transpose(1, 2)
+      x = add_gated(x, gate1, self.out(rotate(mixed, cosine, -sine).reshape(B, L, D)))
+      query = norm(self.query(norm(x)).view(B, L, K, H))
+      key, value = self.key_value(text).view(B, M, 2, K, H).unbind(2)
+      mixed = attend(*heads_first(query, norm(key), value), text_mask).transpose(1, 2)
+      x = x + self.cross_out(mixed.reshape(B, L, D))
+      gate, up = self.gate_up(modulate(x, scale2, shift2)).chunk(2, -1)
+      return add_gated(x, gate2, self.down(functional.silu(gate) * up))
 
   return nn.ModuleList([Block() for _ in range(shape.depth)])
+
+
+def torch_forward(blocks: Any, inputs: tuple, context: tuple, remat: bool) -> Any:
+  """What the blocks make of (x, modulation); with `remat` the backward pass makes each of them again."""
+  from torch.utils.checkpoint import checkpoint
+
+  x, modulation = inputs
+  for block in blocks:
+    given = (x, modulation, *context)
+    # Nothing in a block is random: the generator's state need not be kept.
+    x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False) if remat else block(*given)
+  return x
 
 
 def torch_step(shape: Shape, kind: str, device: str = "cpu") -> Callable[[], Any]:
   """One training step of the peer's stack: one of PEER_KINDS, or FLEX, each block made again in the backward pass."""
   import torch
-  from torch.utils.checkpoint import checkpoint
 
   torch.manual_seed(0)
   flex = kind == FLEX
   attend, make_mask = torch_attention(kind, device)
   with torch.device(device):
     blocks = torch_blocks(shape, attend)
-    x, modulation, target, text, rotary, segments, text_segments = torch_inputs(
-      shape, torch.bfloat16 if flex else torch.float32
+    inputs, target, rotary, text = torch_inputs(shape, torch.bfloat16 if flex else torch.float32)
+    segments, text_segments = (
+      torch.tensor(segment_ids(length, shape.segments)) for length in (shape.tokens, shape.text_tokens)
     )
-  mask, text_mask = (make_mask(segments, keys) for keys in (segments, text_segments))
+  context = (make_mask(segments, segments), rotary, text, make_mask(segments, text_segments))
   optimizer = torch.optim.Adam(blocks.parameters(), LEARNING_RATE, fused=True)
   calls = [torch.compile(block) if flex and device != "cpu" else block for block in blocks]
 
   def run() -> None:
-    out = x
     with torch.autocast(device, torch.bfloat16, enabled=flex):
-      for call in calls:
-        given = (out, modulation, rotary, text, mask, text_mask)
-        out = checkpoint(call, *given, use_reentrant=False) if flex else call(*given)
+      out = torch_forward(calls, inputs, context, flex)
     loss = torch.nn.functional.mse_loss(out.float(), target)
-    for leaf in (x, modulation):
+    for leaf in (inputs[0], *inputs[1]):
       leaf.grad = None
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -100,18 +115,17 @@ def torch_step(shape: Shape, kind: str, device: str = "cpu") -> Callable[[], Any
 
 
 def torch_inputs(shape: Shape, dtype: Any) -> tuple:
-  """The stack's input, modulation, target, text, rotary tables, and the segments of a row's tokens and text."""
+  """(the stack's input, the six of modulation), the target, the rotary tables, the text: in shape as ours."""
   import torch
 
-  items = shape.rows * shape.tokens
-  x = torch.randn(items, shape.width, dtype=dtype, requires_grad=True)
-  modulation = (torch.randn(items, 6, shape.width) * 0.1).requires_grad_()
-  target = torch.randn(items, shape.width)
-  text = torch.randn(shape.rows * shape.text_tokens, shape.text_width, dtype=dtype)
-  angles = torch.rand(shape.rows, 1, shape.tokens, shape.width // shape.heads // 2)
+  tokens = (shape.rows, shape.tokens, shape.width)
+  x = torch.randn(tokens, dtype=dtype, requires_grad=True)
+  modulation = [(torch.randn(tokens) * 0.1).requires_grad_() for _ in range(6)]
+  target = torch.randn(tokens)
+  angles = torch.rand(shape.rows, shape.tokens, shape.width // shape.heads // 2)
   rotary = (angles.cos().to(dtype), angles.sin().to(dtype))
-  segments, text_segments = (torch.tensor(segment_ids(n, shape.segments)) for n in (shape.tokens, shape.text_tokens))
-  return x, modulation, target, text, rotary, segments, text_segments
+  text = torch.randn(shape.rows, shape.text_tokens, shape.text_width, dtype=dtype)
+  return (x, modulation), target, rotary, text
 
 
 def torch_attention(kind: str, device: str) -> tuple[Callable, Callable]:

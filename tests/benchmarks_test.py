@@ -7,6 +7,9 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -89,6 +92,64 @@ def test_a_train_step_is_put_beside_a_matrix_product_and_pytorch_where_it_is():
   found = last_line("train_step.py", "--torch", "--rounds=1", "--repeats=1", *sizes)
   assert found["shape"]["width"] == 64 and 0 < found["share_of_peak"] < 1
   assert (found["ratio"] is None) == (importlib.util.find_spec("torch") is None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_the_peer_computes_what_our_blocks_do(monkeypatch, dtype, tolerance):
+  torch = pytest.importorskip("torch")
+  monkeypatch.syspath_prepend(BENCHMARKS)
+  block_stack, torch_stack = importlib.import_module("block_stack"), importlib.import_module("torch_stack")
+  shape = block_stack.Shape(width=64, depth=2, heads=2, rows=2, tokens=48, segments=3, text_tokens=12, text_width=32)
+  blocks = changed(block_stack.our_blocks(shape))
+  inputs, target, context = block_stack.our_inputs(shape, dtype)
+
+  def loss(inputs):
+    out = block_stack.our_forward(blocks, inputs, context)
+    return jnp.mean(jnp.square(out - target)), out
+
+  (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
+
+  tensor = lambda x: torch.tensor(np.array(x, np.float32)).to(getattr(torch, str(x.dtype)))
+  attend, make_mask = torch_stack.torch_attention("boolean mask", "cpu")
+  peers = torch_stack.torch_blocks(shape, attend)
+  for i, peer in enumerate(peers):
+    peer.load_state_dict({name: tensor(weight[i]) for name, weight in peer_weights(blocks).items()})
+  x, *modulation = leaves = [tensor(leaf).requires_grad_() for leaf in (inputs[0], *inputs[1])]
+  segments, rotary, text, text_segments = context
+  ids, text_ids = tensor(segments[0]), tensor(text_segments[0])
+  context = (make_mask(ids, ids), [tensor(table) for table in rotary], tensor(text), make_mask(ids, text_ids))
+  reduced = dtype != "float32"
+  with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+    peer_out = torch_stack.torch_forward(peers, (x, modulation), context, remat=reduced)
+  torch.nn.functional.mse_loss(peer_out.float(), tensor(target)).backward()
+
+  assert peer_out.dtype == getattr(torch, dtype)
+  theirs = [x.detach().float().numpy() for x in (peer_out, *(leaf.grad for leaf in leaves))]
+  for our, their in zip(jax.tree.leaves((out, gradients)), theirs, strict=True):
+    our = np.asarray(our, np.float32)
+    assert np.linalg.norm(our - their) < tolerance * np.linalg.norm(our)
+
+
+def changed(blocks):
+  """With noise on each weight: what starts at zero hides what it multiplies."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda weight: weight + 0.1 * rng.normal(size=weight.shape).astype(np.float32), blocks)
+
+
+def peer_weights(blocks) -> dict:
+  """Our weights by the names and in the layout of the peer, those of all blocks together."""
+  dense = {
+    "qkv": blocks.qkv,
+    "out": blocks.attention_out,
+    "query": blocks.query,
+    "key_value": blocks.key_value,
+    "cross_out": blocks.cross.attention_out,
+    "gate_up": blocks.feed_forward.gate_up,
+    "down": blocks.feed_forward.down,
+  }
+  kernels = {f"{name}.weight": layer.kernel[...].swapaxes(1, 2) for name, layer in dense.items()}
+  return {"table": blocks.table[...], **kernels}
 
 
 @pytest.mark.slow
