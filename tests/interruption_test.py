@@ -98,10 +98,11 @@ def test_ctrl_c_three_times_on_a_terminal_ends_it_and_says_so_before():
 
 def test_a_terminal_that_is_gone_is_noted_and_nothing_is_written_there(tmp_path):
   """As after a lost connection: what comes before the end of the run must not fail for its progress bar."""
-  code = WAITS.replace("< 9", "< 1") + f"sys.stderr.write('saved')\nsys.stderr.flush()\nopen({str(tmp_path / 'a')!r}, 'x')"
+  code = "import sys" + WAITS.replace("< 9", "< 1")
+  code += f"print('saved', file=sys.stderr, flush=True)\nopen({str(tmp_path / 'a')!r}, 'x')"
   ours, theirs = pty.openpty()
   with subprocess.Popen(
-    ["setsid", "--ctty", sys.executable, "-c", "import sys" + code], stdin=theirs, stdout=theirs, stderr=theirs
+    ["setsid", "--ctty", sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs
   ) as child:
     os.close(theirs)
     assert b"here" in os.read(ours, 4096)
