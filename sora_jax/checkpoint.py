@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from sora_jax import integrity, sharding
 from sora_jax.integrity import CheckpointError, Folder
 from sora_jax.sharding import path_name
-from sora_jax.steps import ARRAYS, DamagedCheckpoint, Pinned, Steps, first_line
+from sora_jax.steps import ARRAYS, TAKEN, DamagedCheckpoint, Pinned, Steps, first_line
 
 FORMAT = 1  # of a step; raised when an older version could not read it
 NAMED = 3  # leaves in an error
@@ -83,7 +83,12 @@ def save(steps: Steps, state: Any, data: dict, meta: dict, force: bool = False) 
   }
   items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
   items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave({**meta, "format": FORMAT})}
-  saved = steps.save(step, args=ocp.args.Composite(**items), force=force)
+  try:
+    saved = steps.save(step, args=ocp.args.Composite(**items), force=force)
+  except OSError as error:
+    if steps.superseded():  # the other has taken the files away
+      raise CheckpointError(f"{steps.where(step)} was not saved: {TAKEN}") from error
+    raise
   if saved:
     steps.write_manifest_after(step)
   return saved

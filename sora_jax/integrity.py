@@ -5,6 +5,7 @@ Under `<workdir>/checkpoints`:
   8/                a committed step, written by Orbax
   8.manifest.json   bytes and sha256 of each file of step 8, written after the commit
   8.pinned          step 8 is kept for ever
+  9.orbax-checkpoint-tmp-1f3a9c20/  a step 9 that is not committed yet, or never was, and the id of its writer
   8.damaged/        a step 8 that was found damaged, out of the way of the step 8 that was saved after it
   writer            the id of the process, or group of hosts, that began last to save here
 
@@ -154,11 +155,23 @@ def pin(workdir: Folder, step: int, pinned: bool) -> dict:
   """
   folder = existing_root(workdir)
   check_step(folder, step, committed(folder))
-  if pinned:
-    _pin_path(folder, step).write_text("")
-  else:
-    _pin_path(folder, step).unlink(missing_ok=True)
-  return {"step": step, "pinned": pinned}
+  if not pinned:
+    unpin(folder, step)
+    return {"step": step, "pinned": False}
+  _pin_path(folder, step).write_text("")
+  try:
+    check_step(folder, step, committed(folder))  # a run may have deleted it just now
+  except CheckpointError:
+    unpin(folder, step)
+    raise
+  return {"step": step, "pinned": True}
+
+
+def unpin(folder: epath.Path, step: int) -> bool:
+  """Whether it was pinned."""
+  pinned = is_pinned(folder, step)
+  _pin_path(folder, step).unlink(missing_ok=True)
+  return pinned
 
 
 def listing(workdir: Folder) -> dict:

@@ -5,9 +5,10 @@ and decides for all.
 """
 
 import contextlib
+import dataclasses
+import secrets
 import sys
 import threading
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ from sora_jax.integrity import CheckpointError
 ARRAYS = ("params", "optimizer", "ema", "train")
 JSONS = ("data", "meta")
 LOOKS = 10  # at a folder in which steps come and go
+UNFINISHED = ocp.path.atomicity.TMP_DIR_SUFFIX + "-"  # in the name of a folder that is no step yet; an id follows
+TAKEN = (
+  "another run has begun to save there since this one did, so this one ends and saves nothing more: start one run a "
+  "--workdir at a time"
+)
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -35,10 +41,15 @@ class Steps(ocp.CheckpointManager):
   def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions):
     handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
     handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
+    if not options.read_only:
+      self.writer_id = f"{_agreed(secrets.randbits(31)):08x}"
+      options = dataclasses.replace(options, temporary_path_class=_unfinished(self, folder))
     super().__init__(folder, options=options, item_handlers=handlers)
+    self._checkpoint_deleter = _Deleter(self)
     self.passed_over: dict[int, str] = {}  # damaged steps, and what is wrong in one line; a save sets them aside
-    self._writer_id = uuid.uuid4().hex
     self._saving: int | None = None
+    self._committed: int | None = None  # by this group
+    self._refused: Exception | None = None  # why the save that is under way is not committed
     self._manifest: threading.Thread | None = None
 
   def where(self, step: int | None) -> str:
@@ -77,26 +88,63 @@ class Steps(ocp.CheckpointManager):
     """From now on this group of processes saves here. Another that still does notices it before its next save."""
     if jax.process_index() == 0:
       try:
-        integrity.set_writer(self.directory, self._writer_id)
+        integrity.set_writer(self.directory, self.writer_id)
       except Exception as error:  # clients of buckets have kinds of their own
         raise CheckpointError(f"{self.directory} can't be written to: {first_line(error)}") from error
-    self.reload()  # what the other has saved until now, all but the step that it is at
+      self._discard_unfinished()
+    self.reload()  # what the other has saved until now; in a bucket it may yet commit the step that it is at
+
+  def _discard_unfinished(self) -> None:
+    """Removes what earlier runs have not committed. One that still lives can't commit it after that.
+
+    Renamed first, so that no run can commit a folder that is half removed.
+    """
+    for number, path in enumerate(sorted(self.directory.iterdir())):
+      step, mark, _ = path.name.partition(UNFINISHED)
+      if mark:
+        own = path.with_name(f"{step}{mark}{self.writer_id}.{number}")
+        try:
+          ocp.path.deleter.PathDeleter(self.directory).delete(path.rename(own))
+        except OSError as error:
+          print(f"{path}: an unfinished save was not removed: {first_line(error)}", file=sys.stderr)
+
+  def superseded(self) -> bool:
+    """Whether another group has begun to save here."""
+    return integrity.writer(self.directory) not in ("", self.writer_id)
+
+  def may_commit(self) -> bool:
+    """On process 0, before a part of a step is committed and before the step is.
+
+    Nothing is raised before all processes know that the save is over, or they would wait for this one.
+    """
+    if self._refused is None:
+      try:
+        if not self.superseded():
+          return True
+        self._refused = CheckpointError(TAKEN)
+      except Exception as error:  # clients of buckets have kinds of their own
+        self._refused = error
+    return False
+
+  def _finalize_checkpoint(self, step: int) -> None:
+    """Orbax's, on all processes, between a commit and the deletion of old steps."""
+    refused, self._refused = self._refused, None
+    if refused is not None:
+      raise refused
+    self._committed = step
+    super()._finalize_checkpoint(step)
 
   def check_writer(self) -> None:
     """Raises:
     CheckpointError: another group has begun to save here.
     """
-    found = ""
+    other = False
     try:
-      if jax.process_index() == 0:
-        found = integrity.writer(self.directory)
+      other = jax.process_index() == 0 and self.superseded()
     except Exception as error:  # the save itself tells whether the folder can be used
       print(f"{self.directory}: not known whether another run saves there: {first_line(error)}", file=sys.stderr)
-    if _agreed(int(found not in ("", self._writer_id))):
-      raise CheckpointError(
-        f"{self.directory}: another run has begun to save there since this one did, so this one ends and saves nothing "
-        "more: start one run a --workdir at a time"
-      )
+    if _agreed(int(other)):
+      raise CheckpointError(f"{self.directory}: {TAKEN}")
 
   def write_manifest_after(self, step: int) -> None:
     """Has the manifest of `step`, whose save has begun, written in the background once the step is committed."""
@@ -109,7 +157,7 @@ class Steps(ocp.CheckpointManager):
     with contextlib.suppress(Exception):  # the main thread gets the same error from its own wait
       super().wait_until_finished()
     try:
-      whole = step in integrity.committed(self.directory)
+      whole = step == self._committed and step in integrity.committed(self.directory)
       known = self._hash_together(step, whole) if hosts.count() > 1 else {}
       if whole and jax.process_index() == 0:
         integrity.write(self.directory, step, known)
@@ -144,12 +192,13 @@ class Steps(ocp.CheckpointManager):
       self._manifest.join()
     if failure is None:
       return
-    self.reload()
-    left = sorted(self.all_steps())
-    if self._saving not in left:
-      said = f"{self.where(self._saving)} was not saved: {first_line(failure)}"
-      raise CheckpointError(f"{said}. Steps {left} are as they were") from failure
-    # The step was committed, so what failed is the deletion of an older one.
+    if self._saving != self._committed:
+      self.reload()
+      reason = first_line(failure)
+      with contextlib.suppress(Exception):
+        reason = TAKEN if self.superseded() else reason  # which takes the files away
+      said = f"{self.where(self._saving)} was not saved: {reason}"
+      raise CheckpointError(f"{said}. Steps {sorted(self.all_steps())} are as they were") from failure
     print(f"{self.directory}: an old step was not deleted: {first_line(failure)}", file=sys.stderr)
 
   def newest(self, parts: Sequence[str] = ()) -> int:
@@ -221,6 +270,48 @@ class Pinned:
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     return [integrity.is_pinned(self.folder, each.step) for each in checkpoints]
+
+
+class _Deleter:
+  """Deletes old steps, and looks again before each: minutes may have passed since it was chosen."""
+
+  def __init__(self, steps: Steps):
+    self.steps, self.paths = steps, ocp.path.deleter.PathDeleter(steps.directory)
+
+  def delete_steps(self, steps: Sequence[int]) -> None:
+    for step in steps:
+      self.delete(step)
+
+  def delete(self, step: int) -> None:
+    folder = self.steps.directory
+    if jax.process_index() != 0 or integrity.is_pinned(folder, step) or self.steps.superseded():
+      return
+    if (folder / str(step)).exists():
+      self.paths.delete(folder / str(step))
+    if integrity.unpin(folder, step):
+      print(f"{self.steps.where(step)} was pinned while it was being deleted, so it is gone", file=sys.stderr)
+
+  def close(self) -> None:
+    pass
+
+
+def _unfinished(steps: Steps, folder: epath.Path) -> type:
+  """Orbax's kind of folder for a step, or a part of one, that is not whole yet, under a name of this group's own."""
+  kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(folder)
+
+  class Unfinished(kind):  # type: ignore[misc, valid-type]
+    @classmethod
+    def from_final(cls, final_path: epath.Path, **options: Any) -> "Unfinished":
+      path = super().from_final(final_path).get()
+      if path != final_path:  # in a bucket it has its name from the first: an object tells that it is whole
+        path = final_path.with_name(f"{final_path.name}{UNFINISHED}{steps.writer_id}")
+      return cls(path, final_path, **options)
+
+    async def finalize(self) -> None:
+      if steps.may_commit():
+        await super().finalize()
+
+  return Unfinished
 
 
 def first_line(error: Exception) -> str:

@@ -24,8 +24,10 @@ from sora_jax import host, interruption
 
 host.compile_sooner()
 
-# A shell ignores SIGINT for what it starts in the background, and programs that tests interrupt would inherit that.
+# A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and programs that tests interrupt would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Grain's workers read absl flags, which outside `app.run` nobody has parsed.
 flags.FLAGS.mark_as_parsed()

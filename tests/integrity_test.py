@@ -240,6 +240,15 @@ def test_a_step_is_pinned_until_it_is_not(workdir):
   assert not integrity.is_pinned(folder, 8)
 
 
+def test_a_step_that_goes_while_it_is_pinned_is_an_error_and_leaves_no_pin(workdir, monkeypatch):
+  folder = make_step(workdir, 8)
+  looks = iter([[8], []])
+  monkeypatch.setattr(integrity, "committed", lambda _: next(looks))
+  with pytest.raises(CheckpointError, match=r"no step 8 under .*: it holds \[\]"):
+    integrity.pin(workdir, 8, True)
+  assert not integrity.is_pinned(folder, 8)
+
+
 def test_a_list_tells_bytes_and_time(workdir):
   make_step(workdir, 8)
   [row] = integrity.listing(workdir)["checkpoints"]

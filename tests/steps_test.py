@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -286,6 +287,142 @@ class TestAnotherRunSavesHere:
       checkpoint.restore_newest(steps, make_state(0))
 
 
+class TestALaterRunTakesTheFolder:
+  """F09: what the earlier run had begun it neither commits nor counts as saved, and it deletes nothing more."""
+
+  def at_commit(self, monkeypatch, step: int, before=lambda: None, after=lambda: None) -> None:
+    """Has something come just before and after the commit of a step."""
+    whole = ocp.path.atomicity.AtomicRenameTemporaryPath.finalize
+
+    async def finalize(self):
+      mine = self.get_final().name == str(step)
+      before() if mine else None
+      await whole(self)
+      after() if mine else None
+
+    monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
+
+  def test_no_two_runs_write_to_one_folder(self, tmp_path, monkeypatch):
+    seen = []
+    whole = ocp.path.atomicity.AtomicRenameTemporaryPath.finalize
+
+    async def finalize(self):
+      seen.append(self.get().name)
+      await whole(self)
+
+    monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
+    for workdir in ("a", "b"):
+      with checkpoint.manager(tmp_path / workdir) as steps:
+        save(steps, 1)
+    names = [name for name in seen if name.startswith("1.")]
+    assert len(set(names)) == 2 and all(name.startswith("1.orbax-checkpoint-tmp-") for name in names)
+
+  def test_the_earlier_commits_nothing_more(self, tmp_path, monkeypatch):
+    root = integrity.root(tmp_path)
+    with pytest.raises(CheckpointError, match="step 2 was not saved: another run has begun to save there"):
+      with checkpoint.manager(tmp_path, keep=1) as steps:
+        save(steps, 1)
+        whole = ocp.path.atomicity.AtomicRenameTemporaryPath.create
+
+        async def create(self):
+          integrity.set_writer(root, "another")
+          return await whole(self)
+
+        monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "create", create)
+        checkpoint.save(steps, make_state(2), {}, {}, force=True)
+    assert on_disk(tmp_path) == [1] and not (root / "2.manifest.json").exists()
+    assert [name.partition("-tmp-")[0] for name in integrity.listing(tmp_path)["not_used"]] == ["2.orbax-checkpoint"]
+
+  def test_the_earlier_commits_nothing_whose_folder_was_taken_away(self, tmp_path, monkeypatch):
+    """It was stopped between its last look and the commit."""
+    with pytest.raises(CheckpointError, match="step 2 was not saved: another run has begun to save there"):
+      with checkpoint.manager(tmp_path, keep=1) as steps:
+        save(steps, 1)
+        self.at_commit(monkeypatch, 2, before=steps_of_another(tmp_path).take)
+        checkpoint.save(steps, make_state(2), {}, {}, force=True)
+    assert on_disk(tmp_path) == [1] and integrity.listing(tmp_path)["not_used"] == []
+
+  def test_the_earlier_deletes_nothing_more(self, tmp_path, monkeypatch):
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      self.at_commit(monkeypatch, 2, after=lambda: integrity.set_writer(integrity.root(tmp_path), "another"))
+      save(steps, 2)
+    assert on_disk(tmp_path) == [1, 2]
+
+  def test_a_step_that_another_run_saved_is_not_taken_for_its_own(self, tmp_path, monkeypatch, capfd):
+    root = tmp_path / "checkpoints"
+
+    def other_saves():
+      shutil.copytree(root / "1", root / "2")
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(CheckpointError, match="step 2 was not saved: .*Input/output error"):
+      with checkpoint.manager(tmp_path, keep=1) as steps:
+        save(steps, 1)
+        self.at_commit(monkeypatch, 2, before=other_saves)
+        checkpoint.save(steps, make_state(2), {}, {}, force=True)
+    assert "was not deleted" not in capfd.readouterr().err
+    assert on_disk(tmp_path) == [1, 2] and not (root / "2.manifest.json").exists()
+
+  def test_what_killed_runs_left_is_listed_and_removed_by_the_next(self, tmp_path, capfd):
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 1)
+    left = ["1.orbax-checkpoint-tmp-0", "2.orbax-checkpoint-tmp-00000001", "2.orbax-checkpoint-tmp-00000001.0"]
+    for name in left:
+      shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / name)
+    assert integrity.listing(tmp_path)["not_used"] == left
+    with checkpoint.reader(tmp_path):
+      assert integrity.listing(tmp_path)["not_used"] == left
+    with checkpoint.manager(tmp_path):
+      assert integrity.listing(tmp_path)["not_used"] == []
+    assert on_disk(tmp_path) == [1] and not capfd.readouterr().err
+
+  def test_what_can_not_be_removed_is_a_warning(self, tmp_path, monkeypatch, capfd):
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-00000001"
+    left.mkdir(parents=True)
+
+    def stuck(*_, **__):
+      raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(ocp.path.deleter.PathDeleter, "delete", stuck)
+    with checkpoint.manager(tmp_path) as steps:
+      save(steps, 1)
+    assert "an unfinished save was not removed: [Errno 16] Device or resource busy" in capfd.readouterr().err
+
+  def test_an_old_step_goes_though_a_save_of_that_number_was_left(self, tmp_path):
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp")
+      save(steps, 2)
+    assert on_disk(tmp_path) == [2]
+
+  def test_a_pin_that_is_set_while_the_next_step_is_saved_counts(self, tmp_path, monkeypatch):
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      self.at_commit(monkeypatch, 2, after=lambda: integrity.pin(tmp_path, 1, True))
+      save(steps, 2)
+    assert on_disk(tmp_path) == [1, 2]
+
+  def test_a_pin_that_comes_too_late_is_told_and_taken_back(self, tmp_path, monkeypatch, capfd):
+    whole = ocp.path.deleter.PathDeleter.delete
+
+    def delete(*given, **named):
+      integrity.pin(tmp_path, 1, True)
+      whole(*given, **named)
+
+    with checkpoint.manager(tmp_path, keep=1) as steps:
+      save(steps, 1)
+      monkeypatch.setattr(ocp.path.deleter.PathDeleter, "delete", delete)
+      save(steps, 2)
+    assert on_disk(tmp_path) == [2] and not integrity.is_pinned(integrity.root(tmp_path), 1)
+    assert "step 1 was pinned while it was being deleted, so it is gone" in capfd.readouterr().err
+
+
+def steps_of_another(workdir: pathlib.Path) -> checkpoint.Steps:
+  """The steps of another run, which has not begun to save yet."""
+  return checkpoint.Steps(integrity.root(workdir), ocp.CheckpointManagerOptions())
+
+
 class TestFailedSaves:
   @pytest.fixture
   def broken(self, monkeypatch):
@@ -331,8 +468,10 @@ class TestFailedSaves:
 
 TWO_HOSTS = """
 import sys
+import time
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from sora_jax import checkpoint, integrity
@@ -376,6 +515,31 @@ with checkpoint.manager(folder) as steps:
 with checkpoint.reader(folder) as steps:
   state, data, _ = checkpoint.restore_newest(steps, make_state(0))
   assert equal(state, 2) and data == {"row": 22}
+created = ocp.path.atomicity.AtomicRenameTemporaryPath.create
+
+
+async def create(self):
+  integrity.set_writer(integrity.root(folder), "another")
+  return await created(self)
+
+
+steps = checkpoint.manager(folder)
+ocp.path.atomicity.AtomicRenameTemporaryPath.create = create
+began = time.monotonic()
+assert checkpoint.save(steps, make_state(3), {"row": 3}, {})
+try:
+  steps.wait_until_finished()
+  assert index == 1
+except checkpoint.CheckpointError as error:
+  assert index == 0 and "step 3 was not saved: another run has begun" in str(error), error
+assert time.monotonic() - began < 60
+multihost_utils.sync_global_devices("taken")
+try:
+  checkpoint.save(steps, make_state(4), {"row": 4}, {})
+  raise AssertionError("another run saves")
+except checkpoint.CheckpointError as error:
+  assert "another run has begun" in str(error)
+steps.close()
 """
 
 
@@ -402,6 +566,9 @@ def test_two_hosts_save_and_agree_on_what_is_damaged(tmp_path):
   assert [host.returncode for host in hosts] == [0, 0], "\n".join(errors[-3000:] for _, errors in said)
   assert "step 2 is damaged: 2/ema/d/" in said[0][0] and "step 2 is damaged: process 0 says why" in said[1][0]
   assert said[0][1].count("passed over") == 1 and said[1][1].count("passed over") == 0
-  assert integrity.listing(tmp_path / "run")["not_used"] == ["2.damaged"]
+  assert [name.partition("-tmp-")[0] for name in integrity.listing(tmp_path / "run")["not_used"]] == [
+    "2.damaged",
+    "3.orbax-checkpoint",
+  ]
   assert integrity.verify(tmp_path / "run") == {"checked": [1, 2], "unchecked": [], "faults": []}
   np.testing.assert_array_equal(checkpoint.load_arrays(tmp_path / "run", "ema")[0]["kernel"], np.full((4, 8), 2))

@@ -31,8 +31,9 @@ REMOTE_EVERY = 60.0  # seconds between writes to a bucket, where a file is writt
 class MetricsLog:
   """Writes `metrics.jsonl`, TensorBoard events and preview pictures under a folder, on the first host.
 
-  A resumed run cuts lines of steps that it will take again, so every step stands once. On this machine a line is in
-  the file when `scalars` returns, whatever happens to the process then; in a bucket when `flush` does.
+  A resumed run cuts lines of steps that it will take again, so every step stands once, unless an earlier run still
+  writes: until that one ends, at its next save, it adds lines of its own. On this machine a line is in the file when
+  `scalars` returns, whatever happens to the process then; in a bucket when `flush` does.
   """
 
   def __init__(self, folder: str | os.PathLike, first_step: int):

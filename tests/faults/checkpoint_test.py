@@ -11,10 +11,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from sora_jax import checkpoint, integrity
@@ -35,15 +37,21 @@ def make_state(step: int, width: int = 64) -> TrainState:
   return jax.tree.map(jax.numpy.asarray, state)
 
 
-def count_operations(folder: str, kill_at: int) -> list[int]:
-  """Counts the file operations of this process inside `folder`, and kills it without warning at one of them."""
+def count_operations(folder: str, kill_at: int, stop_at: int) -> list[int]:
+  """Counts the file operations of this process inside `folder`; kills it without warning at one, or stops it.
+
+  Stops it at the commit of step 2, where `stop_at` is -1.
+  """
   count = [0]
 
   def hook(event: str, given: tuple) -> None:
     if event in FILE_OPERATIONS and str(given[0]).startswith(folder):
       count[0] += 1
+      commit = event == "os.rename" and pathlib.Path(given[1]).name == "2"
       if count[0] == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
+      if count[0] == stop_at or (commit and stop_at == -1):
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # before this thread goes on
 
   sys.addaudithook(hook)
   return count
@@ -54,7 +62,7 @@ def save_steps(folder: str, first: int, last: int, settings: dict[str, int]) -> 
 
   Settings:
     keep: how many steps stay. width: of the state's arrays.
-    count, kill_at: from the second save on count file operations, and die at one.
+    count, kill_at, stop_at: from the second save on count file operations, and die or stop at one.
     limit: no file of this process may be longer, from the second save on.
     leave: fill the disk but for these bytes before the second save.
   """
@@ -63,7 +71,7 @@ def save_steps(folder: str, first: int, last: int, settings: dict[str, int]) -> 
     for step in range(first, last + 1):
       if step == first + 1:
         steps.wait_until_finished()
-        count = count_operations(folder, settings["kill_at"]) if "kill_at" in settings else [0]
+        count = count_operations(folder, settings.get("kill_at", 0), settings.get("stop_at", 0))
         if "limit" in settings:
           resource.setrlimit(resource.RLIMIT_FSIZE, (settings["limit"],) * 2)
         if "leave" in settings:
@@ -129,6 +137,7 @@ def assert_newest_restores(folder: pathlib.Path, at_least: int, width: int = 64,
     assert tuple(steps.passed_over) == damaged and step == max(set(steps.all_steps()) - set(damaged))
     assert checkpoint.save(steps, make_state(step + 1, width), {"row": step + 1}, {}, force=True)
   assert integrity.verify(folder, step + 1)["faults"] == []
+  assert not [name for name in integrity.listing(folder)["not_used"] if "damaged" not in name]
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +199,42 @@ def test_a_process_killed_while_values_are_written_loses_no_committed_step(tmp_p
 def test_a_process_killed_at_any_time_of_a_save_loses_no_committed_step(tmp_path, share):
   """F02, at ten times."""
   kill_after(tmp_path, share)
+
+
+@pytest.mark.parametrize("stop_at", [1, 40, pytest.param(-1, id="commit")])
+def test_a_run_that_wakes_inside_a_save_does_not_commit_what_a_later_one_has_half_written(
+  tmp_path, monkeypatch, stop_at
+):
+  """F09: the later run took the folder while the earlier was stopped."""
+  whole, half, go_on = ocp.path.atomicity.AtomicRenameTemporaryPath.finalize, threading.Event(), threading.Event()
+
+  async def finalize(self):
+    if self.get_final().name == "params":
+      half.set()
+      go_on.wait(60)
+    await whole(self)
+
+  monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
+  with start(tmp_path, 1, 3, keep=1, stop_at=stop_at) as first:
+    try:
+      until = time.monotonic() + 60
+      while not os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+      with checkpoint.manager(tmp_path, keep=1) as second:
+        assert checkpoint.save(second, make_state(2), {"row": 2}, {}, force=True)
+        assert half.wait(60)
+        first.send_signal(signal.SIGCONT)
+        status, _, errors = finish(first)
+        assert integrity.committed(integrity.root(tmp_path)) == [1]
+        go_on.set()
+    finally:
+      go_on.set()
+      first.kill()
+  assert status == 1 and "another run has begun to save there" in errors, errors[-3000:]
+  assert integrity.verify(tmp_path) == {"checked": [2], "unchecked": [], "faults": []}
+  assert checkpoint.digest(tmp_path)["step"] == 2
+  assert_newest_restores(tmp_path, 2)
 
 
 @pytest.mark.slow

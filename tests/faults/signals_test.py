@@ -145,6 +145,7 @@ TERM, INTERRUPT, WARNING = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
     pytest.param(reached(13), (TERM,), id="step"),
     pytest.param(reached(13), (INTERRUPT, TERM, TERM, INTERRUPT, INTERRUPT, WARNING), id="again_and_again"),
     pytest.param(reached(3), (WARNING,), id="warning"),
+    pytest.param(reached(4), (signal.SIGHUP,), id="terminal_gone"),
     pytest.param(in_phase("eval"), (TERM,), id="sample"),
     pytest.param(saving, (TERM, TERM), id="save"),
   ],
