@@ -159,7 +159,9 @@ class Run:
         return
       reason = result.reason
       common.say(f"{what} failed ({reason}), try {number}")
-    raise common.LaunchError(f"{what} failed: {reason}; while it is there it costs: `{self.again('delete')}` removes it")
+    raise common.LaunchError(
+      f"{what} failed: {reason}; while it is there it costs: `{self.again('delete')}` removes it"
+    )
 
   def must(self, words: list[str], what: str) -> None:
     common.say(what)
@@ -245,8 +247,7 @@ class Run:
       self.must_be_active()
       common.say(f"{what} failed ({reason}), try {number}")
     raise common.LaunchError(
-      f"{what} failed on {self.pod.name}: {reason}; the same command tries again, "
-      f"`{self.again('delete')}` removes it"
+      f"{what} failed on {self.pod.name}: {reason}; the same command tries again, `{self.again('delete')}` removes it"
     )
 
   def watch(self) -> int:
