@@ -55,6 +55,11 @@ class Pod:
     words += [f"--metadata-from-file=startup-script={self.startup_script}"] if self.startup_script else []
     return words + (["--internal-ips"] if self.internal_ip else [])
 
+  def again(self, verb: str) -> str:
+    """The launcher's own command for it, to be typed."""
+    project = [f"--project={self.project}"] if self.project else []
+    return shlex.join(["python", "launch/tpu_pod.py", verb, self.name, f"--zone={self.zone}", *project])
+
   def describe(self) -> list[str]:
     return [*self._tpus("queued-resources", "describe", self.name), "--format=json"]
 

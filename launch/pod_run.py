@@ -97,13 +97,13 @@ class Run:
 
   def withdrawn(self, why: str, more: str) -> common.LaunchError:
     """Deletes a request that nobody waits for: once granted it would cost with nobody to use it."""
-    self.until(ABSENT, self.pod.delete(), f"withdrawing {self.pod.name}, which {why}")
+    self.until(True, self.pod.delete(), f"withdrawing {self.pod.name}, which {why}")
     return common.LaunchError(f"{self.pod.name} {why} and is withdrawn: the same command asks again, {more}")
 
   def create(self) -> None:
     what = f"creating {self.pod.name} ({self.pod.accelerator}, {self.pod.tier or 'on demand'})"
     if self.alone:
-      self.until("there", self.pod.create(), what)
+      self.until(False, self.pod.create(), what)
     else:
       self.must(self.pod.create(), what)
     self.asked = time.monotonic()
@@ -125,7 +125,7 @@ class Run:
     else:
       pause = self.args.poll  # one that is taken away before it was active would be asked for without a rest
     time.sleep(pause)
-    self.until(ABSENT, self.pod.delete(), f"deleting {self.pod.name}, which is {seen.state}")
+    self.until(True, self.pod.delete(), f"deleting {self.pod.name}, which is {seen.state}")
 
   def tries(self, alone: bool = True) -> Iterator[int]:
     """1, 2, 3 ... with rests between: PATIENCE times, and for --silence_minutes where the run may be left `alone`."""
@@ -149,18 +149,18 @@ class Run:
   def no_answer(self, seen: gcloud.Seen) -> common.LaunchError:
     return common.LaunchError(f"gcloud tells nothing of {self.pod.name}: {seen.error}; the same command asks again")
 
-  def until(self, state: str, words: list[str], what: str) -> None:
-    """Gives a command until it succeeds, or the resource is ABSENT, or "there", all the same."""
+  def until(self, gone: bool, words: list[str], what: str) -> None:
+    """Gives a command until it succeeds, or the resource is `gone`, or there, all the same."""
     reason = ""
     common.say(what)
     for number in self.tries():
       result = common.capture(words, gcloud.SLOW)
-      if not result.code or (self.see().state == ABSENT) == (state == ABSENT):
+      if not result.code or (self.see().state == ABSENT) == gone:
         return
       reason = result.reason
       common.say(f"{what} failed ({reason}), try {number}")
     raise common.LaunchError(
-      f"{what} failed: {reason}; while it is there it costs: `{self.again('delete')}` removes it"
+      f"{what} failed: {reason}; while it is there it costs: `{self.pod.again('delete')}` removes it"
     )
 
   def must(self, words: list[str], what: str) -> None:
@@ -177,7 +177,7 @@ class Run:
       if there and there != asked:
         raise common.LaunchError(
           f"{self.pod.name} is there already with {name} {there}, not {asked}: take another name, or remove it "
-          f"(`{self.again('delete')}`)"
+          f"(`{self.pod.again('delete')}`)"
         )
 
   # Training on it.
@@ -201,7 +201,8 @@ class Run:
     others = [words for words in running if words != self.words]
     if others:
       raise common.LaunchError(
-        f"{self.pod.name} trains another run ({shlex.join(others[0])}): wait for it, or end it (`{self.again('stop')}`)"
+        f"{self.pod.name} trains another run ({shlex.join(others[0])}): wait for it, or end it "
+        f"(`{self.pod.again('stop')}`)"
       )
     self.ready = len(running) == len(found) > 0
     return self.ready
@@ -220,7 +221,7 @@ class Run:
       common.say(f"no answer from the workers ({reason}), try {number}")
     raise common.LaunchError(
       f"{self.pod.name} is {ACTIVE}, but its workers don't answer ({reason}): the same command looks again, "
-      f"`{self.again('delete')}` removes it"
+      f"`{self.pod.again('delete')}` removes it"
     )
 
   def set_up(self) -> None:
@@ -247,7 +248,8 @@ class Run:
       self.must_be_active()
       common.say(f"{what} failed ({reason}), try {number}")
     raise common.LaunchError(
-      f"{what} failed on {self.pod.name}: {reason}; the same command tries again, `{self.again('delete')}` removes it"
+      f"{what} failed on {self.pod.name}: {reason}; the same command tries again, "
+      f"`{self.pod.again('delete')}` removes it"
     )
 
   def watch(self) -> int:
@@ -307,16 +309,12 @@ class Run:
       time.sleep(pause)
     common.say("training is done")
     if not self.args.keep:
-      self.until(ABSENT, self.pod.delete(), f"deleting {self.pod.name}")
+      self.until(True, self.pod.delete(), f"deleting {self.pod.name}")
     return 0
 
   def pause_after(self, code: int) -> float:
     try:
       return self.restarts.after(code)
     except common.LaunchError as error:
-      left = f"{self.pod.name} is still there: `{self.again('delete')}` removes it"
+      left = f"{self.pod.name} is still there: `{self.pod.again('delete')}` removes it"
       raise common.LaunchError(f"{error}; {left}", error.status) from None
-
-  def again(self, verb: str) -> str:
-    project = [f"--project={self.pod.project}"] if self.pod.project else []
-    return shlex.join(["python", "launch/tpu_pod.py", verb, self.pod.name, f"--zone={self.pod.zone}", *project])

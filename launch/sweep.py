@@ -15,7 +15,6 @@ import re
 import sys
 
 import common
-import pod_run
 import tpu_pod
 
 LAUNCHERS = {
@@ -111,8 +110,8 @@ def commands(args: argparse.Namespace, rest: list[str]) -> list[list[str]]:
 
 def still_there(rest: list[str]) -> str:
   """What to do about a pod that a sweep has left."""
-  args = tpu_pod.parse(["run", *rest, "--config=-", "--workdir=-"])
-  return f"{args.name} costs while it is there: `{pod_run.Run(tpu_pod.pod_of(args), args).again('delete')}` removes it"
+  pod = tpu_pod.pod_of(tpu_pod.parse(["run", *rest, "--config=-", "--workdir=-"]))
+  return f"{pod.name} costs while it is there: `{pod.again('delete')}` removes it"
 
 
 def program(argv: list[str]) -> int:

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
   except KeyboardInterrupt:
     same = shlex.join(["python", "launch/tpu_pod.py", *argv])
     raise common.LaunchError(
-      f"interrupted; {args.name} and what trains on it go on. Take it up: `{same}`. Remove it: `{job.again('delete')}`",
+      f"interrupted; {args.name} and what trains on it go on. Take it up: `{same}`. Remove it: "
+      f"`{job.pod.again('delete')}`",
       130,
     ) from None
 

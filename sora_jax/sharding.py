@@ -162,24 +162,23 @@ def unsplit(params: Any, mesh: Mesh | AbstractMesh) -> str | None:
   """What to change where devices hold more than twice their part of many parameters, which the mesh does not divide.
 
   Args:
-    params: arrays or ShapeDtypeStructs, as they lie nowhere yet.
+    params: arrays or ShapeDtypeStructs.
   """
   parts = int(np.prod([mesh.shape[axis] for axis in (*FSDP, "tensor")]))
-  sizes = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.ndim}
-  placed = {path: NamedSharding(mesh, param_spec(path, leaf.shape, mesh)) for path, leaf in sizes.items()}
-  held = {path: int(np.prod(placed[path].shard_shape(leaf.shape))) for path, leaf in sizes.items()}
-  wanted = sum(leaf.size for leaf in sizes.values()) / parts
-  if sum(held.values()) <= max(2 * wanted, FEW):
+  leaves, placed = jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(param_shardings(params, mesh))
+  held = [int(np.prod(where.shard_shape(leaf.shape))) for (_, leaf), where in zip(leaves, placed, strict=True)]
+  wanted = sum(leaf.size for _, leaf in leaves) / parts
+  if sum(held) <= max(2 * wanted, FEW):
     return None
-  path = max(held, key=lambda path: held[path])
+  path, largest = leaves[held.index(max(held))]
   return (
-    f"each device holds {sum(held.values()) / 1e6:.0f} million parameters, and {wanted / 1e6:.0f} where the mesh "
-    f"divides them: {path} is {sizes[path].shape}; choose mesh.fsdp, mesh.context and mesh.tensor so that they do, and "
+    f"each device holds {sum(held) / 1e6:.0f} million parameters, and {wanted / 1e6:.0f} where the mesh divides them: "
+    f"{path_name(path)} is {largest.shape}; choose mesh.fsdp, mesh.context and mesh.tensor so that they do, and "
     "give the rest to mesh.data"
   )
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
   """The sharding of every leaf of a tree of parameters or moments (arrays or ShapeDtypeStructs); scalars are
   replicated.
   """

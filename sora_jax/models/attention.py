@@ -40,7 +40,7 @@ FAULTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     "flash",
     lambda device: device.platform == "gpu" and _capability(device) == math.inf,
     "its blocks need 83 KB of shared memory, and most of AMD's GPUs have 64 "
-    "(rocm.docs.amd.com/en/latest/reference/gpu-arch-specs.html)",
+    "(rocm.docs.amd.com/en/latest/reference/gpu-specs.html)",
   ),
   (
     "flash",

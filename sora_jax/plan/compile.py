@@ -65,13 +65,18 @@ def examine(config: Any, row_clip: float, where: chips.Slices | None) -> dict[st
   last = done.stdout.splitlines()[-1] if done.stdout else ""
   answer = json.loads(last) if last.startswith("{") else {}
   if "error" in answer or not answer:
-    said = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
-    if done.returncode < 0:
-      killed = done.returncode == -signal.SIGKILL
-      said = [f"{signal.Signals(-done.returncode).name} ended the compiler"]
-      said[0] += ": this machine has too little memory for it" if killed else ""
-    raise CompileError(f"the train step does not compile for {target}: {answer.get('error') or said[0].strip()[:500]}")
+    raise CompileError(f"the train step does not compile for {target}: {answer.get('error') or _reason(done)}")
   return answer
+
+
+def _reason(done: subprocess.CompletedProcess) -> str:
+  """Why a process ended without an answer, in one line."""
+  if done.returncode == -signal.SIGKILL:
+    return "SIGKILL ended the compiler: this machine has too little memory for it"
+  if done.returncode < 0:
+    return f"{signal.Signals(-done.returncode).name} ended the compiler"
+  said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+  return said[-1].strip()[:500]
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:
     "collectives": {kind: _collective(each) for kind, each in compiled.get("collectives", {}).items()},
     "collective_share": figures(seconds["communication"] / step) if step and "communication" in seconds else None,
     "silent_kernels": compiled.get("silent"),
-    "warning": found.get("warning"),
+    "warning": found["warning"],
   }
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,3 +61,13 @@ def test_a_query_that_none_of_these_keys_can_meet_has_nothing():
 def test_it_is_refused_where_there_is_none():
   with pytest.raises(ValueError, match="model.attention='flash' runs on gpu or tpu, not on cpu: leave it at 'auto'"):
     choose("flash", 64, 64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_products_are_lowered_whatever_the_default_precision(dtype):
+  """The kernel's compiler does not know the precision "high"; float32 must not be rounded on the way."""
+  x, segments = jnp.zeros((1, 1, 128, 64), dtype), jnp.ones((1, 128), jnp.int32)
+  with jax.default_matmul_precision("high"):
+    traced = jax.jit(FLASH_TPU.forward).trace(x, x, x, segments, segments)
+    traced.lower(lowering_platforms=("tpu",))
+  assert ("HIGHEST" in str(traced.jaxpr)) == (dtype == "float32")
