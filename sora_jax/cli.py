@@ -150,7 +150,8 @@ def train(_: list[str]) -> dict:
   _need("train", config=FLAGS.config, workdir=FLAGS.workdir)
   host.keep_compiled(os.path.join(FLAGS.workdir, "compiled"))
   with hosts.joined():  # before JAX does anything else
-    from sora_jax.train import goodput, run
+    with host.importing():
+      from sora_jax.train import goodput, run
 
     summary = run.train(FLAGS.config, FLAGS.workdir, host.started())
   fields = ("step", "loss", "steps_run", "resumed_from", "seconds", "useful_tokens", "tokens_per_second")

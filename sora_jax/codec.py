@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from sora_jax import checkpoint, sharding
+from sora_jax.models.abstract import abstract
 from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage, pad_clip
 from sora_jax.patches import Grid, pad_edge
 
@@ -26,14 +26,9 @@ def autoencoder_config(section: Any) -> AutoencoderConfig:
   return AutoencoderConfig(channels=section.channels, stages=stages)
 
 
-def abstract_params(make: Any) -> Any:
-  """Shapes and types of a module's parameters, without making them; `make(rngs)` builds the module."""
-  return nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))[1])
-
-
 @functools.lru_cache(maxsize=8)  # two codecs of one config share what is compiled
 def _programs(config: AutoencoderConfig) -> tuple[Callable, Callable]:
-  graph = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, nnx.Rngs(params=0))))[0]
+  graph, _ = abstract(Autoencoder, config)
   encode = jax.jit(lambda params, frames, past: nnx.merge(graph, params).encode(frames, past))
   decode = jax.jit(lambda params, latent, past: nnx.merge(graph, params).decode(latent, past))
   return encode, decode
@@ -54,11 +49,11 @@ class Codec:
   def load(cls, folder: str | os.PathLike, section: Any) -> "Codec":
     """The EMA weights of the autoencoder trained in `folder`, whose config section is `section`."""
     config = autoencoder_config(section)
-    like = abstract_params(lambda rngs: Autoencoder(config, rngs))
+    _, like = abstract(Autoencoder, config)
     on_host = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
     settings = {"autoencoder": {"channels": section.channels, "stages": json.loads(json.dumps(section.stages))}}
     params, step = checkpoint.load_params(folder, on_host, config=settings)
-    codec = cls(config, jax.tree.map(jnp.asarray, params))
+    codec = cls(config, jax.device_put(params))
     codec.origin, codec.step = (os.fspath(folder), section), step
     return codec
 

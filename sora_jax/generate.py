@@ -18,10 +18,11 @@ from flax import nnx
 
 from sora_jax import checkpoint
 from sora_jax.clips import Clip, contact_sheet, to_uint8
-from sora_jax.codec import Codec, abstract_params
+from sora_jax.codec import Codec
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion import noise, objective, samplers, schedules
 from sora_jax.diffusion.denoiser import Denoise, clean_from, guided
+from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, per_token, plan, stack
@@ -107,7 +108,7 @@ def dit_config(config: Any, vocabulary: int) -> DiTConfig:
 @functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
 def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
   """The sampler, jitted: (params, batch, seeds (B, S), `Sampling`) -> clean tokens (B, L, C)."""
-  graph = nnx.split(nnx.eval_shape(lambda: DiT(model, nnx.Rngs(params=0))))[0]
+  graph, _ = abstract(DiT, model)
 
   def sample_tokens(params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
     dit = nnx.merge(graph, params)
@@ -158,7 +159,7 @@ class Generator:
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
     codec = Codec.load(folder / "autoencoder", config.autoencoder)
     model = dit_config(config, tokenizer.vocabulary)
-    like = abstract_params(lambda rngs: DiT(model, rngs))
+    _, like = abstract(DiT, model)
     params, found = checkpoint.load_params(folder, like, step)
     generator = cls(codec, model, params, tokenizer, config)
     generator.step = found

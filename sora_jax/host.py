@@ -1,12 +1,15 @@
 """Settings of this process on its host. Called once by programs, never by the library."""
 
+import contextlib
 import ctypes
+import gc
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 # Parameter numbers of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -65,6 +68,21 @@ def keep_compiled(folder: str | os.PathLike) -> None:
     total += status.st_size
     if total > MAX_COMPILED:
       path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+  """Modules that are imported inside stay to the end, so the garbage collector is told never to look through them.
+
+  It looks many times while JAX traces a step, which takes a tenth of the time to a restart's first step
+  (benchmarks/restart.py).
+  """
+  gc.disable()
+  try:
+    yield
+  finally:
+    gc.freeze()
+    gc.enable()
 
 
 def started() -> float:

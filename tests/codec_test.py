@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sora_jax import checkpoint, codec
-from sora_jax.codec import Codec, abstract_params, autoencoder_config
+from sora_jax.codec import Codec, autoencoder_config
+from sora_jax.models.abstract import abstract
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.patches import Grid
 from sora_jax.train.state import TrainState
@@ -18,7 +19,7 @@ CONFIG = autoencoder_config(SECTION)
 
 
 def drawn_params(seed: int):
-  like = abstract_params(lambda rngs: Autoencoder(CONFIG, rngs))
+  _, like = abstract(Autoencoder, CONFIG)
   rng = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.1, jnp.float32), like)
   return {**params, "latent_deviation": jnp.array([0.5, 1.0, 2.0])}

@@ -33,6 +33,22 @@ def test_a_process_knows_when_it_began():
     assert age > 0.5
 
 
+def test_what_is_imported_is_never_looked_through_again_and_later_garbage_is():
+  code = """
+import gc, weakref
+from sora_jax import host
+with host.importing():
+  during = gc.isenabled()
+  import json.tool
+class Ring: pass
+ring = Ring(); ring.self = ring; gone = weakref.ref(ring); del ring
+gc.collect()
+print(during, gc.isenabled(), gc.get_freeze_count() > 1000, gone() is None)
+"""
+  found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+  assert found.split() == ["False", "True", "True", "True"]
+
+
 COMPILES = """
 from sora_jax import host
 host.keep_compiled({folder!r})

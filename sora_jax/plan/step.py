@@ -21,7 +21,7 @@ from sora_jax.plan.roofline import roofline
 from sora_jax.train import run
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.state import TrainState, make_state, make_step, state_shardings
+from sora_jax.train.state import TrainState, abstract_state, make_step, state_shardings
 
 
 class Compiled(NamedTuple):
@@ -109,14 +109,13 @@ def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState
       "(mesh.data x mesh.fsdp): take more rows, or share each row by mesh.context"
     )
   optimizer = make_optimizer(loop.optimizer)
-  state = jax.eval_shape(lambda: make_state(task, optimizer, loop.seed, mesh))
-  placed = state_shardings(state, mesh)
+  state = abstract_state(task, optimizer, loop.seed, mesh)
   row = packing.pack_row([], packing.RowShape(train.row_tokens, train.row_text, train.row_segments), model.channels)
   laid = sharding.batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((train.rows, *x.shape), x.dtype, sharding=laid), row)
-  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
   step = make_step(task, optimizer, loop.ema_decay, loop.parts)
-  return state, batch, jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+  placed = state_shardings(state, mesh), sharding.replicated(mesh)
+  return state, batch, jax.jit(step, donate_argnums=0, out_shardings=placed)
 
 
 def _compile(step: Any, state: TrainState, batch: Any, where: chips.Slices | None, mesh: Any) -> Compiled:

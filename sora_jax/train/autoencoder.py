@@ -7,6 +7,7 @@ from flax import nnx
 
 from sora_jax.clips import contact_sheet, to_uint8
 from sora_jax.diffusion.noise import clip_keys
+from sora_jax.models.abstract import abstract
 from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, linear_start, pad_clip
 from sora_jax.sharding import constrain
 from sora_jax.train.state import Metrics, Params
@@ -26,7 +27,7 @@ class AutoencoderTask:
     self.probe = np.asarray(pad_clip(probe_BTHWC, config.compression))
     self.start = linear_start(self.probe, config)
     self.make = lambda key: Autoencoder(config, nnx.Rngs(params=key))
-    self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
+    self.graph, _ = abstract(Autoencoder, config)
     whole = lambda x: constrain(x, *[None] * x.ndim)  # on every host
     self._mean = jax.jit(lambda params, frames: whole(self.model(params).posterior(frames)[0]))
     self._rebuild = jax.jit(lambda params, frames: whole(self._through(params, frames)))

@@ -9,6 +9,7 @@ from flax import nnx
 
 from sora_jax.diffusion import noise, objective
 from sora_jax.diffusion.denoiser import clean_from
+from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing import PackedBatch
 from sora_jax.train.state import Metrics, Params
@@ -38,7 +39,7 @@ class DiTTask:
     """`preview`: draws samples from parameters into one picture."""
     self.diffusion = diffusion
     self.make = lambda key: DiT(config, nnx.Rngs(params=key))
-    self.graph = nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))[0]
+    self.graph, _ = abstract(DiT, config)
     self._preview = preview
 
   def init(self, key: jax.Array) -> Params:

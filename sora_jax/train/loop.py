@@ -21,7 +21,7 @@ from sora_jax import checkpoint, ending, hosts, interruption, sharding
 from sora_jax.train import goodput
 from sora_jax.train.metrics import MetricsLog, progress
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
-from sora_jax.train.state import Task, TrainState, make_state, make_step, state_shardings
+from sora_jax.train.state import Task, TrainState, abstract_state, make_state, make_step, state_shardings
 
 
 class NonFiniteLoss(RuntimeError):
@@ -159,9 +159,7 @@ def _begin(
   hosts.same("finding the step to resume from", {"the newest step": newest})
   if newest is None:
     return make_state(task, optimizer, seed, mesh), None, 0.0
-  like = jax.eval_shape(lambda: make_state(task, optimizer, seed, mesh))
-  shardings = state_shardings(like, mesh)
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+  like = abstract_state(task, optimizer, seed, mesh)
   state, data, meta = checkpoint.restore_newest(steps, like, settings)
   batches.iterator.set_state(data)
   return state, int(state.step), meta.get("step_seconds")

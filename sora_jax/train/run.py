@@ -23,9 +23,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from sora_jax import checkpoint, hosts, interruption, precompute, sharding
+from sora_jax import checkpoint, hosts, integrity, interruption, precompute, sharding
 from sora_jax.balance import Work
-from sora_jax.codec import Codec, abstract_params, autoencoder_config
+from sora_jax.codec import Codec, autoencoder_config
 from sora_jax.data import pipeline, quarantine, sources
 from sora_jax.data.files import printable
 from sora_jax.data.latents import LatentStore
@@ -34,6 +34,7 @@ from sora_jax.data.texts import Texts, kept_texts
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate import Generator, Request, Sampling, dit_config, sheet
 from sora_jax.models import attention
+from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing import RowShape
 from sora_jax.patches import Grid
@@ -223,9 +224,21 @@ def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: ja
   section = config.autoencoder
   if section.checkpoint:
     keep_codec(section, folder)
+  elif codec := trained_codec(folder, section):
+    return codec
   else:
     train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh)
   return Codec.load(folder, section)
+
+
+def trained_codec(folder: epath.Path, section: Any) -> Codec | None:
+  """The autoencoder in `folder` if its last step is there and whole, which needs no batch and no optimizer."""
+  path = integrity.root(folder)
+  finished = lambda: path.is_dir() and section.steps in integrity.committed(path)
+  if not hosts.decide("looking for a trained autoencoder", finished):
+    return None
+  codec = Codec.load(folder, section)
+  return codec if codec.step == section.steps else None
 
 
 def keep_codec(section: Any, folder: epath.Path) -> None:
@@ -300,7 +313,7 @@ def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path) -> Token
 def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, model: DiTConfig) -> pipeline.PackedRows:
   """The rows that the transformer trains on, in steps of equal work for all ranks."""
   train = config.train
-  blocks = jax.tree.leaves(abstract_params(lambda rngs: DiT(model, rngs))["blocks"])
+  blocks = jax.tree.leaves(abstract(DiT, model)[1]["blocks"])
   work = Work.of(sum(leaf.size for leaf in blocks), model.depth, model.width)
   return pipeline.PackedRows(
     store,

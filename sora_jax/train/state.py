@@ -1,5 +1,6 @@
 """The train state, a plain tree of arrays, and the one step that moves it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -46,14 +47,22 @@ class TrainState(NamedTuple):
 
 def make_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
   """A fresh state, made in place on the mesh: no host ever holds the whole of it."""
-
-  def build() -> TrainState:
-    key = jax.random.key(seed)
-    params = task.init(jax.random.fold_in(key, 0))
-    ema = jax.tree.map(jnp.copy, params)
-    return TrainState(params, optimizer.init(params), ema, jnp.zeros((), jnp.int32), jax.random.key_data(key))
-
+  build = functools.partial(_build, task, optimizer, seed)
   return jax.jit(build, out_shardings=state_shardings(jax.eval_shape(build), mesh))()
+
+
+def abstract_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+  """What `make_state` would make: shapes, types and where they lie."""
+  shapes = jax.eval_shape(functools.partial(_build, task, optimizer, seed))
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(place, shapes, state_shardings(shapes, mesh))
+
+
+def _build(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+  key = jax.random.key(seed)
+  params = task.init(jax.random.fold_in(key, 0))
+  ema = jax.tree.map(jnp.copy, params)
+  return TrainState(params, optimizer.init(params), ema, jnp.zeros((), jnp.int32), jax.random.key_data(key))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sora_jax.codec import abstract_params
+from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.sharding import path_name
@@ -38,7 +38,7 @@ class TestMuonDimensions:
   def test_muon_takes_the_matrices_of_blocks_and_nothing_else(self):
     text = TextEncoderConfig(vocabulary=300, width=8, depth=1, heads=1)
     config = DiTConfig(channels=4, width=16, depth=2, heads=2, text=text, wavelengths=((1.0, 9.0),) * 3)
-    params = abstract_params(lambda rngs: DiT(config, rngs))
+    _, params = abstract(DiT, config)
     chosen = jax.tree_util.tree_map_with_path(
       lambda path, leaf, axes: (path_name(path), leaf.ndim, axes),
       params,

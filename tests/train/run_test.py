@@ -13,6 +13,7 @@ from sora_jax import checkpoint, integrity
 from sora_jax.codec import Codec
 from sora_jax.data import pipeline, sources, stream, video_io
 from sora_jax.generate import Generator, Request, Sampling
+from sora_jax.train import run
 from sora_jax.train.metrics import read_metrics
 from sora_jax.train.run import budget, train
 from tests.data.storage_test import bucket  # noqa: F401  a fixture
@@ -49,6 +50,11 @@ def prepared(trained: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def finished(trained: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """A copy of the trained workdir."""
+  return pathlib.Path(shutil.copytree(trained, folder))
+
+
 class TestResume:
   def test_a_workdir_holds_all_that_is_needed(self, trained, tiny_config):
     assert {path.name for path in trained.iterdir()} >= {*PREPARED, "checkpoints", "logs"}
@@ -58,9 +64,7 @@ class TestResume:
     assert len(meta["config_hash"]) == 64
 
   def test_a_finished_run_takes_no_step(self, trained, tiny_config, tmp_path):
-    folder = prepared(trained, tmp_path / "w")
-    for name in ("checkpoints", "logs"):
-      shutil.copytree(trained / name, folder / name)
+    folder = finished(trained, tmp_path / "w")
     summary = train(tiny_config, folder)
     assert (summary.step, summary.steps_run, summary.resumed_from) == (6, 0, 6)
     assert checkpoint.digest(folder) == checkpoint.digest(trained)
@@ -82,6 +86,30 @@ class TestResume:
     # Line 4 covers what was taken again, step 4 alone; the others have the same steps behind them.
     for number in (0, 2):
       assert lines[number]["loss"] == wanted[number]["loss"]
+
+
+class TestTrainedAutoencoder:
+  def test_it_is_taken_as_it_is(self, trained, tiny_config, tmp_path, monkeypatch):
+    folder = finished(trained, tmp_path / "w")
+    monkeypatch.setattr(run, "train_autoencoder", lambda *_: pytest.fail("it was trained again"))
+    assert train(tiny_config, folder).steps_run == 0
+
+  def test_one_with_a_damaged_last_step_is_trained_to_its_end_again(self, trained, tiny_config, tmp_path, capsys):
+    folder = finished(trained, tmp_path / "w")
+    last = folder / "autoencoder" / "checkpoints" / str(tiny_config.autoencoder.steps)
+    largest = max((path for path in (last / "ema").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    assert train(tiny_config, folder).steps_run == 0
+    assert "passed over" in capsys.readouterr().err
+    assert checkpoint.digest(folder / "autoencoder") == checkpoint.digest(trained / "autoencoder")
+
+  def test_one_that_was_stopped_in_its_only_save_is_trained_anew(self, trained, tiny_config, tmp_path):
+    folder = finished(trained, tmp_path / "w")
+    steps = folder / "autoencoder" / "checkpoints"
+    shutil.rmtree(steps)
+    (steps / f"{tiny_config.autoencoder.steps}.orbax-checkpoint-tmp-1" / "ema").mkdir(parents=True)
+    train(tiny_config, folder)
+    assert checkpoint.digest(folder / "autoencoder") == checkpoint.digest(trained / "autoencoder")
 
 
 class Stopped:

@@ -14,7 +14,7 @@ from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, stack
 from sora_jax.train.dit import DiffusionConfig, DiTTask
-from sora_jax.train.state import ema_decay, gradient_of, make_state, make_step
+from sora_jax.train.state import abstract_state, ema_decay, gradient_of, make_state, make_step
 
 
 class Line:
@@ -78,6 +78,12 @@ class TestStep:
     kernel = lambda state: np.asarray(state.params["linear_in"]["kernel"])
     assert (kernel(start) != kernel(other)).any()
     assert int(start.step) == 0
+
+  def test_what_a_state_will_be_is_known_before_it_is_made(self, start, mesh):
+    like = abstract_state(Line(), optax.adam(0.05), 0, mesh)
+    assert jax.tree.structure(like) == jax.tree.structure(start)
+    kinds = lambda state: [(leaf.shape, leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(state)]
+    assert kinds(like) == kinds(start)
 
   def test_the_average_begins_as_the_parameters(self, start):
     for a, b in zip(leaves(start.params), leaves(start.ema), strict=True):
