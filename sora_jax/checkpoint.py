@@ -19,7 +19,7 @@ from sora_jax.integrity import CheckpointError, Folder
 from sora_jax.sharding import path_name
 from sora_jax.steps import ARRAYS, TAKEN, DamagedCheckpoint, Pinned, Steps, first_line
 
-FORMAT = 1  # of a step; raised when an older version could not read it
+FORMAT = 2  # of a step; raised when an older version could not read it
 NAMED = 3  # leaves in an error
 SHAPING = {  # the settings that decide which parameters a model has, and their shapes
   "model": ("width", "depth", "patch", "text_width", "text_depth", "vocabulary"),
@@ -276,7 +276,7 @@ def _read_meta(steps: Steps, step: int) -> dict:
     CheckpointError: the step is of another format than this version reads.
   """
   meta = _read(steps, step, {"meta": ocp.args.JsonRestore()})["meta"]
-  number = meta.pop("format", FORMAT)  # the first steps had no number
+  number = meta.pop("format", 1)  # the first steps had no number
   if number != FORMAT:
     raise CheckpointError(
       f"{steps.where(step)} is of format {number}, written by sora_jax {meta.get('sora_jax', 'of another version')}; "

@@ -36,7 +36,8 @@ FEW = 10**7  # parameters that any device may hold whole
 # Parameter path -> the spec of its *last* dimensions; dimensions before them (stacked layers) are not split. Optimizer
 # moments match too: their paths end with their parameter's.
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-  (r"(query|key|value|qkv|key_value|gate_up)/kernel", PartitionSpec(FSDP, "tensor")),
+  (r"query/kernel", PartitionSpec(FSDP, "tensor")),
+  (r"(qkv|key_value|gate_up)/kernel", PartitionSpec(FSDP, None, "tensor")),
   (r"(attention_out|down)/kernel", PartitionSpec("tensor", FSDP)),
   (
     r"(patch_in|patch_out|place_in|caption_in|time_in|size_in|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",

@@ -148,8 +148,8 @@ def peer_weights(blocks) -> dict:
     "gate_up": blocks.feed_forward.gate_up,
     "down": blocks.feed_forward.down,
   }
-  kernels = {f"{name}.weight": layer.kernel[...].swapaxes(1, 2) for name, layer in dense.items()}
-  return {"table": blocks.table[...], **kernels}
+  outward = lambda kernel: kernel.reshape(*kernel.shape[:2], -1).swapaxes(1, 2)
+  return {"table": blocks.table[...], **{f"{name}.weight": outward(each.kernel[...]) for name, each in dense.items()}}
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_moments_lie_as_their_parameters_do(params):
 
 
 def test_a_dimension_that_the_axis_does_not_divide_stays_whole():
-  spec = lambda *shape: sharding.param_spec("blocks/qkv/kernel", shape, MESH)
+  spec = lambda *shape: sharding.param_spec("blocks/query/kernel", shape, MESH)
   assert spec(8, 6) == PartitionSpec(sharding.FSDP, ("tensor",))
   assert spec(6, 6) == PartitionSpec(None, ("tensor",))
   assert spec(8, 5) == PartitionSpec(sharding.FSDP, None)
@@ -75,20 +75,20 @@ def test_a_dimension_that_the_axis_does_not_divide_stays_whole():
 
 def test_a_dimension_lies_over_the_axes_that_divide_it_from_the_first_on():
   mesh = AbstractMesh((1, 2, 2, 2, 1), sharding.MESH_AXES)
-  spec = lambda *shape: sharding.param_spec("blocks/qkv/kernel", shape, mesh)
+  spec = lambda *shape: sharding.param_spec("blocks/query/kernel", shape, mesh)
   for size, axes in ((8, sharding.FSDP), (4, ("fsdp", "ring")), (2, ("fsdp",)), (3, None)):
     assert spec(size, 6) == PartitionSpec(axes, ("tensor",))
 
 
 def test_a_mesh_that_does_not_divide_the_parameters_is_told():
   shape = jax.ShapeDtypeStruct
-  params = {"qkv": {"kernel": shape((28, 1152, 3456), jnp.float32)}, "table": shape((28, 6, 1152), jnp.float32)}
+  params = {"qkv": {"kernel": shape((28, 1152, 3, 1152), jnp.float32)}, "table": shape((28, 6, 1152), jnp.float32)}
   mesh = lambda data, fsdp: AbstractMesh((data, fsdp, 1, 1, 1), sharding.MESH_AXES)
   assert sharding.unsplit(params, mesh(2, 128)) is None
   assert sharding.unsplit(params, mesh(256, 1)) is None
   said = sharding.unsplit(params, mesh(1, 256))
-  assert said and "qkv/kernel is (28, 1152, 3456)" in said and "the rest to mesh.data" in said
-  assert sharding.unsplit({"qkv": {"kernel": shape((36, 108), jnp.float32)}}, mesh(1, 8)) is None  # of a few
+  assert said and "qkv/kernel is (28, 1152, 3, 1152)" in said and "the rest to mesh.data" in said
+  assert sharding.unsplit({"query": {"kernel": shape((36, 108), jnp.float32)}}, mesh(1, 8)) is None  # of a few
 
 
 @pytest.mark.parametrize("path", ["blocks/wild/kernel", "kernel", "blocks/myqkv/kernel", "qkv/kernel/more"])
@@ -175,9 +175,8 @@ def test_one_process_reads_the_whole_batch():
   assert sharding.batch_share(sharding.make_mesh()) == (0, 1)
 
 
-# Losses of a few steps on each mesh, beside those of one device, and into how many parts a weight is split.
-STEPS = """
-import json
+TASK = """
+import collections, json, re
 import jax, numpy as np
 from sora_jax import sharding
 from sora_jax.diffusion.objective import NoiseLevels
@@ -199,7 +198,9 @@ def clip(index, tokens):
   return Segment(draw(tokens, 8), draw(tokens, 3), np.zeros(tokens, bool), words, np.ones(4, np.float32), index)
 row = RowShape(13, 8, 3)
 batch = stack([pack_row([clip(2 * i, 4 + i // 2), clip(2 * i + 1, 3)], row, 8) for i in range(8)])
-
+"""
+# Losses of a few steps on each mesh, beside those of one device, and into how many parts a weight is split.
+STEPS = """
 def train(shape, count):
   mesh = sharding.make_mesh(shape, jax.devices()[:count])
   with jax.set_mesh(mesh):
@@ -231,8 +232,24 @@ SLOW = [
 
 @pytest.mark.parametrize("cases", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["fast", "all"])
 def test_several_devices_train_as_one_does(cases):
-  one, *several = on_devices(8, STEPS.replace("CASES", json.dumps(cases)))
+  one, *several = on_devices(8, TASK + STEPS.replace("CASES", json.dumps(cases)))
   assert one[1] == 1 and len(set(one[0])) == 4
   for (losses, parts), case in zip(several, cases, strict=True):
     assert parts > 1, case
     np.testing.assert_allclose(losses, one[0], atol=1e-5, err_msg=str(case))
+
+
+GRADIENT = """
+mesh = sharding.make_mesh({"tensor": 2})
+with jax.set_mesh(mesh):
+  params = make_state(task, optimizer, 0, mesh).params
+  gradient = jax.grad(lambda params, batch: task.loss(params, batch, jax.random.key(0))[0])
+  text = jax.jit(gradient).lower(params, sharding.to_devices(batch, mesh)).compile().as_text()
+print(json.dumps(collections.Counter(re.findall(r" (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\\(", text))))
+"""
+
+
+def test_devices_that_share_heads_and_hidden_widths_only_add_up():
+  """Each has its columns of queries, keys, values and both halves of the feed-forward, so nothing changes places."""
+  kinds = on_devices(2, TASK + GRADIENT)
+  assert list(kinds) == ["all-reduce"] and kinds["all-reduce"] > 4

@@ -4,11 +4,15 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import jax
 from flax import nnx
 
 
 @functools.lru_cache(maxsize=16)  # a deep transformer takes a tenth of a second
 def abstract(model: Callable[[Any, nnx.Rngs], nnx.Module], config: Hashable) -> tuple[nnx.GraphDef, Any]:
-  """What `model(config, rngs)` would be: its graph, for `nnx.merge`, and its parameters' shapes and types by name."""
+  """What `model(config, rngs)` would be: its graph, for `nnx.merge`, and its parameters' shapes and types by name.
+
+  They lie nowhere: a mesh that is set where this is called first is not theirs.
+  """
   graph, params = nnx.split(nnx.eval_shape(lambda: model(config, nnx.Rngs(params=0))))
-  return graph, nnx.to_pure_dict(params)
+  return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(params))

@@ -57,10 +57,10 @@ class Block(nnx.Module):
   def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
     D = config.width
     self.heads, self.backend = config.heads, config.attention
-    self.qkv = layers.Dense(D, 3 * D, rngs)
+    self.qkv = layers.JoinedDense(D, 3, D, rngs)
     self.attention_out = layers.Dense(D, D, rngs)
     self.query = layers.Dense(D, D, rngs)
-    self.key_value = layers.Dense(config.text.width, 2 * D, rngs)
+    self.key_value = layers.JoinedDense(config.text.width, 2, D, rngs)
     self.cross = nnx.Dict(attention_out=layers.Dense(D, D, rngs, scale=0.0))
     self.feed_forward = layers.SwiGLU(D, rngs)
     # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
@@ -75,20 +75,19 @@ class Block(nnx.Module):
     cosine, sine = (table[:, :, None] for table in rotary_BLh)
     x = x_BLD
 
-    qkv = self.qkv(layers.modulate(x, scale1, shift1)).reshape(B, L, 3, K, H)
-    query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
-    key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
+    query, key, value = (y.reshape(B, L, K, H) for y in self.qkv(layers.modulate(x, scale1, shift1)))
+    query = layers.rotate(layers.rms_norm(query), cosine, sine)
+    key = layers.rotate(layers.rms_norm(key), cosine, sine)
     # Values turn with their token and back at the query, so what is gathered tells where it lay relative to the query
     # (Miyato et al. 2024, "GTA", section 3).
-    value = layers.rotate(qkv[:, :, 2], cosine, sine)
+    value = layers.rotate(value, cosine, sine)
     mixed = attention(query, key, value, segments_BL, segments_BL, self.backend, ("tokens", "tokens"))
     mixed = layers.rotate(mixed, cosine, -sine).reshape(B, L, D)
     x = layers.add_gated(x, gate1, self.attention_out(mixed))
 
     query = layers.rms_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))
-    key_value = self.key_value(text_BMD).reshape(B, M, 2, K, H)
-    key, value = layers.rms_norm(key_value[:, :, 0]), key_value[:, :, 1]
-    mixed = attention(query, key, value, segments_BL, text_segments_BM, over=("tokens", None))
+    key, value = (y.reshape(B, M, K, H) for y in self.key_value(text_BMD))
+    mixed = attention(query, layers.rms_norm(key), value, segments_BL, text_segments_BM, over=("tokens", None))
     x = x + self.cross.attention_out(mixed.reshape(B, L, D))
 
     x = layers.add_gated(x, gate2, self.feed_forward(layers.modulate(x, scale2, shift2)))

@@ -42,13 +42,35 @@ class Dense(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(..., width_in) -> (..., width_out)."""
-    # On one device all tokens are one dimension: XLA's CPU code is at full speed only where one is contracted, and a
-    # weight's gradient contracts them all. On several, rows and tokens are split, and their product would not be.
-    flat = x.reshape(-1, x.shape[-1]) if sharding.one_device() else x
-    y = jnp.dot(flat, self.kernel[...].astype(x.dtype))
+    y = product(x, self.kernel[...].astype(x.dtype))
     if self.bias is not None:
       y += jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))
-    return y.reshape(*x.shape[:-1], -1)
+    return y
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """(..., width_in) and (width_in, width_out) -> (..., width_out)."""
+  # On one device all tokens are one dimension: XLA's CPU code is at full speed only where one is contracted, and a
+  # weight's gradient contracts them all. On several, rows and tokens are split, and their product would not be.
+  flat = x.reshape(-1, x.shape[-1]) if sharding.one_device() else x
+  return jnp.dot(flat, kernel).reshape(*x.shape[:-1], -1)
+
+
+class JoinedDense(nnx.Module):
+  """y_i = x W_i for several weights of one shape, as queries, keys and values have.
+
+  The kernel (width_in, parts, width_out) has the parts in a dimension of their own: devices share the last one, and
+  each has its columns of every part.
+  """
+
+  def __init__(self, width_in: int, parts: int, width_out: int, rngs: nnx.Rngs):
+    draw = jax.random.normal(rngs.params(), (width_in, parts, width_out), jnp.float32)
+    self.kernel = nnx.Param(draw * width_in**-0.5)
+
+  def __call__(self, x: jax.Array) -> list[jax.Array]:
+    """(..., width_in) -> (..., width_out) for each part."""
+    kernel = self.kernel[...].astype(x.dtype)
+    return [product(x, kernel[:, part]) for part in range(kernel.shape[1])]
 
 
 def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -72,17 +94,16 @@ class SwiGLU(nnx.Module):
 
   def __init__(self, width: int, rngs: nnx.Rngs):
     self.hidden = -(-width * 8 // 3 // 32) * 32
-    self.gate_up = Dense(width, 2 * self.hidden, rngs)
+    self.gate_up = JoinedDense(width, 2, self.hidden, rngs)
     self.down = Dense(self.hidden, width, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.down(gated(self.gate_up(x)))
+    return self.down(gated(*self.gate_up(x)))
 
 
 @jax.checkpoint
-def gated(gate_up: jax.Array) -> jax.Array:
-  """silu(gate) * up of the two halves; made again in the backward pass, which is cheaper than storing its parts."""
-  gate, up = jnp.split(gate_up, 2, -1)
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+  """silu(gate) * up; made again in the backward pass, which is cheaper than storing its parts."""
   return jax.nn.silu(gate) * up
 
 

@@ -32,17 +32,17 @@ class TextBlock(nnx.Module):
 
   def __init__(self, config: TextEncoderConfig, rngs: nnx.Rngs):
     self.heads = config.heads
-    self.qkv = layers.Dense(config.width, 3 * config.width, rngs)
+    self.qkv = layers.JoinedDense(config.width, 3, config.width, rngs)
     self.attention_out = layers.Dense(config.width, config.width, rngs)
     self.feed_forward = layers.SwiGLU(config.width, rngs)
 
   def __call__(self, x_BMD: jax.Array, segments_BM: jax.Array, angles_BMh: jax.Array) -> jax.Array:
     B, M, D = x_BMD.shape
     cosine, sine = jnp.cos(angles_BMh)[:, :, None], jnp.sin(angles_BMh)[:, :, None]
-    qkv = self.qkv(layers.rms_norm(x_BMD)).reshape(B, M, 3, self.heads, D // self.heads)
-    query = layers.rotate(layers.rms_norm(qkv[:, :, 0]), cosine, sine)
-    key = layers.rotate(layers.rms_norm(qkv[:, :, 1]), cosine, sine)
-    mixed = attention(query, key, qkv[:, :, 2], segments_BM, segments_BM)
+    query, key, value = (y.reshape(B, M, self.heads, D // self.heads) for y in self.qkv(layers.rms_norm(x_BMD)))
+    query = layers.rotate(layers.rms_norm(query), cosine, sine)
+    key = layers.rotate(layers.rms_norm(key), cosine, sine)
+    mixed = attention(query, key, value, segments_BM, segments_BM)
     x = x_BMD + self.attention_out(mixed.reshape(B, M, D))
     return x + self.feed_forward(layers.rms_norm(x))
 

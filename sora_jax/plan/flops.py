@@ -4,6 +4,7 @@ A multiply-add is 2. Products with weights and those of attention count; norms, 
 elementwise updates count nothing.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -107,6 +108,11 @@ def count(params: Any, model: Any, rows: Rows, remat: str) -> Flops:
 
 
 def newton_schulz(shape: tuple[int, ...]) -> float:
-  """Muon's iterations x = a x + (b A + c A A) x with A = x x^T, on the short side (Jordan et al. 2024)."""
-  *stack, short, long = (*shape[:-2], *sorted(shape[-2:]))
-  return NEWTON_SCHULZ * float(np.prod(stack, dtype=np.float64)) * (4.0 * short**2 * long + 2.0 * short**3)
+  """Muon's iterations x = a x + (b A + c A A) x with A = x x^T, on the short side (Jordan et al. 2024).
+
+  Args:
+    shape: (layers, rows, columns), the columns in one dimension or several.
+  """
+  layers, rows, *columns = shape
+  short, long = sorted((rows, math.prod(columns)))
+  return NEWTON_SCHULZ * layers * (4.0 * short**2 * long + 2.0 * short**3)

@@ -42,11 +42,14 @@ def schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
 
 
 def muon_dimensions(params: Any) -> Any:
-  """Which axes of each parameter Muon orthogonalises (the last two: stacked layers are a batch), or None for AdamW."""
+  """Which axes of each parameter Muon takes for rows and columns of a matrix, or None for AdamW.
+
+  Stacked layers are a batch, and what a layer puts out side by side is of one matrix: queries, keys and values.
+  """
 
   def choose(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-    if MUON_PATHS.search(path_name(path)) and leaf.ndim >= 2:
-      return MuonDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1)
+    if MUON_PATHS.search(path_name(path)):
+      return MuonDimensionNumbers(reduction_axis=1, output_axis=tuple(range(2, leaf.ndim)))
     return None
 
   return jax.tree_util.tree_map_with_path(choose, params)

@@ -1,9 +1,12 @@
 """A model without its weights is the model but for them."""
 
+import dataclasses
+
 import jax
 import pytest
 from flax import nnx
 
+from sora_jax import sharding
 from sora_jax.models.abstract import abstract
 from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage
 from sora_jax.models.dit import DiT, DiTConfig
@@ -22,4 +25,10 @@ def test_it_is_the_model_but_for_its_weights(model, config):
   assert graph == made_graph
   kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
   assert kinds(shapes) == kinds(nnx.to_pure_dict(made))
-  assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(shapes))
+  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+
+
+def test_a_mesh_that_is_set_leaves_no_trace():
+  with jax.set_mesh(sharding.make_mesh()):
+    _, shapes = abstract(DiT, dataclasses.replace(DIT, channels=3))  # nobody has asked for it yet
+  assert not [leaf.sharding for leaf in jax.tree.leaves(shapes) if leaf.sharding is not None]

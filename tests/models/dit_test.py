@@ -214,7 +214,7 @@ def test_what_attention_gathers_tells_where_it_lay(model):
     lambda path, leaf: leaf * 0 if "place_in" in jax.tree_util.keystr(path) else leaf, model.params
   )
   qkv = params["blocks"]["qkv"]["kernel"]
-  params["blocks"]["qkv"]["kernel"] = qkv.at[..., : 2 * CONFIG.width].set(0.0)
+  params["blocks"]["qkv"]["kernel"] = qkv.at[..., :2, :].set(0.0)
   output = lambda move_N3: np.asarray(
     model._forward(params, *model.inputs([A._replace(positions_N3=A.positions_N3 + np.float32(move_N3))]))
   )[0, : len(A.tokens_NC)]

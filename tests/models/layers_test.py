@@ -39,6 +39,16 @@ def test_dense_keeps_the_size_of_its_input_times_scale(scale):
   assert float(jnp.std(layer(normal(0, 64, 64)))) == pytest.approx(scale, rel=0.1)
 
 
+def test_joined_layers_are_a_product_for_each():
+  layer, x = layers.JoinedDense(4, 3, 5, nnx.Rngs(params=0)), normal(2, 2, 6, 4)
+  found = layer(x)
+  assert len(found) == 3
+  for part, y in enumerate(found):
+    assert y.shape == (2, 6, 5)
+    np.testing.assert_allclose(y, np.asarray(x) @ np.asarray(layer.kernel[:, part]), rtol=1e-5, atol=1e-6)
+  assert float(jnp.std(layers.JoinedDense(64, 2, 64, nnx.Rngs(params=0)).kernel[...])) == pytest.approx(1 / 8, rel=0.1)
+
+
 def test_rms_norm_is_its_formula():
   x = np.asarray(normal(0, 4, 6) * 7)
   expected = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
@@ -77,7 +87,7 @@ def test_swiglu_is_its_formula():
   layer = layers.SwiGLU(24, nnx.Rngs(params=0))
   x = np.asarray(normal(1, 5, 24))
   assert layer.hidden == 64
-  gate, up = np.split(x @ np.asarray(layer.gate_up.kernel[...]), 2, -1)
+  gate, up = (x @ kernel for kernel in np.asarray(layer.gate_up.kernel[...]).swapaxes(0, 1))
   expected = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(layer.down.kernel[...])
   np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
 
@@ -184,10 +194,10 @@ def test_what_is_computed_again_need_not_be_kept():
 
   class Attending(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-      self.qkv = layers.Dense(32, 96, rngs)
+      self.qkv = layers.JoinedDense(32, 3, 32, rngs)
 
     def __call__(self, x):
-      query, key, value = (part[:, :, None] for part in jnp.split(self.qkv(x), 3, -1))
+      query, key, value = (part[:, :, None] for part in self.qkv(x))
       return x + attention(query, key, value, *2 * [jnp.ones(x.shape[:2], jnp.int32)], "blocks")[:, :, 0]
 
   graph, params = nnx.split(layers.make_stack(Attending, 6, nnx.Rngs(params=0)))

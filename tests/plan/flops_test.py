@@ -76,7 +76,7 @@ def test_attention_is_within_clips():
 
 TEXT = TextEncoderConfig(vocabulary=32, width=16, depth=1, heads=2)
 MODEL = DiTConfig(channels=8, width=32, depth=2, heads=2, text=TEXT, wavelengths=((1.0, 9.0),) * 3)
-PARAMS = {"blocks": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 32, 96), jnp.float32)}}}
+PARAMS = {"blocks": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 32, 3, 32), jnp.float32)}}}
 
 
 def test_muon_s_iterations_are_counted():

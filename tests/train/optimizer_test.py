@@ -1,5 +1,7 @@
 """The optimiser: rates by step, Muon for the matrices of blocks alone, gradients clipped, minima found."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,9 +55,10 @@ class TestMuonDimensions:
     assert all("blocks/" in name and name.endswith("/kernel") for name in taken)
     assert not [name for name in left if "blocks/" in name and name.endswith("/kernel")]
     assert {"patch_in/kernel", "patch_out/kernel", "modulation/kernel", "blocks/table"} <= left
-    for _, dimensions, axes in rows:
+    for name, dimensions, axes in rows:
       if axes is not None:  # stacked matrices: the layer's axis is not mixed
-        assert dimensions == 3 and (axes.reduction_axis, axes.output_axis) == (1, 2)
+        assert dimensions == (4 if re.search("qkv|key_value|gate_up", name) else 3)
+        assert (axes.reduction_axis, axes.output_axis) == (1, tuple(range(2, dimensions)))
 
 
 def params():
