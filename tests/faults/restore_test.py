@@ -19,10 +19,10 @@ CHANGES = [
   ({"model.patch": (1, 1, 2)}, "params/patch_in/kernel is"),
   ({"model.vocabulary": 300}, "params/text_encoder/[\\w/]*embedding"),
   ({"model.width": 64, "model.depth": 2}, "params/blocks/"),
-  ({"autoencoder.channels": 6}, r"autoencoder/checkpoints step 6 does not fit this config: params/\w+"),
+  ({"autoencoder.channels": 6}, r"autoencoder/checkpoints step 6 does not fit this config: ema/\w+"),
   (
     {"autoencoder.stages": (((2, 4, 4), 16, 2),)},
-    r"autoencoder/checkpoints step 6 does not fit this config: params/\w+",
+    r"autoencoder/checkpoints step 6 does not fit this config: ema/\w+",
   ),
 ]
 
