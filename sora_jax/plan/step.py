@@ -21,7 +21,7 @@ from sora_jax.plan.roofline import roofline
 from sora_jax.train import run
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.state import TrainState, abstract_state, make_step, state_shardings
+from sora_jax.train.state import TrainState, abstract_state, jit_step, make_step
 
 
 class Compiled(NamedTuple):
@@ -114,8 +114,7 @@ def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState
   laid = sharding.batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((train.rows, *x.shape), x.dtype, sharding=laid), row)
   step = make_step(task, optimizer, loop.ema_decay, loop.parts)
-  placed = state_shardings(state, mesh), sharding.replicated(mesh)
-  return state, batch, jax.jit(step, donate_argnums=0, out_shardings=placed)
+  return state, batch, jit_step(step, state, mesh)
 
 
 def _compile(step: Any, state: TrainState, batch: Any, where: chips.Slices | None, mesh: Any) -> Compiled:

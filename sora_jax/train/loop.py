@@ -21,7 +21,7 @@ from sora_jax import checkpoint, ending, hosts, interruption, sharding
 from sora_jax.train import goodput
 from sora_jax.train.metrics import MetricsLog, progress
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
-from sora_jax.train.state import Task, TrainState, abstract_state, make_state, make_step, state_shardings
+from sora_jax.train.state import Task, TrainState, abstract_state, jit_step, make_state, make_step
 
 
 class NonFiniteLoss(RuntimeError):
@@ -167,8 +167,7 @@ def _begin(
 
 def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh) -> Callable:
   """The compiled step: batches of another shape are an error, not another wait for the compiler."""
-  shardings = (state_shardings(state, mesh), sharding.replicated(mesh))
-  return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(state, batch).compile()
+  return jit_step(step, state, mesh).lower(state, batch).compile()
 
 
 def _preview(task: Task, ema: Any, log: MetricsLog, step: int) -> None:

@@ -72,6 +72,11 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
   return TrainState(params, moments, ema, whole, whole)
 
 
+def jit_step(step: Callable, state: TrainState, mesh: Mesh) -> Any:
+  """`make_step`'s function jitted for states like `state`, whose memory the next one takes."""
+  return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state, mesh), sharding.replicated(mesh)))
+
+
 def ema_decay(step: jax.Array, most: float) -> jax.Array:
   """The decay of step `step`: shorter memory at first, so that the average is not of the initialisation."""
   return jnp.minimum(most, (1.0 + step) / (10.0 + step))
