@@ -5,7 +5,7 @@ start trains the autoencoder for a few steps, encodes 24 clips, trains until a s
 second, by the same command, finds autoencoder, latents, a checkpoint and, in the workdir's compile cache, its programs.
 Both find Python's modules compiled.
 
-    python benchmarks/restart.py [--json] [--set KEY=VALUE ...]
+    python benchmarks/restart.py [--pairs N] [--json] [--set KEY=VALUE ...]
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,26 +76,39 @@ def spent(workdir: pathlib.Path) -> dict[str, float]:
   return json.loads(path.read_text())["seconds"] if path.exists() else {}
 
 
+def pair(folder: pathlib.Path, settings: list[str]) -> dict[str, Any]:
+  """Both starts of a run in a new workdir."""
+  found: dict[str, Any] = {name: start(folder / "run", settings) for name in ("first", "second")}
+  ratio = found["second"]["seconds"] / found["first"]["seconds"]
+  for name, seconds in found.items():
+    print(f"{name:<7}" + "".join(f"{key} {value:>6.2f}   " for key, value in seconds.items()), flush=True)
+  return {**found, "second_over_first": ratio}
+
+
+def rounded(found: Any) -> Any:
+  if isinstance(found, dict):
+    return {key: rounded(value) for key, value in found.items()}
+  return [rounded(value) for value in found] if isinstance(found, list) else round(found, 3)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description="time to the first step, at the first start and at the second")
+  parser.add_argument("--pairs", type=int, default=5, metavar="N", help="of starts; their median ratio is reported")
   parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
   parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a config value")
   arguments = parser.parse_args()
   settings = [f"--config.{key}={value}" for key, value in CHANGES.items()]
   settings += [f"--config.{each}" for each in arguments.set]
-  with tempfile.TemporaryDirectory(prefix="sora-restart-") as folder:
-    workdir = pathlib.Path(folder) / "run"
-    compile_modules = [sys.executable, "-c", "import sora_jax.cli, sora_jax.train.run"]
-    subprocess.run(compile_modules, check=True, env=environment(workdir.parent))
-    starts = {name: start(workdir, settings) for name in ("first", "second")}
-  result: dict[str, Any] = {
-    name: {key: round(value, 2) for key, value in found.items()} for name, found in starts.items()
-  }
-  result["second_over_first"] = round(starts["second"]["seconds"] / starts["first"]["seconds"], 3)
-  for name in starts:
-    print(f"{name:<7}" + "".join(f"{key} {value:>6.2f}   " for key, value in result[name].items()))
+  pairs = []
+  for _ in range(arguments.pairs):
+    with tempfile.TemporaryDirectory(prefix="sora-restart-") as folder:
+      compile_modules = [sys.executable, "-c", "import sora_jax.cli, sora_jax.train.run"]
+      subprocess.run(compile_modules, check=True, env=environment(pathlib.Path(folder)))
+      pairs.append(pair(pathlib.Path(folder), settings))
+  ratio = statistics.median(each["second_over_first"] for each in pairs)
+  print(f"the second start takes {ratio:.1%} of the first one's time (median of {len(pairs)})")
   if arguments.json:
-    print(json.dumps(result))
+    print(json.dumps(rounded({"second_over_first": ratio, "pairs": pairs})))
 
 
 if __name__ == "__main__":

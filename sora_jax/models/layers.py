@@ -70,7 +70,11 @@ class JoinedDense(nnx.Module):
   def __call__(self, x: jax.Array) -> list[jax.Array]:
     """(..., width_in) -> (..., width_out) for each part."""
     kernel = self.kernel[...].astype(x.dtype)
-    return [product(x, kernel[:, part]) for part in range(kernel.shape[1])]
+    width_in, parts, width_out = kernel.shape
+    # One product and a cut is as fast on a CPU, and a shorter program to compile and to load; a TPU would copy the cut.
+    if sharding.one_device() and sharding.platform() == "cpu":
+      return jnp.split(product(x, kernel.reshape(width_in, parts * width_out)), parts, -1)
+    return [product(x, kernel[:, part]) for part in range(parts)]
 
 
 def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:

@@ -39,7 +39,9 @@ def test_dense_keeps_the_size_of_its_input_times_scale(scale):
   assert float(jnp.std(layer(normal(0, 64, 64)))) == pytest.approx(scale, rel=0.1)
 
 
-def test_joined_layers_are_a_product_for_each():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # one product and a cut, or one for each
+def test_joined_layers_are_a_product_for_each(monkeypatch, platform):
+  monkeypatch.setattr(layers.sharding, "platform", lambda: platform)
   layer, x = layers.JoinedDense(4, 3, 5, nnx.Rngs(params=0)), normal(2, 2, 6, 4)
   found = layer(x)
   assert len(found) == 3
