@@ -9,11 +9,12 @@ SECONDS = 5.0  # of steps after which the hosts ask each other
 MOST_STEPS = 1000  # and steps
 
 
-def agreed(step: int | None = None) -> int:
-  """Why the run ends here, as `interruption.asked`: 0 on all hosts or on none; they call it at the same places.
+def agreed(step: int) -> int:
+  """Why the run ends here, as `interruption.asked`: 0 on all hosts or on none; they call it at the same steps.
 
   Args:
-    step: of a loop that asks after every step; several hosts then speak to each other every few seconds only.
+    step: of a loop that asks after every one; several hosts then speak to each other every few seconds only, and a host
+      that is told while they speak is heard the next time.
   """
   return interruption.asked() if hosts.count() == 1 else _talks.ask(step)
 
@@ -32,8 +33,9 @@ def end_here(what: str) -> None:
   Raises:
     Interrupted: on all hosts.
   """
-  if reason := agreed():
-    raise interruption.Interrupted(interruption.message(reason, what))
+  reason = interruption.asked()
+  if any(hosts.gather("whether a host was told to end", reason)):
+    raise interruption.Interrupted(interruption.message(reason or interruption.ELSEWHERE, what))
 
 
 class _Talks:
@@ -42,18 +44,17 @@ class _Talks:
   def __init__(self):
     self.step, self.next, self.time = math.inf, math.inf, 0.0
 
-  def ask(self, step: int | None) -> int:
-    if step is not None and self.step < step < self.next:
+  def ask(self, step: int) -> int:
+    if self.step < step < self.next:
       return 0
     somebody = heard()  # always: it tells the others too
     reason = interruption.asked() or (interruption.ELSEWHERE if somebody else 0)
-    now, steps, every = time.monotonic(), 0 if step is None else step - self.step, 1
+    now, steps, every = time.monotonic(), step - self.step, 1
     if 0 < steps < math.inf:
       every = int(SECONDS * steps / max(now - self.time, 1e-3))
       every = min(max(every, 1), 2 * steps, MOST_STEPS)  # a host runs ahead of its first steps, which seem to be fast
     reason, every = hosts.agree("whether the run ends", [reason, every])
-    if step is not None:
-      self.step, self.next, self.time = step, step + every, now
+    self.step, self.next, self.time = step, step + every, now
     return reason and (interruption.asked() or reason)
 
 

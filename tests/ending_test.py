@@ -1,5 +1,7 @@
 """All hosts end after the same step, whichever was told; one host asks nobody."""
 
+import re
+
 import pytest
 
 from sora_jax import ending, hosts, interruption
@@ -86,16 +88,25 @@ def test_a_step_that_comes_after_an_earlier_loop_s_is_asked_at_once(monkeypatch)
   fake.index = 0
   before = fake.calls[0]
   fake.talks[0].ask(1)
-  fake.talks[0].ask(None)
-  assert fake.calls[0] == before + 2
+  assert fake.calls[0] == before + 1
+
+
+@pytest.mark.parametrize(("mine", "reason"), [(0, "another host, which was told to"), (15, "SIGTERM")])
+def test_a_phase_ends_on_all_hosts_if_one_was_told_before_any_of_them_came_there(monkeypatch, mine, reason):
+  """Whoever comes first must wait for what the others were told: flags that they have not set yet are no answer."""
+  monkeypatch.setattr(hosts, "raised", lambda flag: flag)
+  monkeypatch.setattr(hosts, "gather", lambda name, told: [told, 15])
+  monkeypatch.setattr(interruption, "_told", [mine] if mine else [])
+  with pytest.raises(interruption.Interrupted, match=f"ended by {re.escape(reason)}: 3 units are saved"):
+    ending.end_here("3 units are saved")
 
 
 def test_one_host_asks_nobody(monkeypatch):
   monkeypatch.setattr(hosts, "agree", None)
   monkeypatch.setattr(interruption, "_told", [])
-  assert ending.agreed(1) == ending.agreed() == 0 and not ending.heard()
+  assert ending.agreed(1) == 0 and not ending.heard()
   ending.end_here("nothing")
   monkeypatch.setattr(interruption, "_told", [15])
-  assert ending.agreed(1) == ending.agreed() == 15 and ending.heard()
+  assert ending.agreed(1) == 15 and ending.heard()
   with pytest.raises(interruption.Interrupted, match="ended by SIGTERM: 3 units are saved; the same command goes on"):
     ending.end_here("3 units are saved")
