@@ -85,16 +85,21 @@ def test_the_page_opens_from_disk_without_a_complaint(tmp_path):
   assert "<h1>Demo</h1>" in result.stdout and "<script" not in result.stdout
 
 
+def probed(text: str, page, width: int) -> list[str]:
+  """What the probe says in a copy of the page that lets it run."""
+  text, policies = re.subn(r"<meta http-equiv=[^\n]*\n", "", text)
+  assert policies == 1
+  page.write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+  result = browse(page, page.parent / "profile", width)
+  assert not console(result)
+  return re.findall(r'data-probe="([^"]*)"', result.stdout)
+
+
 @pytest.mark.parametrize("width", [1280, 500])
 def test_every_picture_decodes_and_nothing_is_wider_than_the_window(tmp_path, width):
   page = tmp_path / "index.html"
   count = write_example(page)
-  text, policies = re.subn(r"<meta http-equiv=[^\n]*\n", "", page.read_text(encoding="utf-8"))
-  assert policies == 1
-  page.write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-  result = browse(page, tmp_path / "profile", width)
-  assert not console(result)
-  assert re.findall(r'data-probe="([^"]*)"', result.stdout) == [f"{count} of {count}, 0 too wide"]
+  assert probed(page.read_text(encoding="utf-8"), page, width) == [f"{count} of {count}, 0 too wide"]
 
 
 @pytest.mark.parametrize("share", [0, 0.05, 0.5])
@@ -102,13 +107,11 @@ def test_a_picture_that_is_cut_short_does_not_count(tmp_path, share):
   """Without this the test before could not fail."""
   page = tmp_path / "index.html"
   count = write_example(page)
-  text = re.sub(r"<meta http-equiv=[^\n]*\n", "", page.read_text(encoding="utf-8"))
+  text = page.read_text(encoding="utf-8")
   still = re.findall(r' src="[^"]*base64,([^"]*)"', text)[3]
   data = base64.b64decode(still)
   cut = base64.b64encode(data[: int(share * len(data))]).decode()
-  page.write_text(text.replace(still, cut).replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-  result = browse(page, tmp_path / "profile", 1280)
-  assert re.findall(r'data-probe="([^"]*)"', result.stdout) == [f"{count - 1} of {count}, 0 too wide"]
+  assert probed(text.replace(still, cut), page, 1280) == [f"{count - 1} of {count}, 0 too wide"]
 
 
 def test_the_policy_stops_scripts_and_says_so(tmp_path):
