@@ -58,5 +58,5 @@ setuptools.setup(
     "convert": ["safetensors>=0.8.0", "torch>=2.13"],
     "dev": ["hypothesis>=6.100", "mypy>=2.0", "pre-commit>=4.0", "pytest>=9.0", "ruff>=0.17", "safetensors>=0.8.0"],
   },
-  entry_points={"console_scripts": ["sora = sora_jax.cli:main"]},
+  entry_points={"console_scripts": ["sora = sora_jax.cli.main:main"]},
 )

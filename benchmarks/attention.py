@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax import host
-from sora_jax.models.attention import attention
+from sora_jax.models.attention.attention import attention
+from sora_jax.runtime import process
 
 HEADS, HEAD_WIDTH, ROUNDS = 4, 64, 15
 
@@ -53,8 +53,8 @@ def main() -> None:
   parser.add_argument("--tokens", type=int, default=4096)
   parser.add_argument("--clips", type=int, nargs="+", default=[1, 2, 4, 8, 16])
   given = parser.parse_args()
-  host.keep_freed_memory()
-  host.compile_sooner()
+  process.keep_freed_memory()
+  process.compile_sooner()
   found = {str(clips): measure(given.tokens, clips) for clips in given.clips}
   for clips, row in found.items():
     print(f"{clips:>3} clips", ", ".join(f"{name} {value}" for name, value in row.items()))

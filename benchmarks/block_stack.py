@@ -123,7 +123,7 @@ def our_step(shape: Shape, dtype: str = "float32", remat: str = "none") -> Calla
   import optax
   from flax import nnx
 
-  from sora_jax.host import keep_freed_memory
+  from sora_jax.runtime.process import keep_freed_memory
 
   keep_freed_memory()
   graph, params = nnx.split(our_blocks(shape))

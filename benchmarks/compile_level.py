@@ -2,7 +2,7 @@
 
 Four programs of the demo at their real sizes: the train steps of autoencoder and transformer, encoding and decoding.
 Each is compiled at levels 3 (XLA's default) to 0; then the levels take turns, so that a machine that slows down for a
-while slows all of them, and medians are reported. `sora_jax.host.compile_sooner` sets level 1.
+while slows all of them, and medians are reported. `sora_jax.runtime.process.compile_sooner` sets level 1.
 
     python benchmarks/compile_level.py [--json] [--rounds N]
 """
@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax import host
-from sora_jax.codec import Codec, autoencoder_config
-from sora_jax.generate import dit_config
-from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, stack
+from sora_jax.inference.codec import Codec
+from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.models.dit import DiTConfig
+from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, stack
+from sora_jax.runtime import process
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.loop import LoopConfig
 from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.run import loop_config
 from sora_jax.train.state import Task, TrainState, make_step
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
@@ -53,7 +54,7 @@ def packed_batch(config: Any, channels: int) -> PackedBatch:
 
 def train_step(task: Task, config: Any, batch: Any) -> tuple[Any, tuple]:
   """The step that training runs, and what it is called with."""
-  optimizer = make_optimizer(loop_config(config, "benchmark").optimizer)
+  optimizer = make_optimizer(LoopConfig.of(config, "benchmark").optimizer)
   key = jax.random.key(0)
   params = jax.jit(task.init)(key)
   zero = jnp.zeros((), jnp.int32)
@@ -65,10 +66,10 @@ def programs(config: Any) -> dict[str, tuple[Any, tuple]]:
   """Name -> a jitted function and its arguments."""
   section = config.autoencoder
   frames = np.random.default_rng(0).uniform(-1, 1, (section.batch, *section.crop, 3)).astype(np.float32)
-  autoencoder = AutoencoderTask(autoencoder_config(section), section.kl_weight, frames[:2])
-  model = dit_config(config, config.model.vocabulary)
+  autoencoder = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, frames[:2])
+  model = DiTConfig.of(config, config.model.vocabulary)
   transformer = DiTTask(model, DiffusionConfig.of(config))
-  codec = Codec(autoencoder_config(section), jax.jit(autoencoder.init)(jax.random.key(0)))
+  codec = Codec(AutoencoderConfig.of(section), jax.jit(autoencoder.init)(jax.random.key(0)))
   latent = codec.encode(frames)
   return {
     "autoencoder step": train_step(autoencoder, config, (frames, np.arange(section.batch, dtype=np.int32))),
@@ -101,7 +102,7 @@ def main() -> None:
   parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
   parser.add_argument("--rounds", type=int, default=15)
   arguments = parser.parse_args()
-  host.keep_freed_memory()
+  process.keep_freed_memory()
   config = runpy.run_path(str(CONFIG))["get_config"]()
   result = {name: measure(*program, arguments.rounds) for name, program in programs(config).items()}
   print(f"{'program':<18} {'level':>5} {'compile s':>10} {'run ms':>8}")

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_parts.py PART [--seconds N] [--tiny]
 
-sweep: the kernel (`models/flash_gpu.py`) against the softmax over all pairs in float32, for each length, type and head
+sweep: the kernel (`models/attention/flash_gpu.py`) against the softmax over all pairs in float32, for each length, type and head
   width, one row of four clips of any length and one of padding alone. `out`, `query`, `key`, `value`: the largest
   difference of the output and of each gradient (inputs are of variance 1); `finite`: whether all are numbers.
 attention: value and gradients of one row of 32,768 tokens in bfloat16, as XL (16 heads of 72) and 8B (32 of 128), cut
@@ -103,8 +103,8 @@ def pulled(attend: Callable, query: Any, key: Any, value: Any, gradient: Any, se
 
 
 def flash() -> Callable:
-  from sora_jax.models.flash_gpu import FLASH_GPU
-  from sora_jax.models.kernel import attend
+  from sora_jax.models.attention.flash_gpu import FLASH_GPU
+  from sora_jax.models.attention.kernel import attend
 
   return functools.partial(attend, FLASH_GPU)
 
@@ -114,7 +114,7 @@ def sweep(size: Size, deadline: float) -> Iterator[dict]:
   import jax
   import jax.numpy as jnp
 
-  from sora_jax.models.attention import dense_attention
+  from sora_jax.models.attention.attention import dense_attention
 
   jax.config.update("jax_default_matmul_precision", "highest")
   found: dict[str, Any] = {"cases": []}
@@ -148,7 +148,7 @@ def attention(size: Size, deadline: float) -> Iterator[dict]:
   import jax
   import jax.numpy as jnp
 
-  from sora_jax.models.attention import dense_attention
+  from sora_jax.models.attention.attention import dense_attention
 
   found: dict[str, Any] = {"tokens": size.tokens, "dense": {"tokens": size.dense_tokens}}
   ours, dense = (jax.jit(functools.partial(pulled, attend)) for attend in (flash(), dense_attention))
@@ -198,9 +198,9 @@ def train_trial(size: Size, rows: int, remat: str) -> dict[str, Any]:
   import jax
 
   from sora_jax import sharding
-  from sora_jax.generate import dit_config
-  from sora_jax.models.attention import choose
-  from sora_jax.packing import RowShape
+  from sora_jax.models.attention.attention import choose
+  from sora_jax.models.dit import DiTConfig
+  from sora_jax.packing.batch import RowShape
   from sora_jax.plan import chips, flops
   from sora_jax.train.dit import DiffusionConfig, DiTTask
   from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -208,9 +208,9 @@ def train_trial(size: Size, rows: int, remat: str) -> dict[str, Any]:
 
   config = runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"](size.config)
   config.model.update(remat=remat, dtype="bfloat16")
-  model = dit_config(config, config.model.vocabulary)
+  model = DiTConfig.of(config, config.model.vocabulary)
   task = DiTTask(model, DiffusionConfig.of(config))
-  optimizer = make_optimizer(OptimizerConfig(*(config.train[name] for name in OptimizerConfig._fields)))
+  optimizer = make_optimizer(OptimizerConfig.of(config))
   batch = train_batch(size, rows, model)
   mesh = sharding.make_mesh(None, jax.devices()[:1])
   with jax.set_mesh(mesh):
@@ -247,14 +247,14 @@ def train_trial(size: Size, rows: int, remat: str) -> dict[str, Any]:
 
 def train_batch(size: Size, rows: int, model: Any) -> Any:
   """Rows full of equal clips of noise, and captions of equal length."""
-  from sora_jax import packing
+  from sora_jax.packing.batch import RowShape, Segment, pack_row, stack
 
   rng = np.random.default_rng(0)
   tokens, text = size.tokens // size.row_clips, size.text // size.row_clips
 
-  def clip(number: int) -> packing.Segment:
+  def clip(number: int) -> Segment:
     positions = np.stack([np.arange(tokens) // 64 / 8, np.arange(tokens) // 8 % 8 * 16, np.arange(tokens) % 8 * 16], -1)
-    return packing.Segment(
+    return Segment(
       rng.normal(size=(tokens, model.channels)).astype(np.float32),
       positions.astype(np.float32),
       np.zeros(tokens, bool),
@@ -263,9 +263,9 @@ def train_batch(size: Size, rows: int, model: Any) -> Any:
       number,
     )
 
-  shape = packing.RowShape(size.tokens, size.text, size.row_clips)
+  shape = RowShape(size.tokens, size.text, size.row_clips)
   clips = [[clip(row * size.row_clips + place) for place in range(size.row_clips)] for row in range(rows)]
-  return packing.stack([packing.pack_row(row, shape, model.channels) for row in clips])
+  return stack([pack_row(row, shape, model.channels) for row in clips])
 
 
 def peer(size: Size, deadline: float) -> Iterator[dict]:

@@ -28,19 +28,23 @@ import jax
 import numpy as np
 from absl import flags
 
-from sora_jax import host, precompute, sharding
+from sora_jax import sharding
 from sora_jax.clips import to_uint8
-from sora_jax.codec import Codec, autoencoder_config
-from sora_jax.data import pipeline, sources, video_io
-from sora_jax.data.texts import Texts
+from sora_jax.data import pipeline, sources
+from sora_jax.data.captions import Texts
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.data.world_source import WorldSource
-from sora_jax.generate import dit_config
-from sora_jax.train import run
+from sora_jax.inference.codec import Codec
+from sora_jax.jobs import precompute, train
+from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.models.dit import DiTConfig
+from sora_jax.runtime import process
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.loop import LoopConfig
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import make_state, make_step
+from sora_jax.video import io as video_io
 
 WARM = 10  # steps
 SAMPLES = 200  # of resident memory
@@ -62,10 +66,10 @@ def write_folder(folder: pathlib.Path, config: Any, clips: int) -> None:
 
 def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callable]]:
   """name -> (its task, a function that opens its stream)."""
-  place = run.reading(config, sharding.make_mesh(config.mesh.to_dict()))
-  source = sources.open_source(config.data, config.seed, run.budget(config))
+  place = train.reading(config, sharding.make_mesh(config.mesh.to_dict()))
+  source = sources.open_source(config.data, config.seed, train.budget(config))
   section = config.autoencoder
-  model = autoencoder_config(section)
+  model = AutoencoderConfig.of(section)
   crops = pipeline.Crops(source, section.crop, config.seed)
   probe = np.stack([crops(number)[0] for number in range(8)])
   coder = AutoencoderTask(model, section.kl_weight, probe)
@@ -73,9 +77,9 @@ def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callab
   store = precompute.encode_source(codec, source, folder / "latents")
   captions = [entry["captions"] for entry in store.entries]
   tokenizer = Tokenizer.train((text for each in captions for text in each.values()), config.model.vocabulary)
-  transformer = dit_config(config, tokenizer.vocabulary)
+  transformer = DiTConfig.of(config, tokenizer.vocabulary)
   texts = Texts.of(captions, tokenizer, config.train.row_text)
-  rows = run.packed_rows(config, store, texts, codec, transformer)
+  rows = train.packed_rows(config, store, texts, codec, transformer)
   task = DiTTask(transformer, DiffusionConfig.of(config))
   decoded = pipeline.Crops(source, section.crop, config.seed)
   decoded.cached = 1
@@ -97,7 +101,7 @@ def in_step(element: Callable, batch: int) -> Iterator[Any]:
 
 def timed_steps(task: Any, stream: Iterator[Any], config: Any, steps: int) -> tuple[float, float]:
   """(seconds of waiting for batches, seconds in all) of `steps` steps."""
-  optimizer = make_optimizer(run.loop_config(config, "benchmark").optimizer)
+  optimizer = make_optimizer(LoopConfig.of(config, "benchmark").optimizer)
   mesh = sharding.make_mesh(config.mesh.to_dict())
   with jax.set_mesh(mesh):
     state = make_state(task, optimizer, 0, mesh)
@@ -168,8 +172,8 @@ def main() -> None:
   parser.add_argument("--workers", type=int, default=0)
   given = parser.parse_args()
   flags.FLAGS.mark_as_parsed()
-  host.keep_freed_memory()
-  host.compile_sooner()
+  process.keep_freed_memory()
+  process.compile_sooner()
   config = runpy.run_path(str(CONFIG))["get_config"]()
   with tempfile.TemporaryDirectory() as folder:
     write_folder(pathlib.Path(folder), config, given.clips)

@@ -35,11 +35,13 @@ import numpy as np
 import optax
 import packing
 
-from sora_jax import host, sharding
+from sora_jax import sharding
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, plan, stack
+from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, stack
+from sora_jax.packing.rows import pack_rows
+from sora_jax.runtime import process
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.state import make_state, make_step
 
@@ -67,7 +69,7 @@ def small(mix: packing.Mix) -> packing.Mix:
 
 def packed(mix: packing.Mix, seed: int) -> Scheme:
   order = np.random.default_rng(seed).permutation(len(mix.text))
-  rows = plan(mix.tokens[order].tolist(), mix.text[order].tolist(), ROW)
+  rows = pack_rows(mix.tokens[order].tolist(), mix.text[order].tolist(), ROW)
   return Scheme([([[int(order[clip]) for clip in row]], ROW) for row in rows], mix.tokens)
 
 
@@ -183,8 +185,8 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=256)
   parser.add_argument("--depth", type=int, default=2)
   given = parser.parse_args()
-  host.keep_freed_memory()
-  host.compile_sooner()
+  process.keep_freed_memory()
+  process.compile_sooner()
   mix = small(packing.draw(given.clips, given.seed))
   schemes = {"packed": packed, "buckets": buckets, "padded": padded}
   trainers = {

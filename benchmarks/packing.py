@@ -35,8 +35,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.balance import Work, order_rows, spread
-from sora_jax.packing import RowShape, best_fit, plan
+from sora_jax.packing.balance import Work, order_rows, spread
+from sora_jax.packing.batch import RowShape
+from sora_jax.packing.rows import best_fit, pack_rows
 from sora_jax.patches import Grid
 
 ROW = RowShape(tokens=81_920, text=8_192, segments=64)
@@ -81,7 +82,7 @@ def draw(clips: int, seed: int) -> Mix:
 
 def packed_rows(mix: Mix, seed: int) -> list[list[int]]:
   order = np.random.default_rng(seed).permutation(len(mix.text))
-  rows = plan(mix.tokens[order].tolist(), mix.text[order].tolist(), ROW)
+  rows = pack_rows(mix.tokens[order].tolist(), mix.text[order].tolist(), ROW)
   return [[int(order[clip]) for clip in row] for row in rows]
 
 

@@ -37,7 +37,7 @@ CHANGES = {
 
 def sora(command: str, workdir: pathlib.Path, settings: list[str]) -> list[str]:
   config = f"--config={ROOT / 'configs' / 'dit.py'}:runlocal=1"
-  return [sys.executable, "-m", "sora_jax.cli", command, config, f"--workdir={workdir}", "--json", *settings]
+  return [sys.executable, "-m", "sora_jax.cli.main", command, config, f"--workdir={workdir}", "--json", *settings]
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
@@ -102,7 +102,7 @@ def main() -> None:
   pairs = []
   for _ in range(arguments.pairs):
     with tempfile.TemporaryDirectory(prefix="sora-restart-") as folder:
-      compile_modules = [sys.executable, "-c", "import sora_jax.cli, sora_jax.train.run"]
+      compile_modules = [sys.executable, "-c", "import sora_jax.cli.main, sora_jax.jobs.train"]
       subprocess.run(compile_modules, check=True, env=environment(pathlib.Path(folder)))
       pairs.append(pair(pathlib.Path(folder), settings))
   ratio = statistics.median(each["second_over_first"] for each in pairs)

@@ -1,7 +1,7 @@
 """The clip: what worlds render, files hold, models learn and samplers return.
 
 A clip is a video, or an image (a clip of one frame). This file is the type and its plain conversions;
-reading and writing files is `data/video_io.py`.
+reading and writing files is `video/io.py`.
 
 Shape letters: T frames, H height, W width, C colours.
 """

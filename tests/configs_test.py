@@ -27,7 +27,7 @@ def losses(config: pathlib.Path, workdir: pathlib.Path, devices: int) -> list[fl
   sections = [*SMALL.items(), *FLOAT.items(), ("mesh", MESHES[devices])]
   settings = [f"--config.{section}.{key}={value}" for section, values in sections for key, value in values.items()]
   done = subprocess.run(
-    [sys.executable, "-m", "sora_jax.cli", "train", f"--config={config}", f"--workdir={workdir}", *settings],
+    [sys.executable, "-m", "sora_jax.cli.main", "train", f"--config={config}", f"--workdir={workdir}", *settings],
     env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
     capture_output=True,
     text=True,

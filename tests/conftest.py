@@ -20,9 +20,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import pytest
 from absl import flags
 
-from sora_jax import host, interruption
+from sora_jax.runtime import preemption, process
 
-host.compile_sooner()
+process.compile_sooner()
 
 # A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and programs that tests interrupt would
 # inherit that.
@@ -74,7 +74,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> pathlib.Path:
   """The workdir of a tiny transformer, trained on the shapes world. A test that changes it copies it first."""
-  from sora_jax.train.run import train
+  from sora_jax.jobs.train import train
 
   workdir = tmp_path_factory.mktemp("trained") / "run"
   train(make_tiny_config(), workdir)
@@ -84,7 +84,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def generator(trained):
   """The generator of the `trained` workdir, compiled once for all tests."""
-  from sora_jax.generate import Generator
+  from sora_jax.inference.generator import Generator
 
   return Generator.load(trained)
 
@@ -92,10 +92,10 @@ def generator(trained):
 @pytest.fixture
 def listening(monkeypatch):
   """This process notes the signals until the test ends."""
-  before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+  before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
   for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
-    monkeypatch.setattr(interruption, name, value)
-  interruption.listen()
+    monkeypatch.setattr(preemption, name, value)
+  preemption.listen()
   yield
   for number, handler in before.items():
     signal.signal(number, handler)

@@ -182,7 +182,7 @@ from sora_jax import sharding
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.packing import RowShape, Segment, pack_row, stack
+from sora_jax.packing.batch import RowShape, Segment, pack_row, stack
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import make_state, make_step, state_shardings

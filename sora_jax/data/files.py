@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sora_jax import clips
-from sora_jax.data import isolated, video_io
+from sora_jax.video import io as video_io
+from sora_jax.video import isolated
 
 IMAGE_FPS = 24.0  # the rate that an image gets when clips keep their native one
 MAX_CAPTION = 10_000  # characters

@@ -17,8 +17,10 @@ from typing import Any
 
 from etils import epath
 
-from sora_jax.data import isolated, storage, video_io
 from sora_jax.data.files import MAX_CAPTION, Dropped, Entry, FileSource, Fit, View, describe_dropped, is_clean
+from sora_jax.runtime import storage
+from sora_jax.video import io as video_io
+from sora_jax.video import isolated
 
 CAPTIONS = ("captions.jsonl", "captions.csv")  # the first of them that is there is read
 UNNAMED = "no caption"  # why a file that no line names isn't used

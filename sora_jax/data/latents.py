@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from sora_jax.data import storage
 from sora_jax.data.files import Dropped
+from sora_jax.runtime import storage
 
 INDEX, KEY = "index.json", "key.json"
 

@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.balance import Work, order_rows
+from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore, digest
-from sora_jax.data.places import Everyone, Weighted
 from sora_jax.data.sources import Source, part_of
 from sora_jax.data.stream import Extent, Reading, Stream
-from sora_jax.data.texts import Texts
-from sora_jax.data.video_io import UnreadableFile
-from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, plan
+from sora_jax.packing.balance import Work, order_rows
+from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row
+from sora_jax.packing.rows import pack_rows
+from sora_jax.packing.slots import Everyone, Weighted
 from sora_jax.patches import Grid, pad_edge, patchify
+from sora_jax.video.io import UnreadableFile
 
 # What a draw is for; part of its key, so that one draw never depends on another.
 CAPTION, CONDITION, CROP, ORDER, DROP = range(5)
@@ -145,7 +146,7 @@ class PackedRows:
       self.places: Everyone | Weighted = Weighted(lengths, texts.longest_N, parts, weights, seed)
     else:
       self.places = Everyone(lengths, texts.longest_N)
-    self.rows = plan(self.places.lengths_K.tolist(), self.places.text_K.tolist(), row)
+    self.rows = pack_rows(self.places.lengths_K.tolist(), self.places.text_K.tolist(), row)
     self.work_R = np.array([step.work(self.places.lengths_K[places]).sum() for places in self.rows])
     self.parts_RP = self._parts(len(weights)) if weights else None
     self.extent = Extent(store.fingerprint, len(store), len(self.rows))

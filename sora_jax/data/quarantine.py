@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from sora_jax.data import storage
 from sora_jax.data.files import Dropped, describe_dropped
 from sora_jax.data.folder import UNNAMED
+from sora_jax.runtime import storage
 
 FILE = "quarantine.jsonl"
 

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from sora_jax.data import storage
 from sora_jax.data.files import MAX_CAPTION, Entry, FileSource, Fit, View, is_clean, reopened
-from sora_jax.data.video_io import Probe, UnreadableFile
+from sora_jax.runtime import storage
+from sora_jax.video.io import Probe, UnreadableFile
 
 VERSION = 1
 META = "records.json"

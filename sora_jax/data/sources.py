@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from sora_jax.clips import Clip, to_uint8
-from sora_jax.data import isolated, records, video_io, world_source
+from sora_jax.data import records, world_source
 from sora_jax.data.files import MISSING, Dropped, FileSource, Fit, View
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_source import WorldSource
+from sora_jax.video import io as video_io
+from sora_jax.video import isolated
 
 
 class Source(Protocol):

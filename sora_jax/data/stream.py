@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import grain
 
-from sora_jax import interruption
+from sora_jax.runtime import preemption
 
 ENDLESS = 2**40  # elements; more than any run takes
 AHEAD = 8  # batches that are made before they are asked for: a few slow files in a row stop no step
@@ -64,7 +64,7 @@ class _Sent:
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__ = state
-    interruption.end_with_parent()
+    preemption.end_with_parent()
 
 
 class Stream:
@@ -105,7 +105,7 @@ class Stream:
 
   def __next__(self) -> Any:
     try:
-      with interruption.shielded():  # which starts the workers when it needs them
+      with preemption.shielded():  # which starts the workers when it needs them
         return next(self._iterator)
     except RuntimeError as error:
       if not (lost := re.search(r"Worker process was terminated .*exit code -?\d+", str(error))):

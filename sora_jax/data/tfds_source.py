@@ -19,8 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from sora_jax import clips
-from sora_jax.data import storage, video_io
 from sora_jax.data.files import MAX_CAPTION, Dropped, View, describe_dropped, is_clean, reopened
+from sora_jax.runtime import storage
+from sora_jax.video import io as video_io
 
 PICTURES = ("video", "image")
 TEXTS = ("caption", "text", "captions")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import sentencepiece
 from etils import epath
 
-from sora_jax.data import storage
+from sora_jax.runtime import storage
 
 PAD, START, UNKNOWN = 0, 1, 2
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.diffusion import noise, schedules
-from sora_jax.packing import PackedBatch, per_token
+from sora_jax.packing.batch import PackedBatch, per_token
 
 MIN_TIME = 0.05  # errors divide by t; below this level they divide by this (Li & He 2025, section 4.3)
 

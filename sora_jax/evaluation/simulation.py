@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sora_jax.clips import Clip
-from sora_jax.codec import Codec
 from sora_jax.data.world_source import WorldSource
-from sora_jax.generate import Generator, Request, Sampling
-from sora_jax.worlds.world import chance, interval, marks
+from sora_jax.evaluation.marks import chance, interval, marks
+from sora_jax.inference.codec import Codec
+from sora_jax.inference.generator import Generator, Request, Sampling
 
 BATCH = 96  # clips sampled together
 

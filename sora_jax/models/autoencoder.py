@@ -44,6 +44,12 @@ class AutoencoderConfig:
   channels: int  # values of one latent position
   stages: tuple[Stage, ...]
 
+  @classmethod
+  def of(cls, section: Any) -> "AutoencoderConfig":
+    """Of the `autoencoder` section of a config."""
+    stages = tuple(Stage(tuple(shrink), width, depth) for shrink, width, depth in section.stages)
+    return cls(channels=section.channels, stages=stages)
+
   @property
   def compression(self) -> tuple[int, int, int]:
     """Pixels a latent position stands for along (time, rows, columns)."""
@@ -54,6 +60,11 @@ class AutoencoderConfig:
   def values_in_per_value_out(self) -> float:
     """Colour values that each latent value stands for, in a long clip."""
     return 3 * math.prod(self.compression) / self.channels
+
+
+def grid(config: Any) -> Grid:
+  """How a run's autoencoder and patch turn pixels into tokens."""
+  return Grid(AutoencoderConfig.of(config.autoencoder).compression, tuple(config.model.patch))
 
 
 def space_to_depth(x_BTHWC: jax.Array, shrink: tuple[int, int, int], first: bool) -> jax.Array:

@@ -11,6 +11,8 @@ Shape letters: B rows, L tokens, S segments, M text tokens, C values a token, D 
 """
 
 import dataclasses
+import math
+from typing import Any
 
 import chex
 import jax
@@ -18,9 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.models import layers
-from sora_jax.models.attention import attention
+from sora_jax.models.attention.attention import attention
 from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from sora_jax.packing import PackedBatch, per_token
+from sora_jax.packing.batch import PackedBatch, per_token
 from sora_jax.sharding import constrain, ways
 
 TIME_FEATURES = 64
@@ -49,6 +51,22 @@ class DiTConfig:
   dtype: str = "float32"
   remat: str = "none"
   attention: str = "auto"
+
+  @classmethod
+  def of(cls, config: Any, vocabulary: int) -> "DiTConfig":
+    """Of a run's config; `vocabulary` is the tokenizer's."""
+    section = config.model
+    return cls(
+      channels=math.prod(section.patch) * config.autoencoder.channels,
+      width=section.width,
+      depth=section.depth,
+      heads=section.heads,
+      text=TextEncoderConfig(vocabulary, section.text_width, section.text_depth, section.text_heads, section.remat),
+      wavelengths=(tuple(section.seconds), tuple(section.pixels), tuple(section.pixels)),
+      dtype=section.dtype,
+      remat=section.remat,
+      attention=section.attention,
+    )
 
 
 class Block(nnx.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax import sharding
-from sora_jax.models.kernel import ATTENDED
+from sora_jax.models.attention.kernel import ATTENDED
 
 Block = TypeVar("Block", bound=nnx.Module)
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.models import layers
-from sora_jax.models.attention import attention
+from sora_jax.models.attention.attention import attention
 from sora_jax.sharding import constrain
 
 # Text positions are token numbers; captions of thousands of tokens still differ at the longest wavelength.

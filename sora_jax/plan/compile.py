@@ -93,7 +93,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
   import jax
   import ml_collections
 
-  from sora_jax.packing import RowShape
+  from sora_jax.packing.batch import RowShape
   from sora_jax.plan import step
   from sora_jax.plan.flops import Rows
 

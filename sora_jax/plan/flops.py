@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sora_jax.packing import RowShape
+from sora_jax.packing.batch import RowShape
 from sora_jax.sharding import path_name
 from sora_jax.train.optimizer import MUON_PATHS
 

@@ -3,10 +3,10 @@
 import copy
 from typing import Any
 
-from sora_jax.packing import RowShape
+from sora_jax.models.autoencoder import grid as grid_of
+from sora_jax.packing.batch import RowShape
 from sora_jax.plan import chips, compile
 from sora_jax.plan.flops import Rows, clip_length
-from sora_jax.train import run
 
 GIB = chips.GIB
 FULL = 0.9  # of a chip's memory: a step that takes more is not sure to run
@@ -42,14 +42,14 @@ def plan(config: Any, topology: str | None, dollars: float | None, tokens: float
 def rows_of(config: Any) -> Rows:
   """The rows of a config's step. Clips of a world have its sizes; of other data, which isn't read, the longest."""
   train, data = config.train, config.data
-  grid = run.grid_of(config)
+  grid = grid_of(config)
   longest = min(data.max_tokens or train.row_tokens, train.row_tokens)
   lengths = [longest]
   if all(name.startswith("worlds:") for name in data.source.split(",")):
     sizes = [tuple(map(int, size.split("x"))) for size in data.sizes]
     lengths = [grid.tokens(min(n, data.max_frames), high, wide) for n in data.frames for wide, high in sizes]
   clip = clip_length(lengths, longest) * (1.0 - data.token_drop)
-  return Rows(train.rows, RowShape(train.row_tokens, train.row_text, train.row_segments), clip)
+  return Rows(train.rows, RowShape.of(config), clip)
 
 
 def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:

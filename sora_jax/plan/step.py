@@ -13,13 +13,14 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Var
 
-from sora_jax import packing, sharding
-from sora_jax.generate import dit_config
+from sora_jax import sharding
+from sora_jax.models.dit import DiTConfig
+from sora_jax.packing.batch import PackedBatch, RowShape, pack_row
 from sora_jax.plan import chips, flops
 from sora_jax.plan.program import Program, read
 from sora_jax.plan.roofline import roofline
-from sora_jax.train import run
 from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.loop import LoopConfig
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import TrainState, abstract_state, jit_step, make_step
 
@@ -96,13 +97,13 @@ def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.
 
 
 def _task(config: Any) -> tuple[Any, Any]:
-  model = dit_config(config, config.model.vocabulary)
+  model = DiTConfig.of(config, config.model.vocabulary)
   return DiTTask(model, DiffusionConfig.of(config)), model
 
 
-def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState, packing.PackedBatch, Any]:
+def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState, PackedBatch, Any]:
   """The shapes of a state and a batch, laid over the mesh, and the jitted step that takes them."""
-  loop, train = run.loop_config(config, "plan"), config.train
+  loop, train = LoopConfig.of(config, "plan"), config.train
   if train.rows % sharding.ways("batch"):
     raise ValueError(
       f"train.rows={train.rows} is no multiple of the {sharding.ways('batch')} devices that share them "
@@ -110,7 +111,7 @@ def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState
     )
   optimizer = make_optimizer(loop.optimizer)
   state = abstract_state(task, optimizer, loop.seed, mesh)
-  row = packing.pack_row([], packing.RowShape(train.row_tokens, train.row_text, train.row_segments), model.channels)
+  row = pack_row([], RowShape.of(config), model.channels)
   laid = sharding.batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((train.rows, *x.shape), x.dtype, sharding=laid), row)
   step = make_step(task, optimizer, loop.ema_decay, loop.parts)

@@ -13,8 +13,8 @@ import numpy as np
 from sora_jax.clips import Clip, from_uint8
 from sora_jax.data.files import Dropped, describe_dropped
 from sora_jax.data.sources import Source, small_frames
-from sora_jax.data.video_io import UnreadableFile
 from sora_jax.report.demo_page import Section, Shown, write_page
+from sora_jax.video.io import UnreadableFile
 
 CLIPS = 60  # shown at most, spread over the source
 SIDE = 160  # pixels; larger clips are shown smaller

@@ -18,7 +18,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from sora_jax.clips import Clip
-from sora_jax.data import video_io
+from sora_jax.video import io as video_io
 
 _TEMPLATE = pathlib.Path(__file__).with_name("demo_page.html")
 _LONG_SIDE = 160  # of an enlarged clip, in CSS pixels

@@ -11,7 +11,7 @@ from sora_jax.diffusion import noise, objective
 from sora_jax.diffusion.denoiser import clean_from
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.packing import PackedBatch
+from sora_jax.packing.batch import PackedBatch
 from sora_jax.train.state import Metrics, Params
 
 

@@ -18,8 +18,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from sora_jax import hosts
-from sora_jax.data import storage
+from sora_jax.runtime import hosts, storage
 
 FILE = "goodput.json"
 PHASES = ("init", "compile", "data", "step", "eval", "checkpoint", "other", "lost")

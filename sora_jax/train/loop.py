@@ -17,7 +17,9 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from sora_jax import checkpoint, ending, hosts, interruption, sharding
+from sora_jax import sharding
+from sora_jax.checkpoints import checkpoint
+from sora_jax.runtime import hosts, preemption, stopping
 from sora_jax.train import goodput
 from sora_jax.train.metrics import MetricsLog, progress
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -42,6 +44,23 @@ class LoopConfig:
   preview_every: int
   keep_every: int = 0  # every so many steps a checkpoint stays for good
   parts: int = 1  # a step computes so many parts of its batch one after another
+
+  @classmethod
+  def of(cls, config: Any, name: str) -> "LoopConfig":
+    """Of a run's config."""
+    train = config.train
+    return cls(
+      name=name,
+      seed=config.seed,
+      optimizer=OptimizerConfig.of(config),
+      ema_decay=train.ema_decay,
+      checkpoint_every=train.checkpoint_every,
+      keep=train.keep,
+      log_every=train.log_every,
+      preview_every=train.preview_every,
+      keep_every=train.keep_every,
+      parts=train.parts,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +114,7 @@ def fit(
     first = step = int(state.step)
     clock.take_up(config.name, step, step_seconds)
     meter, pending, train_step = _Meter(batches), None, None
-    told = ending.agreed(step)
+    told = stopping.agreed(step)
     with contextlib.closing(MetricsLog(folder / "logs", first)) as log, progress(config.name, total, first) as bar:
       while step < total and not told:
         turn_to("data", step + 1)
@@ -104,7 +123,7 @@ def fit(
         if train_step is None:
           turn_to("compile")
           train_step = _compile(make_step(task, optimizer, config.ema_decay, config.parts), state, on_devices, mesh)
-          if told := ending.agreed(step):
+          if told := stopping.agreed(step):
             break
         turn_to("step", step + 1)
         state, metrics = train_step(state, on_devices)
@@ -113,7 +132,7 @@ def fit(
           meter.add(*pending)
           clock.reached(step - 1)
         pending = (step, batch, metrics)
-        told = ending.agreed(step)
+        told = stopping.agreed(step)
         save_now = step == total or told or (config.checkpoint_every and step % config.checkpoint_every == 0)
         log_now = step == total or told or (config.log_every and step % config.log_every == 0)
         preview_now = config.preview_every and (step == total or step % config.preview_every == 0)
@@ -141,7 +160,7 @@ def fit(
     clock.spend("other")
   if step < total:
     what = f"step {step} of {total} is saved" if step else f"no step of {total} was taken"
-    raise interruption.Interrupted(interruption.message(told, f"{config.name}: {what}"))
+    raise preemption.Interrupted(preemption.message(told, f"{config.name}: {what}"))
   return state, meter.summary(total, first, resumed_from)
 
 

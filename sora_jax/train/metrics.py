@@ -20,8 +20,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
-from sora_jax import hosts
-from sora_jax.data import storage
+from sora_jax.runtime import hosts, storage
 
 FILE = "metrics.jsonl"
 KINDS = LINES, BOARD, PICTURES = "lines of metrics", "TensorBoard events", "previews"

@@ -26,6 +26,11 @@ class OptimizerConfig(NamedTuple):
   steps: int
   clip_norm: float
 
+  @classmethod
+  def of(cls, config: Any) -> "OptimizerConfig":
+    """Of a run's config."""
+    return cls(**{name: config.train[name] for name in cls._fields})
+
 
 def schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
   """Linear warm-up, constant, linear decay to zero at the last step."""

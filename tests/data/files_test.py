@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sora_jax import clips
-from sora_jax.data import files, video_io
+from sora_jax.data import files
 from sora_jax.data.files import Dropped, Entry, FileSource, View, printable
-from sora_jax.data.video_io import Probe, UnreadableFile
+from sora_jax.video import io as video_io
+from sora_jax.video.io import Probe, UnreadableFile
 
 
 def half(frames: int, height: int, width: int) -> tuple[int, int]:

@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from sora_jax.data import folder, video_io
+from sora_jax.data import folder
 from sora_jax.data.files import IMAGE_FPS, Dropped, describe_dropped
 from sora_jax.data.folder import FolderSource
+from sora_jax.video import io as video_io
 
 
 def frames(count: int, height: int, width: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from sora_jax.balance import Work
 from sora_jax.clips import Clip
 from sora_jax.data import latents
+from sora_jax.data.captions import Texts
 from sora_jax.data.pipeline import (
   Crops,
   PackedRows,
@@ -23,11 +23,11 @@ from sora_jax.data.pipeline import (
   readable_frames,
 )
 from sora_jax.data.stream import Reading
-from sora_jax.data.texts import Texts
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.data.video_io import UnreadableFile
-from sora_jax.packing import RowShape
+from sora_jax.packing.balance import Work
+from sora_jax.packing.batch import RowShape
 from sora_jax.patches import Grid
+from sora_jax.video.io import UnreadableFile
 
 GRID = Grid((2, 4, 4), (1, 2, 2))
 ROW = RowShape(tokens=48, text=64, segments=8)

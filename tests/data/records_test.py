@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sora_jax.data import folder, records, video_io
+from sora_jax.data import folder, records
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import BadRecords, Record, RecordSource
-from sora_jax.data.video_io import Probe, UnreadableFile
+from sora_jax.video import io as video_io
+from sora_jax.video.io import Probe, UnreadableFile
 
 SHARDS = (2, 0, 3)  # an empty one may lie between others
 PROBE = Probe(height=20, width=30, seconds=1.5, fps=8.0, frames=12)

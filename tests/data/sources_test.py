@@ -13,14 +13,15 @@ from etils import epath
 from etils.epath import backend
 
 from sora_jax import clips
-from sora_jax.data import records, tfds_worlds, video_io, world_source
+from sora_jax.data import records, tfds_worlds, world_source
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
 from sora_jax.data.sources import Mixture, open_native, open_source, parse_size, part_of, small_frames
 from sora_jax.data.tfds_source import TfdsSource
-from sora_jax.data.video_io import UnreadableFile
 from sora_jax.data.world_source import WorldSource
+from sora_jax.video import io as video_io
+from sora_jax.video.io import UnreadableFile
 
 
 def section(**changes) -> ml_collections.ConfigDict:
@@ -260,7 +261,7 @@ class TestSmallFrames:
   def test_a_file_that_can_not_be_had_is_unreadable(self, kinds, monkeypatch):
     source = open_native(kinds["folder"])
     with monkeypatch.context() as patched:
-      patched.setattr("sora_jax.data.storage.local_file", lambda path: epath.Path("/no/such/file").open())
+      patched.setattr("sora_jax.runtime.storage.local_file", lambda path: epath.Path("/no/such/file").open())
       with pytest.raises(UnreadableFile, match="^No such file or directory$"):
         small_frames(source, 0, 64, 100)
     for index in (2, 100):

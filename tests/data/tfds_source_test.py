@@ -15,10 +15,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sora_jax import clips
-from sora_jax.data import tfds_source, video_io
+from sora_jax.data import tfds_source
 from sora_jax.data.files import IMAGE_FPS, Dropped, View
 from sora_jax.data.tfds_source import TfdsSource
-from sora_jax.data.video_io import UnreadableFile
+from sora_jax.video import io as video_io
+from sora_jax.video.io import UnreadableFile
 
 FEATURES = tfds.features
 PICTURE = FEATURES.Image(shape=(None, None, 3))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sora_jax.diffusion import objective
-from sora_jax.packing import RowShape, Segment, pack_row, stack
+from sora_jax.packing.batch import RowShape, Segment, pack_row, stack
 
 CHANNELS = 4
 ROW = RowShape(tokens=16, text=4, segments=4)

@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from sora_jax.data import isolated, quarantine, video_io
-from sora_jax.data.check import check
+from sora_jax.curation.check import check
+from sora_jax.data import quarantine
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.sources import open_source
-from sora_jax.precompute import encode_source
-from sora_jax.train import run
+from sora_jax.jobs import train
+from sora_jax.jobs.precompute import encode_source
+from sora_jax.video import io as video_io
+from sora_jax.video import isolated
 from tests.faults import broken_files
 from tests.faults.broken_files import DROPPED, EITHER, KEPT, Kinds
 from tests.faults.folders import section, sora
@@ -305,5 +307,5 @@ class TestB01:
     with pytest.raises(
       quarantine.TooManyBad, match=r"42 of 48 clips can't be used, .*max_bad=0.25 .*; sora data check"
     ):
-      run.train(tiny_config, tmp_path / "w")
+      train.train(tiny_config, tmp_path / "w")
     assert not (tmp_path / "w" / "latents").exists() and not (tmp_path / "w" / "autoencoder").exists()

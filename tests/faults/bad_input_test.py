@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax import outputs
-from sora_jax.data.check import check
+from sora_jax.curation.check import check
 from sora_jax.data.sources import open_source
-from sora_jax.generate import Request, Sampling
-from sora_jax.train import run
+from sora_jax.inference.generator import Request, Sampling
+from sora_jax.jobs import sample, train
 from tests.faults.folders import section, sora
 
 KEPT = ""  # in the place of the reason why a line is dropped
@@ -105,7 +104,7 @@ class TestB05:
     names = [*(f"{width}x{height}.png" for width, height in self.SIDES), "too_large.png"]
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"file": n, "caption": "x"}) for n in names))
     tiny_config.data.update(source=str(tmp_path), max_tokens=max_tokens)
-    source = open_source(tiny_config.data, 0, run.budget(tiny_config))
+    source = open_source(tiny_config.data, 0, train.budget(tiny_config))
     (dropped,) = source.dropped
     assert dropped.file == "too_large.png" and "make it smaller" in dropped.reason
     for index, (width, height) in enumerate(self.SIDES):
@@ -176,7 +175,7 @@ class TestB07:
     soft.save(tmp_path / "soft.png")
     shown.save(tmp_path / "photo.mp4", "JPEG", quality=98)
     for path in sorted(tmp_path.iterdir()):
-      (frame,) = outputs.load_image(str(path), None)
+      (frame,) = sample.load_image(str(path), None)
       found = (frame + 1) * 127.5
       assert found.shape == pixels.shape, path.name
       part = np.s_[2:10, 2:6], np.s_[14:22, 2:6]
@@ -189,7 +188,7 @@ class TestB07:
     for name in ("words.png", "pipe.png", "gone.png", "http://127.0.0.1:9/a.png"):
       path = str(tmp_path / name)
       with pytest.raises(ValueError, match=re.escape(f"--image {path} can't be read: ")):
-        outputs.load_image(path, None)
+        sample.load_image(path, None)
 
   def test_frames_of_another_size_than_the_clip_are_refused_with_both(self):
     given = np.zeros((1, 8, 12, 3), np.float32)

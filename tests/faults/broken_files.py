@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from sora_jax.data import video_io
+from sora_jax.video import io as video_io
 
 # What is expected of a file, in the place of the reason why it is dropped; DROPPED is for any reason.
 KEPT, DROPPED, EITHER = "", "DROPPED", "EITHER"

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from sora_jax.data import build
-from tests.data import build_test
+from sora_jax.curation import build
+from tests.curation import build_test
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -19,8 +19,9 @@ made, built = build_test.made, build_test.built  # fixtures
 # each record of a shard.
 KILLED = """
   import contextlib, os, pathlib, shutil, signal, sys
-  from sora_jax.data import build, storage
-  from tests.data import build_test
+  from sora_jax.curation import build
+  from sora_jax.runtime import storage
+  from tests.curation import build_test
 
   source, out, step = build_test.opened(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), int(sys.argv[3])
   build.UNIT = 3

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from sora_jax import checkpoint, integrity
+from sora_jax.checkpoints import checkpoint, manifest
 from sora_jax.train.state import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -136,8 +136,8 @@ def assert_newest_restores(folder: pathlib.Path, at_least: int, width: int = 64,
       assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
     assert tuple(steps.passed_over) == damaged and step == max(set(steps.all_steps()) - set(damaged))
     assert checkpoint.save(steps, make_state(step + 1, width), {"row": step + 1}, {}, force=True)
-  assert integrity.verify(folder, step + 1)["faults"] == []
-  assert not [name for name in integrity.listing(folder)["not_used"] if "damaged" not in name]
+  assert manifest.verify(folder, step + 1)["faults"] == []
+  assert not [name for name in manifest.listing(folder)["not_used"] if "damaged" not in name]
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +226,13 @@ def test_a_run_that_wakes_inside_a_save_does_not_commit_what_a_later_one_has_hal
         assert half.wait(60)
         first.send_signal(signal.SIGCONT)
         status, _, errors = finish(first)
-        assert integrity.committed(integrity.root(tmp_path)) == [1]
+        assert manifest.committed(manifest.root(tmp_path)) == [1]
         go_on.set()
     finally:
       go_on.set()
       first.kill()
   assert status == 1 and "another run has begun to save there" in errors, errors[-3000:]
-  assert integrity.verify(tmp_path) == {"checked": [2], "unchecked": [], "faults": []}
+  assert manifest.verify(tmp_path) == {"checked": [2], "unchecked": [], "faults": []}
   assert checkpoint.digest(tmp_path)["step"] == 2
   assert_newest_restores(tmp_path, 2)
 
@@ -260,8 +260,8 @@ def assert_failed_in_time(folder: pathlib.Path, done: tuple[int, dict[str, list[
   [line] = [line for line in errors.splitlines() if "CheckpointError: " in line]
   assert status == 1 and "step 2 was not saved: " in line and reason in line and "Steps [1] are as they were" in line
   assert max(said["begun"]) <= 2, "the failure of the second save came out later than at the third"
-  assert integrity.committed(integrity.root(folder)) == [1]
-  assert integrity.verify(folder) == {"checked": [1], "unchecked": [], "faults": []}
+  assert manifest.committed(manifest.root(folder)) == [1]
+  assert manifest.verify(folder) == {"checked": [1], "unchecked": [], "faults": []}
   assert checkpoint.digest(folder)["step"] == 1
 
 
@@ -305,7 +305,7 @@ def test_rot_on_disk_is_found_in_a_new_process(tmp_path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
-  command = [sys.executable, "-m", "sora_jax.cli", "checkpoint"]
+  command = [sys.executable, "-m", "sora_jax.cli.main", "checkpoint"]
   checked = subprocess.run(
     [*command, "verify", tmp_path, "--json"], capture_output=True, text=True, cwd=ROOT, check=False
   )

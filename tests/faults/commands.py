@@ -50,8 +50,8 @@ def fail_in_step(step, error):
 if os.environ["HOST"] in ("all", os.environ["JAX_PROCESS_ID"]):
   {fault}
 sys.argv[0] = "sora"
-from sora_jax import cli
-cli.main()
+from sora_jax.cli import main
+main.main()
 """
 
 
@@ -64,7 +64,7 @@ class Runs:
     self.config.write_text(f"import ml_collections\n\nget_config = lambda: ml_collections.ConfigDict({config!r})\n")
 
   def words(self, workdir: str | pathlib.Path = "w", fault: str = "", **changes: object) -> list[str]:
-    program = ["-c", FAULTY.replace("{fault}", fault)] if fault else ["-m", "sora_jax.cli"]
+    program = ["-c", FAULTY.replace("{fault}", fault)] if fault else ["-m", "sora_jax.cli.main"]
     settings = [f"--config.{key}={value}" for key, value in changes.items()]
     folder = self.folder / workdir
     return [sys.executable, *program, "train", f"--config={self.config}", f"--workdir={folder}", "--json", *settings]

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sora_jax import checkpoint
+from sora_jax.checkpoints import checkpoint
 from sora_jax.train.metrics import read_metrics
 from tests.conftest import make_tiny_config
 from tests.faults.commands import Runs, summary

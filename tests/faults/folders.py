@@ -17,7 +17,7 @@ def section(folder: str | pathlib.Path, **changes) -> ml_collections.ConfigDict:
 
 
 def sora(*words: object) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "sora_jax.cli", *map(str, words)]
+  command = [sys.executable, "-m", "sora_jax.cli.main", *map(str, words)]
   path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
   environment = {**os.environ, "PYTHONPATH": path}
   return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment, check=False)

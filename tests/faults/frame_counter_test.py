@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.data import isolated, video_io
 from sora_jax.data.folder import FolderSource
+from sora_jax.video import io as video_io
+from sora_jax.video import isolated
 
 Fraction = fractions.Fraction
 Times = Sequence[Fraction]

@@ -12,9 +12,9 @@ import time
 import jax
 import pytest
 
+from sora_jax.jobs.train import train
 from sora_jax.train import goodput
 from sora_jax.train.metrics import read_metrics
-from sora_jax.train.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 400
@@ -26,7 +26,7 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
   settings = [f"--config.{key}={value}" for key, value in changes.items()]
   path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
   config = f"--config={ROOT / 'configs' / 'dit.py'}:runlocal=1"
-  words = [sys.executable, "-m", "sora_jax.cli", "train", config, f"--workdir={workdir}", "--json", *settings]
+  words = [sys.executable, "-m", "sora_jax.cli.main", "train", config, f"--workdir={workdir}", "--json", *settings]
   return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
 
 

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from sora_jax import checkpoint, integrity
+from sora_jax.checkpoints import checkpoint, manifest
 from sora_jax.data.latents import LatentStore
+from sora_jax.jobs.train import train
 from sora_jax.train.metrics import read_metrics
-from sora_jax.train.run import train
 from tests import several
 from tests.faults.commands import Runs, logged, summary, wait_for
 
@@ -57,10 +57,9 @@ def test_two_hosts_train_an_autoencoder_as_one_does(tiny_config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_hosts_train_what_one_trains_and_share_the_encoding(runs, count):
-  small = (
-    "from sora_jax import precompute, integrity; precompute.BATCH = precompute.UNIT = 3; whole = integrity.entries; "
-  )
-  small += "integrity.entries = lambda *given: (found := whole(*given), print('hashed', *found, file=sys.stderr))[0]"
+  small = "from sora_jax.checkpoints import manifest; from sora_jax.jobs import precompute; "
+  small += "precompute.BATCH = precompute.UNIT = 3; whole = manifest.entries; "
+  small += "manifest.entries = lambda *given: (found := whole(*given), print('hashed', *found, file=sys.stderr))[0]"
   found = runs.finished(count, "several", small)
   for name in ("step", "steps_run", "loss", "useful_tokens", "resumed_from"):
     assert len({summary(each)[name] for each in found}) == 1
@@ -68,13 +67,13 @@ def test_hosts_train_what_one_trains_and_share_the_encoding(runs, count):
   index = json.loads((runs.folder / "several" / "latents" / "index.json").read_text())
   units = len({clip["unit"] for clip in index["clips"]})
   assert units >= 8 and sum(shares) == units and max(shares) - min(shares) <= 1
-  assert integrity.verify(runs.folder / "several")["unchecked"] == []
-  assert integrity.verify(runs.folder / "several")["faults"] == []
-  manifest = json.loads((runs.folder / "several" / "checkpoints" / "6.manifest.json").read_text())
+  assert manifest.verify(runs.folder / "several")["unchecked"] == []
+  assert manifest.verify(runs.folder / "several")["faults"] == []
+  saved = json.loads((runs.folder / "several" / "checkpoints" / "6.manifest.json").read_text())
   hashed = [re.findall(r"^hashed (.*)", each.err, re.MULTILINE)[-1].split() for each in found]
-  assert sorted(sum(hashed, [])) == sorted(manifest["files"]) and {len(each) for each in hashed} <= {
-    len(manifest["files"]) // count,
-    len(manifest["files"]) // count + 1,
+  assert sorted(sum(hashed, [])) == sorted(saved["files"]) and {len(each) for each in hashed} <= {
+    len(saved["files"]) // count,
+    len(saved["files"]) // count + 1,
   }
   runs.finished(1, "one", small)
   assert_same_run(runs.folder / "several", runs.folder / "one")
@@ -162,13 +161,14 @@ def test_a_host_that_is_stopped_ends_all_and_is_named(runs, who):
   ("place", "phase"),
   [
     ("'sora_jax.data.sources', 'open_source'", "(comparing config, data and code|opening the data)"),
-    ("'sora_jax.steps', 'Steps.latest_step', turn=2", "finding the step to resume from"),
+    ("'sora_jax.checkpoints.manager', 'Steps.latest_step', turn=2", "finding the step to resume from"),
   ],
   ids=["data", "restore"],
 )
 def test_a_host_that_is_late_is_named_with_the_phase(runs, place, phase):
   """F15. Data has a day, which is shorter here."""
-  fault = f"from sora_jax import hosts; hosts.LONG = {LIMIT}; os.environ['JAX_PROCESS_ID'] == '1' and sleep_in({place})"
+  fault = f"from sora_jax.runtime import hosts; hosts.LONG = {LIMIT}; "
+  fault += f"os.environ['JAX_PROCESS_ID'] == '1' and sleep_in({place})"
   command = runs.words(fault=fault)
   found = runs.ended(command, command, SORA_HOST_SECONDS=str(LIMIT))
   assert [each.code for each in found] == [1, 1]
@@ -179,7 +179,7 @@ def test_a_host_that_is_late_is_named_with_the_phase(runs, place, phase):
 @pytest.mark.slow
 def test_a_host_may_be_long_at_opening_the_data(runs):
   """Longer than others wait for a host, and than devices may take to start."""
-  fault = "from sora_jax import watchdog; watchdog.FIRST_TIME = 0.25; "
+  fault = "from sora_jax.runtime import watchdog; watchdog.FIRST_TIME = 0.25; "
   fault += f"at('sora_jax.data.sources', 'open_source', 1, lambda: time.sleep({LIMIT + 5}))"
   commands = [runs.words(fault=fault), runs.words(fault=fault, **{"data.clips": 25})]
   for each in runs.ended(*commands, HOST="1", SORA_HOST_SECONDS=str(LIMIT)):
@@ -214,7 +214,7 @@ class TestDifferences:
     self.assert_refused(runs, commands, "host 1 (", "no sight of what host 0 (", "Hosts share one --workdir")
 
   def test_of_the_step_to_resume_from(self, runs):
-    command = runs.words(fault="from sora_jax.steps import Steps; Steps.latest_step = lambda self: 3")
+    command = runs.words(fault="from sora_jax.checkpoints.manager import Steps; Steps.latest_step = lambda self: 3")
     for each in runs.ended(command, command, HOST="1"):
       assert each.code == 1
       assert re.search(r"^sora: .*the newest step is null on host 0 \(.*\), 3 on host 1 \(", each.err, re.MULTILINE), (
@@ -235,7 +235,7 @@ class TestDifferences:
     assert not list(runs.folder.glob("w*/autoencoder"))
 
   def test_of_four_hosts_in_the_step_to_resume_from(self, runs):
-    command = runs.words(fault="from sora_jax.steps import Steps; Steps.latest_step = lambda self: 3")
+    command = runs.words(fault="from sora_jax.checkpoints.manager import Steps; Steps.latest_step = lambda self: 3")
     for each in runs.ended(*[command] * 4, HOST="2"):
       assert each.code == 1
       said = r"^sora: .*the newest step is null on hosts 0 \(.*\), 1 \(.*\), 3 \(.*\), 3 on host 2 \("

@@ -24,13 +24,13 @@ HOST = """
 import hashlib, json, sys
 import grain, jax, numpy as np
 from absl import flags
-from sora_jax.balance import Work
+from sora_jax.packing.balance import Work
 from sora_jax.data import pipeline
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.stream import Reading
-from sora_jax.data.texts import kept_texts
+from sora_jax.jobs.tokenise import kept_texts
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.packing import RowShape
+from sora_jax.packing.batch import RowShape
 from sora_jax.patches import Grid
 
 flags.FLAGS.mark_as_parsed()

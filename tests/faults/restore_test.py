@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from sora_jax import checkpoint
-from sora_jax.checkpoint import CheckpointError
-from sora_jax.train.run import train
+from sora_jax.checkpoints import checkpoint
+from sora_jax.checkpoints.checkpoint import CheckpointError
+from sora_jax.jobs.train import train
 
 # The settings that change, and a leaf that then does not fit.
 CHANGES = [

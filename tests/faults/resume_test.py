@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sora_jax import checkpoint
+from sora_jax.checkpoints import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -29,7 +29,7 @@ def command(workdir: pathlib.Path) -> list[str]:
   words = [f"--config.{key}={value}" for key, value in changes.items()]
   config = ROOT / "configs" / "dit.py"
   return [
-    *(sys.executable, "-m", "sora_jax.cli", "train", "--config", f"{config}:runlocal=1"),
+    *(sys.executable, "-m", "sora_jax.cli.main", "train", "--config", f"{config}:runlocal=1"),
     *("--workdir", str(workdir), "--json", *words),
   ]
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sora_jax import checkpoint, interruption
+from sora_jax.checkpoints import checkpoint
+from sora_jax.runtime import preemption
 from tests import several
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ GOES_ON = "the same command goes on from there"
 def words(workdir: pathlib.Path, **changes: str) -> list[str]:
   config = f"--config={ROOT / 'configs' / 'dit.py'}:runlocal=1"
   settings = [f"--config.{key}={value}" for key, value in (CHANGES | changes).items()]
-  return [sys.executable, "-m", "sora_jax.cli", "train", config, f"--workdir={workdir}", "--json", *settings]
+  return [sys.executable, "-m", "sora_jax.cli.main", "train", config, f"--workdir={workdir}", "--json", *settings]
 
 
 def start(workdir: pathlib.Path, cold: bool = False, **changes: str) -> subprocess.Popen:
@@ -87,7 +88,7 @@ def tell(
       out, err = process.communicate(timeout=PATIENCE)
     finally:
       process.kill()
-  assert process.returncode == interruption.REQUEUE, err
+  assert process.returncode == preemption.REQUEUE, err
   assert not out and "Traceback" not in err
   # Workers leave shared memory behind, which a process of Python's cleans up and tells of.
   said = [line for line in err.splitlines() if "resource_tracker" not in line and "warnings.warn" not in line]
@@ -245,7 +246,7 @@ def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
         time.sleep(0.005)
       hosts[told].send_signal(TERM)
       found = several.ended(hosts, tmp_path, PATIENCE)
-    assert [each.code for each in found] == [interruption.REQUEUE] * 2, found
+    assert [each.code for each in found] == [preemption.REQUEUE] * 2, found
     lines = [each.err.splitlines()[-1] for each in found]
     before, saved = saved, steps_of(workdir)[-1]
     assert before < saved < before + 200 and account(workdir)["lost_steps"] == 0
@@ -279,7 +280,7 @@ def test_one_host_that_is_told_in_any_phase_ends_all_alike(whole, tmp_path, read
       time.sleep(0.005)
     hosts[1].send_signal(TERM)
     found = several.ended(hosts, tmp_path, PATIENCE)
-  assert [each.code for each in found] == [interruption.REQUEUE] * 2, found
+  assert [each.code for each in found] == [preemption.REQUEUE] * 2, found
   lines = [each.err.splitlines()[-1] for each in found]
   assert lines[0].startswith("sora: ended by another host") and lines[1].startswith("sora: ended by SIGTERM"), lines
   told = [line.partition(": ")[2].partition(": ")[2] for line in lines]
@@ -300,7 +301,7 @@ def test_the_time_limit_ends_it_as_a_signal_does(whole, tmp_path):
   limit = {"train.max_minutes": "0.0001"}
   with start(workdir, **limit) as process:
     _, err = process.communicate(timeout=PATIENCE)
-  assert process.returncode == interruption.REQUEUE
+  assert process.returncode == preemption.REQUEUE
   assert "ended by the time limit (train.max_minutes): transformer: no step of 40 was taken" in err.splitlines()[-1]
   assert_goes_on(whole, workdir, None)
 

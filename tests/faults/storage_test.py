@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.data import isolated, latents, records, storage, video_io
+from sora_jax.data import latents, records
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
-from sora_jax.train.run import train
-from tests.data.storage_test import bucket  # noqa: F401  a fixture
+from sora_jax.jobs.train import train
+from sora_jax.runtime import storage
+from sora_jax.video import io as video_io
+from sora_jax.video import isolated
+from tests.runtime.storage_test import bucket  # noqa: F401  a fixture
 
 CLIPS = 3
 

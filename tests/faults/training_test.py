@@ -16,12 +16,12 @@ import grain
 import numpy as np
 import pytest
 
-from sora_jax import checkpoint
-from sora_jax.codec import Codec
+from sora_jax.checkpoints import checkpoint
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.stream import Extent, Reading, Stream
+from sora_jax.inference.codec import Codec
+from sora_jax.jobs.train import train
 from sora_jax.train.metrics import read_metrics
-from sora_jax.train.run import train
 from tests import several
 from tests.faults.commands import Runs, logged, summary, wait_for
 
@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_while_it_draws_a_preview_has_lost_no_weight(begun,
 
 @pytest.mark.slow
 def test_attention_that_these_devices_can_t_compute_is_refused_before_any_work(tmp_path, tiny_config):
-  """F22: every backend that can be chosen honours segments, see models/attention_test.py."""
+  """F22: every backend that can be chosen honours segments, see models/attention/attention_test.py."""
   runs = Runs(tmp_path, tiny_config.to_dict())
   assert re.search("model.attention='flash' runs on .*, not on cpu", runs.failed(**{"model.attention": "flash"}))
   assert "model.attention is 'sdpa': it is one of auto, dense" in runs.failed(**{"model.attention": "sdpa"})

@@ -10,7 +10,7 @@ from flax import nnx
 
 from sora_jax.models.dit import DiT, DiTConfig, pooled
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.packing import RowShape, Segment, pack_row, stack
+from sora_jax.packing.batch import RowShape, Segment, pack_row, stack
 
 CHANNELS = 6
 CONFIG = DiTConfig(

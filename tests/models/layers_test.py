@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from sora_jax.models import layers
-from sora_jax.models.attention import attention
+from sora_jax.models.attention.attention import attention
 
 WAVELENGTHS = ((0.5, 16.0), (8.0, 256.0), (8.0, 256.0))
 

@@ -10,7 +10,7 @@ import pytest
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.packing import RowShape, pack_row, stack
+from sora_jax.packing.batch import RowShape, pack_row, stack
 from sora_jax.plan import flops
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 

@@ -200,7 +200,7 @@ class TestRows:
 
 
 def sora(*words: str) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "sora_jax.cli", "plan", *words]
+  command = [sys.executable, "-m", "sora_jax.cli.main", "plan", *words]
   path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
   environment = {**os.environ, "PYTHONPATH": path}
   return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment, check=False)

@@ -4,10 +4,10 @@ import jax
 import pytest
 
 from sora_jax import sharding
-from sora_jax.packing import RowShape
+from sora_jax.packing.batch import RowShape
 from sora_jax.plan import chips, flops, step
+from sora_jax.train.loop import LoopConfig
 from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.run import loop_config
 from sora_jax.train.state import make_state
 
 GIB = 2**30
@@ -49,7 +49,7 @@ def test_what_a_device_holds_is_what_a_run_s_state_takes(tiny_config):
   mesh = sharding.make_mesh()
   task, _ = step._task(tiny_config)
   with jax.set_mesh(mesh):
-    state = make_state(task, make_optimizer(loop_config(tiny_config, "test").optimizer), 0, mesh)
+    state = make_state(task, make_optimizer(LoopConfig.of(tiny_config, "test").optimizer), 0, mesh)
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   assert (found["params"], found["ema"]) == (size(state.params), size(state.ema))
   assert found["moments"] == size(state.optimizer)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.data import video_io
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.sources import Mixture, open_native
 from sora_jax.data.world_source import WorldSource
 from sora_jax.report import data_page
+from sora_jax.video import io as video_io
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(1)> & "quotes" \''
 

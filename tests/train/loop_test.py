@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax import checkpoint, interruption, sharding
+from sora_jax import sharding
+from sora_jax.checkpoints import checkpoint
+from sora_jax.runtime import preemption
 from sora_jax.train import goodput, metrics
 from sora_jax.train.loop import Batches, LoopConfig, NonFiniteLoss, fit
 from sora_jax.train.metrics import read_metrics
@@ -237,11 +239,11 @@ def end_and_go_on(
   folder: pathlib.Path, whole, said: str, saved: list[int], iterator=None, task=None, **changes
 ) -> None:
   """A run that is told to end says `said` and leaves the steps `saved`; taken up again it ends as one that was not."""
-  with pytest.raises(interruption.Interrupted, match=f"ended by .*toy: {said}; the same command goes on"):
+  with pytest.raises(preemption.Interrupted, match=f"ended by .*toy: {said}; the same command goes on"):
     run(folder, loop_config(**changes), iterator, task)
   assert (folder / "checkpoints").exists() and steps_of(folder) == saved
-  interruption._told.clear()
-  interruption.end_after(0, 0)
+  preemption._told.clear()
+  preemption.end_after(0, 0)
   _, summary = run(folder, loop_config(**changes))
   assert (summary.resumed_from, summary.step) == (saved[-1] if saved else None, 12)
   assert summary.steps_run == 12 - (saved[-1] if saved else 0)
@@ -271,10 +273,10 @@ def test_told_while_the_step_compiles_again_what_was_saved_stays(listening, whol
     run(tmp_path, loop_config(), Counter(last=5))
   before = checkpoint.digest(tmp_path)
   iterator = Counter()
-  with pytest.raises(interruption.Interrupted, match="step 4 of 12 is saved"):
+  with pytest.raises(preemption.Interrupted, match="step 4 of 12 is saved"):
     run(tmp_path, loop_config(), iterator, Line(when_traced=terminate))
   assert checkpoint.digest(tmp_path) == before and not iterator.saves
-  interruption._told.clear()
+  preemption._told.clear()
   run(tmp_path, loop_config())
   assert checkpoint.digest(tmp_path) == checkpoint.digest(whole[0])
 
@@ -313,7 +315,7 @@ def test_the_time_limit_ends_it_too(listening, whole, tmp_path):
   class Late(Counter):
     def __next__(self):
       if self.number == 5:
-        interruption.end_after(1.0, time.monotonic() - 61)
+        preemption.end_after(1.0, time.monotonic() - 61)
       return super().__next__()
 
   end_and_go_on(tmp_path, whole, "step 6 of 12 is saved", [4, 6], Late())

@@ -8,8 +8,8 @@ import pytest
 
 from sora_jax.data.sources import open_source
 from sora_jax.evaluation.fidelity import psnr
-from sora_jax.generate import Generator, Request, Sampling
-from sora_jax.train.run import train
+from sora_jax.inference.generator import Generator, Request, Sampling
+from sora_jax.jobs.train import train
 
 DEMO = pathlib.Path(__file__).parents[2] / "configs" / "demo.py"
 

@@ -12,7 +12,7 @@ from sora_jax import sharding
 from sora_jax.diffusion.objective import NoiseLevels
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.packing import PackedBatch, RowShape, Segment, pack_row, stack
+from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, stack
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.state import abstract_state, ema_decay, gradient_of, make_state, make_step
 

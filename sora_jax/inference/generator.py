@@ -1,0 +1,256 @@
+"""Prompts -> clips: any size, duration and rate, many prompts packed in one batch, the same again from a sidecar.
+
+Shape letters: B rows, L tokens, S segments, C values a token.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from sora_jax.checkpoints import checkpoint
+from sora_jax.clips import Clip, contact_sheet, to_uint8
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.diffusion import noise, objective, samplers, schedules
+from sora_jax.diffusion.denoiser import Denoise, clean_from, guided
+from sora_jax.inference.codec import Codec
+from sora_jax.models.abstract import abstract
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, per_token, stack
+from sora_jax.packing.rows import pack_rows
+from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
+from sora_jax.sharding import constrain
+
+GROUP_TOKENS = 2048  # sampled at a time, or one row where that is longer
+MAX_SIDE = 8192  # pixels
+MAX_FRAMES = 7200  # two minutes at 60 frames a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One clip to make.
+
+  Attributes:
+    given_THWC: frames that the clip begins with, float32 in [-1, 1] at the clip's size; None for text alone.
+  """
+
+  prompt: str
+  width: int
+  height: int
+  frames: int
+  fps: float
+  seed: int
+  given_THWC: np.ndarray | None = None
+
+  def __post_init__(self):
+    for name, value, most in (
+      ("width", self.width, MAX_SIDE),
+      ("height", self.height, MAX_SIDE),
+      ("frames", self.frames, MAX_FRAMES),
+    ):
+      if not 1 <= value <= most:
+        raise ValueError(f"{name} {value} is not from 1 to {most}")
+    if not 0 < self.fps <= 240:
+      raise ValueError(f"fps {self.fps} is not above 0 and at most 240")
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f"seed {self.seed} is not from 0 to {2**31 - 1}")
+    if self.given_THWC is not None and self.given_THWC.shape[1:3] != (self.height, self.width):
+      raise ValueError(
+        f"the given frames have (height, width) {self.given_THWC.shape[1:3]}, the clip {(self.height, self.width)}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the sampler runs.
+
+  Attributes:
+    first_frame: a clip's first frame is made as an image, then the clip is animated from it.
+  """
+
+  steps: int
+  method: str
+  guidance: float
+  interval: tuple[float, float]
+  first_frame: bool
+
+  @classmethod
+  def of(cls, config: Any) -> "Sampling":
+    section = config.sample
+    return cls(section.steps, section.method, section.guidance, tuple(section.interval), section.first_frame)
+
+
+@functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
+def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
+  """The sampler, jitted: (params, batch, seeds (B, S), `Sampling`) -> clean tokens (B, L, C)."""
+  graph, _ = abstract(DiT, model)
+
+  def sample_tokens(params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
+    dit = nnx.merge(graph, params)
+
+    def network(captions: bool) -> Denoise:
+      kept = jnp.full(batch.weight_BS.shape, captions)
+      return lambda x_t, t: clean_from(dit(x_t, t, batch, kept), x_t, t, prediction)
+
+    denoise = network(True)
+    if sampling.guidance != 1.0:
+      denoise = guided(denoise, network(False), sampling.guidance, sampling.interval)
+    keys = noise.clip_keys(jax.random.key(0), seeds_BS, "noise")
+    start = noise.token_noise(keys, batch.segments_BL, model.channels)
+    shift_BS = schedules.size_shift(objective.segment_tokens(batch), base_tokens)
+    shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
+    given = batch.tokens_BLC, batch.clean_BL
+    tokens_BLC = samplers.sample(denoise, start, *given, shift_BL, sampling.steps, sampling.method)
+    return constrain(tokens_BLC, None, None, None)  # whole on every host
+
+  return jax.jit(sample_tokens, static_argnums=3)
+
+
+class Generator:
+  """An autoencoder, a transformer and a tokenizer that were trained together."""
+
+  def __init__(self, codec: Codec, model: DiTConfig, params: Any, tokenizer: Tokenizer, config: Any):
+    """`params` may be None until the first sample; `config` is the run's."""
+    self.codec, self.params, self.tokenizer, self.config = codec, params, tokenizer, config
+    self.step: int | None = None  # of the checkpoint, when it came from one
+    self.grid: Grid = codec.grid(config.model.patch)
+    self.channels = model.channels
+    self._run = _program(model, config.diffusion.prediction, config.diffusion.base_tokens)
+
+  @classmethod
+  def load(cls, workdir: str | os.PathLike, step: int | None = None) -> "Generator":
+    """The EMA weights of a `sora train` workdir.
+
+    Raises:
+      CheckpointError: the folder holds no finished step of a transformer.
+    """
+    folder = epath.Path(workdir)
+    meta = checkpoint.load_meta(folder)
+    if meta.get("task") != "dit":
+      raise checkpoint.CheckpointError(
+        f"{folder} holds a trained {meta.get('task')!r}, not a transformer to sample from"
+      )
+    config = ml_collections.ConfigDict(meta["config"], convert_dict=True)
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    codec = Codec.load(folder / "autoencoder", config.autoencoder)
+    model = DiTConfig.of(config, tokenizer.vocabulary)
+    _, like = abstract(DiT, model)
+    params, found = checkpoint.load_params(folder, like, step)
+    generator = cls(codec, model, params, tokenizer, config)
+    generator.step = found
+    return generator
+
+  def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
+    """Makes every requested clip; a clip depends on its own request alone, not on what it is packed with.
+
+    Raises:
+      ValueError: bad sampling settings; the message names the setting.
+    """
+    given = [self._given_latent(request) for request in requests]
+    if sampling.first_frame:
+      later = [n for n, request in enumerate(requests) if request.frames > 1 and not len(given[n])]
+      images = [dataclasses.replace(requests[n], frames=1) for n in later]
+      for n, latent in zip(later, self._sample_latents(images, [given[n] for n in later], sampling), strict=True):
+        given[n] = latent
+    latents = self._sample_latents(requests, given, sampling)
+    return self._decode(requests, latents)
+
+  def _sample_latents(
+    self, requests: Sequence[Request], given: Sequence[np.ndarray], sampling: Sampling
+  ) -> list[np.ndarray]:
+    """The latent (t, h, w, C) of every request, which begins with its given latent frames; all packed together."""
+    if not requests:
+      return []
+    segments = [self._segment(*each, number) for number, each in enumerate(zip(requests, given, strict=True))]
+    row = self._row(segments)
+    lengths = [len(segment.tokens_NC) for segment in segments]
+    rows = pack_rows(lengths, [len(segment.text_M) for segment in segments], row)
+    batch = self._batch(rows, segments, row)
+    seeds = np.array([request.seed for request in requests], np.int32)[batch.clip_index_BS]
+    tokens_BLC = self._in_groups(batch, seeds, sampling)
+    found: dict[int, np.ndarray] = {}
+    for number, clips in enumerate(rows):
+      start = 0
+      for clip in clips:
+        tokens_NC = tokens_BLC[number, start : start + lengths[clip]]
+        found[clip] = np.asarray(unpatchify(tokens_NC, self._latent_shape(requests[clip]), self.grid.patch))
+        start += lengths[clip]
+    return [found[number] for number in range(len(requests))]
+
+  def _in_groups(self, batch: PackedBatch, seeds_BS: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Samples some rows at a time, the last ones filled up with copies of the last.
+
+    How many depends on the length of a row alone, so any number of clips runs one compiled program.
+    """
+    size = max(GROUP_TOKENS // batch.segments_BL.shape[1], 1)
+    parts = []
+    for start in range(0, len(seeds_BS), size):
+      fill = lambda rows, start=start: pad_edge(rows[start : start + size], (size,))
+      parts.append(np.asarray(self._run(self.params, *jax.tree.map(fill, (batch, seeds_BS)), sampling)))
+    return np.concatenate(parts)[: len(seeds_BS)]
+
+  def _latent_shape(self, request: Request) -> tuple[int, int, int]:
+    return self.grid.latent_shape(request.frames, request.height, request.width)
+
+  def _given_latent(self, request: Request) -> np.ndarray:
+    """The latent frames (t, h, w, C) that the given frames fill whole; t is 0 where none is given."""
+    frames, height, width = self._latent_shape(request)
+    if request.given_THWC is None:
+      return np.zeros((0, height, width, self.codec.config.channels), np.float32)
+    whole = 1 + (len(request.given_THWC) - 1) // self.grid.compression[0]
+    return self.codec.encode(request.given_THWC[None])[0][: min(whole, frames)]
+
+  def _segment(self, request: Request, given_thwC: np.ndarray, number: int) -> Segment:
+    """A clip to make as a segment: its prompt tokens are given, the rest are zeros that the sampler replaces."""
+    shape = (request.frames, request.height, request.width)
+    latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
+    latent[: len(given_thwC)] = given_thwC
+    nt, nh, nw = self.grid.token_shape(*shape)
+    clean = np.arange(nt) < len(given_thwC) // self.grid.patch[0]
+    return Segment(
+      tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
+      positions_N3=self.grid.positions(*shape, request.fps),
+      clean_N=np.repeat(clean, nh * nw),
+      text_M=np.array(self.tokenizer.encode(request.prompt, self.config.train.row_text), np.int32),
+      size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
+      index=number,
+    )
+
+  def _row(self, segments: Sequence[Segment]) -> RowShape:
+    """The row that training used, or for a longer clip the next multiple of 128 tokens."""
+    train = self.config.train
+    longest = max(len(segment.tokens_NC) for segment in segments)
+    tokens = train.row_tokens if longest <= train.row_tokens else -(-longest // 128) * 128
+    return RowShape(tokens, train.row_text, train.row_segments)
+
+  def _batch(self, rows: list[list[int]], segments: Sequence[Segment], row: RowShape) -> PackedBatch:
+    return stack([pack_row([segments[clip] for clip in clips], row, self.channels) for clips in rows])
+
+  def _decode(self, requests: Sequence[Request], latents: Sequence[np.ndarray]) -> list[Clip]:
+    """The clips of the latents, those of one shape decoded together."""
+    found: dict[int, Clip] = {}
+    shapes = [(request.frames, request.height, request.width) for request in requests]
+    for shape in dict.fromkeys(shapes):
+      numbers = [number for number, other in enumerate(shapes) if other == shape]
+      frames_BTHWC = self.codec.decode(np.stack([latents[number] for number in numbers]), shape)
+      for number, frames_THWC in zip(numbers, frames_BTHWC, strict=True):
+        request = requests[number]
+        found[number] = Clip(frames_THWC, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
+    return [found[number] for number in range(len(requests))]
+
+
+def sheet(clips: Sequence[Clip], columns: int = 5) -> np.ndarray:
+  """Clips as a picture, one a row, `columns` frames spread over each."""
+  rows = []
+  for clip in clips:
+    shown = np.unique(np.linspace(0, len(clip.frames_THWC) - 1, columns).round().astype(int))
+    rows.append([to_uint8(clip.frames_THWC[t]) for t in shown])
+  return contact_sheet(rows)

@@ -1,0 +1,328 @@
+"""What `sora train` does: a config and a folder in, a workdir that sampling needs nothing beside out.
+
+    workdir/config.json  tokenizer.model  autoencoder/checkpoints  latents/  checkpoints  logs/
+
+Each step is skipped when the folder already holds its result, so a run that was stopped is taken up by the same
+command. The workdir is a folder or an address, gs://BUCKET/RUN. Several hosts share it: host 0 writes what is written
+once, all encode and train.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from etils import epath
+
+from sora_jax import sharding
+from sora_jax.checkpoints import checkpoint, manifest
+from sora_jax.data import pipeline, quarantine, sources
+from sora_jax.data.captions import Texts
+from sora_jax.data.files import printable
+from sora_jax.data.latents import LatentStore
+from sora_jax.data.stream import Reading
+from sora_jax.inference.codec import Codec
+from sora_jax.inference.generator import Generator, Request, Sampling, sheet
+from sora_jax.jobs import precompute
+from sora_jax.jobs.tokenise import get_tokenizer, kept_texts
+from sora_jax.jobs.workdir import code, open_workdir
+from sora_jax.models.abstract import abstract
+from sora_jax.models.attention import attention
+from sora_jax.models.autoencoder import AutoencoderConfig, grid
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.packing.balance import Work
+from sora_jax.packing.batch import RowShape
+from sora_jax.runtime import hosts, preemption
+from sora_jax.train import goodput
+from sora_jax.train.autoencoder import AutoencoderTask
+from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.loop import Batches, LoopConfig, Summary, fit
+from sora_jax.train.state import TrainState
+
+PROBE = 64  # crops that the autoencoder's statistics are measured on
+
+
+class OutOfMemory(RuntimeError):
+  """A training step does not fit the devices; the message names the settings that change that."""
+
+
+def train(config: Any, workdir: str | os.PathLike, started: float | None = None) -> Summary:
+  """Trains what `config.task` names, and first what that needs.
+
+  Args:
+    started: time.monotonic() when the process began; wall time and time limit count from then.
+
+  Raises:
+    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Interrupted, HostsError: one line each,
+      for the terminal.
+  """
+  folder, started = epath.Path(workdir), time.monotonic() if started is None else started
+  preemption.end_after(config.train.max_minutes, started)
+  source, mesh = open_run(config, folder)
+  with goodput.accounted(folder / "logs", started):
+    if config.task == "autoencoder":
+      return train_autoencoder(autoencoder_run(config, config.train.steps), source, folder, mesh)
+    codec = get_codec(config, source, folder, mesh)
+    return train_dit(config, codec, source, folder, mesh)
+
+
+def prepare(
+  config: Any, workdir: str | os.PathLike, workers: int = 0, beam: Sequence[str] | None = None
+) -> dict[str, Any]:
+  """What `train` does before the transformer's first step, the latents on many processes or machines.
+
+  Args:
+    workers, beam: see `runtime.work_units.run`.
+
+  Returns:
+    {"clips", "dropped", "latents"}: how many are encoded, how many can't be, and the folder.
+
+  Raises:
+    As `train` does.
+  """
+  if config.task != "dit":
+    raise ValueError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
+  here = epath.Path(workdir)
+  source, mesh = open_run(config, here)
+  codec = get_codec(config, source, here, mesh)
+  folder = here / "latents"
+  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam)
+  get_tokenizer(config, store, here)
+  return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
+
+
+def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.sharding.Mesh]:
+  """The source and mesh of a run; the workdir is its own from here on.
+
+  Raises:
+    HostsError: the hosts differ in their config, code or data, or don't share the workdir.
+  """
+  if config.task not in ("dit", "autoencoder"):
+    raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
+  mesh = sharding.make_mesh(config.mesh.to_dict())
+  check_step(config, mesh)
+  hosts.at("opening the data", seconds=hosts.LONG)
+  source = sources.open_source(config.data, config.seed, budget(config))
+  if config.autoencoder.checkpoint:
+    Codec.load(config.autoencoder.checkpoint, config.autoencoder)
+  # Not before: a mistyped source or checkpoint must not bind the folder to it.
+  open_workdir(workdir, config, source.fingerprint)
+  if hosts.is_first():
+    report_dropped(source)
+  quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
+  hosts.at("preparing the autoencoder")
+  return source, mesh
+
+
+def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
+  """Finds out now what would stop the step from being compiled, which may be hours of encoding later.
+
+  Ranks that have unequal work are told on stderr.
+
+  Raises:
+    ValueError: the mesh can't share the rows of a step, or its devices can't compute attention as the config says.
+  """
+  rows = {"train.rows": config.train.rows} if config.task == "dit" else {}
+  if config.task == "autoencoder" or not config.autoencoder.checkpoint:
+    rows["autoencoder.batch"] = config.autoencoder.batch
+  with jax.set_mesh(mesh):
+    ranks = sharding.ways("batch")
+    needed = ranks * config.train.parts
+    if config.task == "dit":
+      if config.train.ranks % ranks and hosts.is_first():
+        print(
+          f"train.ranks={config.train.ranks} levels the work of so many, and {ranks} share a step here, each of which "
+          f"waits for the slowest: set train.ranks={ranks}",
+          file=sys.stderr,
+        )
+      attention.choose(config.model.attention, config.train.row_tokens, config.train.row_tokens)
+  for name, count in rows.items():
+    if count % needed:
+      axes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in sharding.AXIS_RULES["batch"])
+      raise ValueError(
+        f"config.{name}={count} can't be shared by {axes} devices in train.parts={config.train.parts}: make it a "
+        f"multiple of {needed}, or give the devices to mesh.context or mesh.tensor"
+      )
+
+
+def report_dropped(source: sources.Source, most: int = 20) -> None:
+  """Names on stderr what a folder holds and training can't use."""
+  dropped = source.dropped
+  for each in dropped[:most]:
+    print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
+  if len(dropped) > most:
+    print(f"skipped {len(dropped) - most} more", file=sys.stderr)
+
+
+def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
+  """The size that the token budget leaves a file of (frames, height, width); None where there is no budget."""
+  if not config.data.max_tokens:
+    return None
+  return functools.partial(grid(config).fit, most=config.data.max_tokens)
+
+
+def train_autoencoder(config: Any, source: sources.Source, folder: epath.Path, mesh: jax.sharding.Mesh) -> Summary:
+  """Trains the autoencoder with the settings of `config.train`, into `folder`."""
+  section = config.autoencoder
+  probe = [
+    pipeline.crop(
+      pipeline.readable_frames(source, i % len(source)), section.crop, np.random.default_rng([config.seed, i])
+    )
+    for i in range(PROBE)
+  ]
+  task = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, np.stack(probe))
+  crops = pipeline.Crops(source, section.crop, config.seed, tuple(config.data.weights))
+  place = reading(config, mesh)
+  with contextlib.closing(pipeline.crop_batches(crops, section.batch, place)) as stream:
+    batches = Batches(
+      stream,
+      # An autoencoder's token is a pixel; none is padding.
+      tokens=lambda batch: (batch[0].size // 3 * place.shard.shard_count,) * 2,
+      clips=lambda batch: [f"number {index}" for index in batch[1]],
+    )
+    with fitting("autoencoder.batch or autoencoder.crop"):
+      return fit(task, batches, LoopConfig.of(config, "autoencoder"), folder, mesh, meta(config))[1]
+
+
+@contextlib.contextmanager
+def fitting(smaller: str) -> Iterator[None]:
+  """Tells what to do where a step needs more memory than the devices have.
+
+  Args:
+    smaller: the settings that make its batch smaller.
+
+  Raises:
+    OutOfMemory: in the place of JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise OutOfMemory(
+      f"the devices have too little memory ({checkpoint.first_line(error)[:300]}): lower {smaller}, raise train.parts, "
+      "set model.remat=full or offload, or share the model and its rows among more devices with mesh.fsdp, mesh.tensor "
+      "or mesh.context; `sora plan` shows what a step needs before it runs. The last checkpoint is as it was"
+    ) from error
+
+
+def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh) -> Codec:
+  """The frozen autoencoder of a transformer: the one in the workdir, the config's, or one trained now."""
+  folder = workdir / "autoencoder"
+  section = config.autoencoder
+  if section.checkpoint:
+    keep_codec(section, folder)
+  elif codec := trained_codec(folder, section):
+    return codec
+  else:
+    train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh)
+  return Codec.load(folder, section)
+
+
+def trained_codec(folder: epath.Path, section: Any) -> Codec | None:
+  """The autoencoder in `folder` if its last step is there and whole, which needs no batch and no optimizer."""
+  path = manifest.root(folder)
+  finished = lambda: path.is_dir() and section.steps in manifest.committed(path)
+  if not hosts.decide("looking for a trained autoencoder", finished):
+    return None
+  codec = Codec.load(folder, section)
+  return codec if codec.step == section.steps else None
+
+
+def keep_codec(section: Any, folder: epath.Path) -> None:
+  """Puts the config's autoencoder in the workdir, which is all that sampling needs."""
+  codec = Codec.load(section.checkpoint, section)
+  with checkpoint.manager(folder) as steps:
+    if steps.latest_step() is None:
+      nothing = np.zeros(1, np.uint32)
+      state = TrainState(codec.params, {"nothing": nothing}, codec.params, np.array(codec.step, np.int32), nothing)
+      checkpoint.save(steps, state, {}, checkpoint.load_meta(section.checkpoint), force=True)
+
+
+def autoencoder_run(config: Any, steps: int) -> Any:
+  """The config with the autoencoder's own rates in the place of the transformer's."""
+  inner = config.copy_and_resolve_references()
+  inner.task = "autoencoder"
+  rate = config.autoencoder.learning_rate
+  inner.train.update(steps=steps, learning_rate=rate, adam_learning_rate=rate / 10, ema_decay=0.99)
+  return inner
+
+
+def train_dit(
+  config: Any, codec: Codec, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh
+) -> Summary:
+  """Encodes the source once, trains the tokenizer and the transformer."""
+  goodput.current().spend("data")
+  hosts.at("preparing the transformer", seconds=math.inf)  # the parts that hosts wait for have limits of their own
+  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad)
+  tokenizer = get_tokenizer(config, store, workdir)
+  model = DiTConfig.of(config, tokenizer.vocabulary)
+  texts = kept_texts(
+    workdir / "latents", [entry["captions"] for entry in store.entries], tokenizer, config.train.row_text
+  )
+  rows = packed_rows(config, store, texts, codec, model)
+  generator = Generator(codec, model, None, tokenizer, config)
+
+  def preview(params: Any) -> np.ndarray:
+    generator.params = params
+    picks = [store[i] for i in np.linspace(0, len(store) - 1, 6).astype(int)]
+    requests = [
+      Request(c.captions["short"], int(c.size_4[2]), int(c.size_4[1]), c.frames, c.size_4[3], i)
+      for i, c in enumerate(picks)
+    ]
+    return sheet(generator.sample(requests, Sampling.of(config)))
+
+  task = DiTTask(model, DiffusionConfig.of(config), preview)
+  place = reading(config, mesh)
+  every = place.shard.shard_count  # whose rows are as full
+  with contextlib.closing(pipeline.packed_batches(rows, place)) as stream:
+    batches = Batches(
+      stream,
+      tokens=lambda batch: (int((batch.segments_BL > 0).sum()) * every, batch.segments_BL.size * every),
+      clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
+    )
+    with fitting("train.rows or train.row_tokens"):
+      return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config))[1]
+
+
+def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, model: DiTConfig) -> pipeline.PackedRows:
+  """The rows that the transformer trains on, in steps of equal work for all ranks."""
+  train = config.train
+  blocks = jax.tree.leaves(abstract(DiT, model)[1]["blocks"])
+  work = Work.of(sum(leaf.size for leaf in blocks), model.depth, model.width)
+  return pipeline.PackedRows(
+    store,
+    texts,
+    codec.grid(config.model.patch),
+    RowShape.of(config),
+    pipeline.Step(train.rows, train.ranks, work),
+    config.seed,
+    pipeline.Shares(config.data.long_captions, config.diffusion.condition_share, config.data.token_drop),
+    tuple(config.data.weights),
+  )
+
+
+def meta(config: Any) -> dict:
+  """What a checkpoint says of itself."""
+  text = json.dumps(json.loads(config.to_json()), sort_keys=True)
+  return {
+    "config": json.loads(text),
+    "config_hash": hashlib.sha256(text.encode()).hexdigest(),
+    "task": config.task,
+    **code(),
+  }
+
+
+def reading(config: Any, mesh: jax.sharding.Mesh) -> Reading:
+  """How this host reads its share of the batches."""
+  share = grain.sharding.ShardOptions(*sharding.batch_share(mesh))
+  return Reading(share, config.data.workers, config.data.on_mismatch)

@@ -1,0 +1,244 @@
+"""Who is late: every host of a run says what it is at, and the first host ends the run when one is gone or stuck.
+
+A host that waits in a collective can't notice anything itself. So a thread of each posts where its host is, and the
+first host's thread reads all posts. Its verdict, one line with the late host's name, ends every process. Connections
+that were left from the roll call break when a process ends, so that is known at once.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from sora_jax.runtime.rendezvous import Lines
+
+BEAT = 1.0  # seconds between posts
+SILENT = 60.0  # seconds without a post: the process is gone, or its machine
+RECENT = 5  # beats without a post, after which nobody is said to make no progress: it may be the silent one's fault
+FIRST_TIME = 6.0  # times as long may a host be in a phase that it enters for the first time: it compiles, or reads
+LINGER = 3.0  # seconds that the first host, without which nobody hears anything, leaves after its verdict
+ROUND = 1000  # more phases than lie between two places where all hosts wait for each other
+NAMED = 8  # hosts in a message
+GOODBYE = b"."  # on a line, before a good end
+LISTEN = 60.0  # seconds of one wait for the verdict
+POSTS, VERDICT = "sora/at/", "sora/verdict"
+
+
+@dataclasses.dataclass(frozen=True)
+class Post:
+  """Where a host is.
+
+  Attributes:
+    beat: goes up with every post.
+    stage: goes up with every phase, and to the next ROUND where hosts wait for each other: all enter the same phases,
+      but one that, say, has nothing to encode leaves one out.
+    age: seconds since the step of the phase began, or since the error.
+    limit: seconds that it may take.
+    error: what ended the host, or "".
+    own: whether the error began there; where another host is gone or late, all that wait for it get one.
+  """
+
+  beat: int
+  stage: int
+  phase: str
+  step: int
+  age: float
+  limit: float
+  error: str = ""
+  own: bool = True
+
+  @property
+  def where(self) -> str:
+    return f"{self.phase} {self.step}" if self.step else self.phase
+
+
+def verdict(
+  posts: Mapping[int, Post],
+  quiet: Mapping[int, float],
+  names: Mapping[int, str],
+  silent: float,
+  gone: Iterable[int] = (),
+) -> str:
+  """Why the run ends, or "".
+
+  Args:
+    posts: the last one of every host that has posted.
+    quiet: seconds since it came, or since the start, in which host 0 looked.
+    names: of all hosts.
+    silent: seconds after which a host that posts nothing is lost.
+    gone: hosts whose processes have ended.
+  """
+  failed = {host: post for host, post in posts.items() if post.error}
+  waited = {host for host, post in failed.items() if post.age + quiet[host] > silent + LINGER}
+  for host in [host for host, post in failed.items() if post.own]:
+    return f"{told([host], names)} failed in {posts[host].where}: {posts[host].error}"
+  last = lambda host: f"last in {posts[host].where if host in posts else 'the start'}"
+  if gone := sorted(gone):
+    return f"{told(gone, names)}: the process has ended, {last(gone[0])}"
+  if lost := [host for host in names if quiet[host] > silent]:
+    return f"{told(lost, names)}: nothing heard for {silent:g} s, {last(lost[0])}"
+  if posts.keys() >= names.keys() and max(quiet.values()) < RECENT * BEAT:
+    behind = min((post.stage, post.step) for post in posts.values())
+    late = {host: post for host, post in posts.items() if (post.stage, post.step) == behind}
+    if all(post.age > post.limit for post in late.values()):  # the last to come there sets the others free
+      post = next(iter(late.values()))
+      return f"{told(late, names)} in {post.where} for {post.age:.0f} s: no progress"
+  for host in waited:  # nobody is gone, so it was the network, or a device
+    return f"{told([host], names)} failed in {posts[host].where}: {posts[host].error}"
+  return ""
+
+
+def told(hosts: Iterable[int], names: Mapping[int, str]) -> str:
+  """ "host 1 (b)", or "hosts 1 (b), 2 (c) and 5 more"."""
+  hosts = sorted(hosts)
+  listed = ", ".join(f"{host} ({names.get(host, 'unknown')})" for host in hosts[:NAMED])
+  more = f" and {len(hosts) - NAMED} more" if len(hosts) > NAMED else ""
+  return f"host{'s' if len(hosts) > 1 else ''} {listed}{more}"
+
+
+class Watchdog:
+  """The threads of one host."""
+
+  def __init__(self, client: Any, index: int, names: Mapping[int, str], seconds: float, lines: Lines):
+    """
+    Args:
+      client: of JAX's distributed runtime.
+      seconds: that a host may be in one step.
+      lines: connections to others.
+    """
+    self.client, self.index, self.names, self.seconds, self.lines = client, index, names, seconds, lines
+    self.silent = min(SILENT, seconds)
+    self.status = 1  # of this process, where the run is ended
+    self._now = Post(0, 0, "the start", 0, 0.0, math.inf), time.monotonic()
+    self._entered: set[str] = set()
+    self._posts: dict[int, Post] = {}
+    self._quiet, self._judged = dict.fromkeys(names, 0.0), time.monotonic()
+    self._gone: set[int] = set()
+    self._unheard = 0.0  # seconds since host 0 took a post of this one
+    self._verdict, self._leaving = "", False
+    self._ended, self._stop = threading.Event(), threading.Event()
+    for thread in (self._post, self._listen, self._hold):
+      threading.Thread(target=thread, name="watchdog", daemon=True).start()
+
+  def at(self, phase: str, step: int = 0, seconds: float | None = None) -> None:
+    """This host begins a phase, or a step of one, which may take `seconds`."""
+    before = self._now[0]
+    if seconds is None:
+      seconds = self.seconds * (1.0 if step and phase in self._entered else FIRST_TIME)
+    self._entered.add(phase)
+    stage = before.stage + (phase != before.phase)
+    self._now = dataclasses.replace(before, stage=stage, phase=phase, step=step, limit=seconds), time.monotonic()
+
+  @contextlib.contextmanager
+  def waiting(self, phase: str) -> Iterator[None]:
+    """This host waits for others, or they for it, with a limit of their own; then it goes on with what it was at."""
+    before = self._now[0]
+    met = dataclasses.replace(before, stage=(before.stage // ROUND + 1) * ROUND, phase=phase, step=0, limit=math.inf)
+    self._now = met, time.monotonic()
+    yield
+    self.at(before.phase, before.step, before.limit)
+
+  def fail(self, error: str, own: bool) -> None:
+    """Tells the others of an error that ends this host, and waits for the verdict."""
+    self._leaving = True
+    self._now = dataclasses.replace(self._now[0], error=error, own=own), time.monotonic()
+    self._ended.wait(2 * LINGER if own else self.silent + 4 * LINGER)
+
+  def stop(self) -> None:
+    """The run has ended well."""
+    self._stop.set()
+    self.client.key_value_set(VERDICT, "", allow_overwrite=True)
+    for line in self.lines.values():
+      with contextlib.suppress(OSError):
+        line.sendall(GOODBYE)
+
+  def _post(self) -> None:
+    """The thread that tells where this host is; the first host's judges."""
+    beat = 0
+    while not self._stop.wait(BEAT):
+      post, since = self._now
+      post = dataclasses.replace(post, beat=beat, age=time.monotonic() - since)
+      beat += 1
+      try:
+        self.client.key_value_set(f"{POSTS}{self.index}", json.dumps(dataclasses.astuple(post)), allow_overwrite=True)
+        self._unheard = 0.0
+        if not self.index and (found := self._judge()):
+          self.client.key_value_set(VERDICT, found)
+          return
+      except Exception:  # the network failed for a moment, or host 0 is gone, which `_hold` sees
+        continue
+
+  def _judge(self) -> str:
+    found = {
+      int(key.rpartition("/")[2]): Post(*json.loads(content)) for key, content in self.client.key_value_dir_get(POSTS)
+    }
+    now = time.monotonic()
+    passed, self._judged = min(now - self._judged, 2 * BEAT), now  # a pause of this host is nobody else's silence
+    beats = lambda posts, host: posts[host].beat if host in posts else -1
+    for host in self.names:
+      self._quiet[host] = 0.0 if beats(found, host) > beats(self._posts, host) else self._quiet[host] + passed
+    self._posts = found
+    return verdict(found, self._quiet, self.names, self.silent, self._gone)
+
+  def _hold(self) -> None:
+    """The thread that holds the lines, and sees which break, and whether host 0, which judges the others, is there."""
+    looked = time.monotonic()
+    with selectors.DefaultSelector() as waiting:
+      for host, line in self.lines.items():
+        waiting.register(line, selectors.EVENT_READ, host)
+      while waiting.get_map() and not self._stop.is_set():
+        for key, _ in waiting.select(BEAT):
+          waiting.unregister(key.fileobj)
+          if not _says_goodbye(self.lines[key.data]) and not self._stop.is_set():
+            self._lose(key.data, "the process has ended")
+        looked, before = time.monotonic(), looked
+        self._unheard += min(looked - before, 2 * BEAT)
+        if self.index and self._unheard > self.silent and not self._stop.is_set():
+          self._lose(0, f"nothing heard for {self.silent:g} s")
+          return
+
+  def _lose(self, host: int, why: str) -> None:
+    """Host 0 judges a host that is gone with the next beat; where host 0 is, JAX is about to abort all others."""
+    self._gone.add(host)
+    if self.index:
+      _say(f"{told([0], self.names)}: {why}, when this one was in {self._now[0].where}")
+      self._ended.set()
+      if not self._leaving:
+        os._exit(self.status)
+
+  def _listen(self) -> None:
+    """The thread that waits for the verdict and ends the process, unless the main thread is at that."""
+    while not self._verdict:
+      try:
+        self._verdict = self.client.blocking_key_value_get(VERDICT, int(LISTEN * 1000))
+        if not self._verdict:
+          return  # all has ended well
+      except Exception as error:
+        if self._stop.is_set() or "DEADLINE_EXCEEDED" not in str(error):
+          return  # host 0 is gone, which `_hold` sees
+    if not (self._leaving and self._now[0].own):  # the main thread says the same
+      _say(self._verdict)
+    if not self.index:
+      time.sleep(LINGER)
+    self._ended.set()
+    if not self._leaving:
+      os._exit(self.status)
+
+
+def _says_goodbye(line: socket.socket) -> bool:
+  try:
+    return bool(line.recv(1))
+  except OSError:
+    return False
+
+
+def _say(text: str) -> None:
+  print(f"\nsora: {text}", file=sys.stderr, flush=True)  # a progress bar may stand there

@@ -1,0 +1,175 @@
+"""Sampling: a clip depends on its own request alone, sizes are exact, given frames stay, bad requests are named."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from sora_jax.checkpoints.checkpoint import CheckpointError
+from sora_jax.clips import Clip
+from sora_jax.inference.generator import GROUP_TOKENS, Generator, Request, Sampling, sheet
+
+VIDEO = Request("a red circle moves leftwards", 16, 16, 5, 8.0, 11)
+WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
+IMAGE = Request("a green cross", 16, 16, 1, 8.0, 13)
+
+
+@pytest.fixture(scope="module")
+def sampling(generator) -> Sampling:
+  return Sampling.of(generator.config)
+
+
+def one(generator, request, sampling) -> np.ndarray:
+  return generator.sample([request], sampling)[0].frames_THWC
+
+
+class TestSample:
+  def test_a_clip_alone_equals_the_same_packed_with_others(self, generator, sampling):
+    requests = [VIDEO, WIDE, IMAGE, dataclasses.replace(VIDEO, seed=14), dataclasses.replace(WIDE, seed=15)]
+    together = generator.sample(requests, sampling)
+    for request, clip in zip(requests, together, strict=True):
+      np.testing.assert_allclose(clip.frames_THWC, one(generator, request, sampling), atol=1e-4)
+      assert (clip.caption, clip.fps) == (request.prompt, request.fps)
+
+  def test_a_clip_of_many_rows_equals_itself_alone(self, generator, sampling):
+    per_group = GROUP_TOKENS // 48 * 2  # a row of the tiny config holds two of these clips
+    requests = [dataclasses.replace(WIDE, seed=seed) for seed in range(per_group + 1)]  # the last group is not full
+    clips = generator.sample(requests, sampling)
+    assert len(clips) == len(requests)
+    for number in (0, len(requests) // 2, len(requests) - 1):
+      np.testing.assert_allclose(clips[number].frames_THWC, one(generator, requests[number], sampling), atol=1e-4)
+
+  def test_clips_up_to_a_training_row_run_one_program_in_every_generator(self, trained, generator, sampling):
+    one(generator, IMAGE, sampling)
+    compiled = generator._run._cache_size()
+    row = dataclasses.replace(WIDE, width=64)  # its 48 tokens fill a row of training
+    other = Generator.load(trained)
+    for requests in ([row], [IMAGE] * 30, [row, WIDE, row]):
+      other.sample(requests, sampling)
+    assert other._run._cache_size() == compiled
+
+  def test_the_same_seed_gives_the_same_bits_and_another_another_clip(self, generator, sampling):
+    first = one(generator, VIDEO, sampling)
+    np.testing.assert_array_equal(first, one(generator, VIDEO, sampling))
+    other = one(generator, dataclasses.replace(VIDEO, seed=99), sampling)
+    assert np.abs(first - other).max() > 1e-3
+
+  def test_the_prompt_matters(self, generator, sampling):
+    first = one(generator, VIDEO, sampling)
+    assert (first != one(generator, dataclasses.replace(VIDEO, prompt="a blue cross"), sampling)).any()
+
+  @pytest.mark.parametrize(
+    ("width", "height", "frames"), [(33, 21, 1), (33, 21, 4), (1, 1, 1), (9, 7, 2), (64, 64, 1), (16, 16, 31)]
+  )
+  def test_every_size_and_duration_comes_back_exact(self, generator, sampling, width, height, frames):
+    clip = one(generator, dataclasses.replace(VIDEO, width=width, height=height, frames=frames), sampling)
+    assert clip.shape == (frames, height, width, 3) and clip.dtype == np.float32
+    assert np.isfinite(clip).all() and np.abs(clip).max() <= 1
+
+  def test_no_prompt_and_one_longer_than_a_row_are_sampled(self, generator, sampling):
+    requests = [dataclasses.replace(IMAGE, prompt=prompt) for prompt in ("", "word " * 500)]
+    assert [clip.frames_THWC.shape for clip in generator.sample(requests, sampling)] == [(1, 16, 16, 3)] * 2
+
+  def test_a_given_first_frame_stays_whatever_the_seed(self, generator, sampling):
+    given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    kept = generator.codec.decode(generator.codec.encode(given[None]), (1, 16, 16))[0, 0]
+    clips = [one(generator, dataclasses.replace(VIDEO, seed=seed, given_THWC=given), sampling) for seed in (1, 2)]
+    for clip in clips:
+      np.testing.assert_allclose(clip[0], kept, atol=1e-4)
+    assert np.abs(clips[0][1:] - clips[1][1:]).max() > 1e-3
+    free = one(generator, dataclasses.replace(VIDEO, seed=1), sampling)
+    assert np.abs(free[0] - kept).max() > 0.05
+
+  def test_a_first_frame_is_made_as_an_image_and_then_animated(self, generator, sampling):
+    sampling = dataclasses.replace(sampling, first_frame=True)
+    image, clip, other, wide = generator.sample(
+      [dataclasses.replace(VIDEO, frames=1), VIDEO, dataclasses.replace(VIDEO, prompt="a blue cross"), WIDE], sampling
+    )
+    np.testing.assert_allclose(clip.frames_THWC[:1], image.frames_THWC, atol=1e-4)
+    assert np.abs(clip.frames_THWC[1:] - image.frames_THWC).max() > 1e-3
+    assert np.abs(other.frames_THWC[:1] - image.frames_THWC).max() > 1e-4
+    assert wide.frames_THWC.shape == (5, 16, 24, 3)
+
+  def test_a_given_first_frame_is_not_made_again(self, generator, sampling):
+    given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    request = dataclasses.replace(VIDEO, given_THWC=given)
+    clips = [one(generator, request, dataclasses.replace(sampling, first_frame=on)) for on in (False, True)]
+    np.testing.assert_array_equal(*clips)
+
+  @pytest.mark.parametrize(
+    ("change", "message"), [({"method": "magic"}, "'magic'.*euler"), ({"steps": 0}, "0 sampling steps")]
+  )
+  def test_a_bad_sampling_setting_is_named(self, generator, sampling, change, message):
+    with pytest.raises(ValueError, match=message):
+      generator.sample([IMAGE], dataclasses.replace(sampling, **change))
+
+
+class TestRequest:
+  @pytest.mark.parametrize(
+    "change",
+    [
+      {"width": 0},
+      {"width": 8193},
+      {"height": -4},
+      {"height": 10**6},
+      {"frames": 0},
+      {"frames": 7201},
+      {"fps": 0.0},
+      {"fps": 241.0},
+      {"fps": float("nan")},
+      {"seed": -1},
+      {"seed": 2**31},
+    ],
+    ids=str,
+  )
+  def test_what_is_out_of_range_is_named_with_its_value(self, change):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=name) as caught:
+      dataclasses.replace(VIDEO, **change)
+    assert str(value) in str(caught.value)
+
+  def test_given_frames_of_another_size_are_refused_with_both_sizes(self):
+    with pytest.raises(ValueError, match="given frames.*24.*16"):
+      dataclasses.replace(VIDEO, given_THWC=np.zeros((1, 16, 24, 3), np.float32))
+
+
+class TestLoad:
+  def test_the_step_and_the_config_are_those_of_the_run(self, generator, tiny_config):
+    assert generator.step == tiny_config.train.steps
+    assert generator.config.model.width == tiny_config.model.width
+
+  def test_an_earlier_step_has_other_weights(self, generator, trained):
+    earlier = Generator.load(trained, step=3)
+    assert earlier.step == 3
+    name = "patch_out"
+    assert (np.asarray(earlier.params[name]["kernel"]) != np.asarray(generator.params[name]["kernel"])).any()
+
+  @pytest.mark.parametrize("make", [False, True], ids=["absent", "empty"])
+  def test_a_folder_without_checkpoints_is_named(self, tmp_path, make):
+    if make:
+      (tmp_path / "nowhere").mkdir()
+    with pytest.raises(CheckpointError, match="nowhere"):
+      Generator.load(tmp_path / "nowhere")
+    assert make or not (tmp_path / "nowhere").exists()
+
+  def test_a_step_that_was_never_saved_is_named(self, trained):
+    with pytest.raises(CheckpointError, match="5"):
+      Generator.load(trained, step=5)
+
+  def test_an_autoencoder_s_folder_is_named_and_told_apart(self, trained):
+    with pytest.raises(CheckpointError, match="autoencoder.*not a transformer") as caught:
+      Generator.load(trained / "autoencoder")
+    assert str(trained / "autoencoder") in str(caught.value)
+
+  def test_a_workdir_without_its_autoencoder_is_refused(self, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("autoencoder", "latents"))
+    with pytest.raises(CheckpointError, match="autoencoder"):
+      Generator.load(tmp_path / "run")
+
+
+def test_a_sheet_shows_a_clip_a_row():
+  clips = [Clip(np.full((t, 6, 8, 3), v, np.float32), 8.0, "", "") for t, v in ((1, 1.0), (9, -1.0))]
+  picture = sheet(clips, columns=3)
+  assert picture.dtype == np.uint8
+  assert ((picture == 255).all(-1).sum(), (picture == 0).all(-1).sum()) == (48, 3 * 48)
