@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_parts.py PART [--seconds N] [--tiny]
 
-sweep: the kernel (`models/attention/flash_gpu.py`) against the softmax over all pairs in float32, for each length, type and head
-  width, one row of four clips of any length and one of padding alone. `out`, `query`, `key`, `value`: the largest
-  difference of the output and of each gradient (inputs are of variance 1); `finite`: whether all are numbers.
+sweep: the kernel (`models/attention/flash_gpu.py`) against the softmax over all pairs in float32, for each length,
+  type and head width, one row of four clips of any length and one of padding alone. `out`, `query`, `key`, `value`:
+  the largest difference of the output and of each gradient (inputs are of variance 1); `finite`: whether all are
+  numbers.
 attention: value and gradients of one row of 32,768 tokens in bfloat16, as XL (16 heads of 72) and 8B (32 of 128), cut
   in 1 to 16 equal clips. `ms`: median. `teraflops`: operations a second, forward 4 x heads x width x pairs of tokens of
   one clip and for the gradients 2.5 times that, a multiply-add counted as 2. `factor`: the time of one clip over this

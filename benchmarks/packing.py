@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.packing.balance import Work, order_rows, spread
+from sora_jax.packing.balance import ClipFlops, order_rows, spread
 from sora_jax.packing.batch import RowShape
 from sora_jax.packing.rows import best_fit, pack_rows
 from sora_jax.patches import Grid
@@ -43,7 +43,7 @@ from sora_jax.patches import Grid
 ROW = RowShape(tokens=81_920, text=8_192, segments=64)
 GRID = Grid((4, 8, 8), (1, 2, 2))
 DEPTH, WIDTH = 28, 3072
-WORK = Work.of(12 * DEPTH * WIDTH**2, DEPTH, WIDTH)
+WORK = ClipFlops.of(12 * DEPTH * WIDTH**2, DEPTH, WIDTH)
 PADDED_BATCH = 8
 BUFFER = 64
 

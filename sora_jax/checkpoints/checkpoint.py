@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from sora_jax import sharding
 from sora_jax.checkpoints import manifest
-from sora_jax.checkpoints.manager import ARRAYS, TAKEN, DamagedCheckpoint, Pinned, Steps, first_line
+from sora_jax.checkpoints.manager import ARRAYS, TAKEN, CheckpointManager, DamagedCheckpoint, Pinned, first_line
 from sora_jax.checkpoints.manifest import CheckpointError, Folder
 from sora_jax.sharding import path_name
 
@@ -35,7 +35,7 @@ def flat(tree: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every: int = 0) -> Steps:
+def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every: int = 0) -> CheckpointManager:
   """The steps of one run, under `folder`/checkpoints, which this process, or group of them, saves from now on.
 
   Args:
@@ -49,21 +49,21 @@ def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every:
   policies = ocp.checkpoint_managers
   stay = [policies.LatestN(keep), Pinned(path), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
   policy = policies.AnyPreservationPolicy(stay)
-  steps = Steps(path, ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy))
+  steps = CheckpointManager(path, ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy))
   steps.take()
   return steps
 
 
-def reader(folder: Folder) -> Steps:
+def reader(folder: Folder) -> CheckpointManager:
   """The steps of one run, to read alone.
 
   Raises:
     CheckpointError: there is no folder of checkpoints.
   """
-  return Steps(manifest.existing_root(folder), ocp.CheckpointManagerOptions(read_only=True))
+  return CheckpointManager(manifest.existing_root(folder), ocp.CheckpointManagerOptions(read_only=True))
 
 
-def save(steps: Steps, state: Any, data: dict, meta: dict, force: bool = False) -> bool:
+def save(steps: CheckpointManager, state: Any, data: dict, meta: dict, force: bool = False) -> bool:
   """Saves a train state (params, optimizer, ema, step, rng) in the background; False where it is not time.
 
   Steps that were passed over as damaged are set aside first.
@@ -95,7 +95,7 @@ def save(steps: Steps, state: Any, data: dict, meta: dict, force: bool = False) 
   return saved
 
 
-def restore(steps: Steps, like: Any, step: int, config: dict | None = None) -> tuple[Any, dict, dict]:
+def restore(steps: CheckpointManager, like: Any, step: int, config: dict | None = None) -> tuple[Any, dict, dict]:
   """The state of `step` laid out as `like` (a state of arrays or ShapeDtypeStructs with shardings), data, meta.
 
   Args:
@@ -109,7 +109,7 @@ def restore(steps: Steps, like: Any, step: int, config: dict | None = None) -> t
   return _restore_state(steps, like, step, config)
 
 
-def restore_newest(steps: Steps, like: Any, config: dict | None = None) -> tuple[Any, dict, dict]:
+def restore_newest(steps: CheckpointManager, like: Any, config: dict | None = None) -> tuple[Any, dict, dict]:
   """`restore` of the newest step that is whole, the same on all hosts.
 
   Steps that are damaged are named on stderr, left as they are and passed over.
@@ -159,7 +159,7 @@ def digest(folder: Folder, step: int | None = None) -> dict[str, Any]:
     return _step_or_newest(steps, step, (), lambda step: _digest(steps, step))
 
 
-def _digest(steps: Steps, step: int) -> dict[str, Any]:
+def _digest(steps: CheckpointManager, step: int) -> dict[str, Any]:
   _read_meta(steps, step)
   found = _read_host(steps, step, ARRAYS)
   position = _read(steps, step, {"data": ocp.args.JsonRestore()})["data"]
@@ -181,7 +181,9 @@ def tree_digest(tree: Any) -> str:
 # Which step.
 
 
-def _step_or_newest(steps: Steps, step: int | None, parts: Sequence[str], read: Callable[[int], Found]) -> Found:
+def _step_or_newest(
+  steps: CheckpointManager, step: int | None, parts: Sequence[str], read: Callable[[int], Found]
+) -> Found:
   """What `read` makes of `step`, or of the newest step whose `parts` are whole."""
   if step is None:
     return _newest(steps, parts, read)
@@ -189,7 +191,7 @@ def _step_or_newest(steps: Steps, step: int | None, parts: Sequence[str], read: 
   return read(step)
 
 
-def _newest(steps: Steps, parts: Sequence[str], read: Callable[[int], Found]) -> Found:
+def _newest(steps: CheckpointManager, parts: Sequence[str], read: Callable[[int], Found]) -> Found:
   """What `read` makes of the newest step whose `parts` are whole, while a run may save there and delete old ones."""
   while True:
     step = steps.newest(parts)
@@ -208,7 +210,7 @@ def _newest(steps: Steps, parts: Sequence[str], read: Callable[[int], Found]) ->
 # What is in it.
 
 
-def _restore_state(steps: Steps, like: Any, step: int, config: dict | None) -> tuple[Any, dict, dict]:
+def _restore_state(steps: CheckpointManager, like: Any, step: int, config: dict | None) -> tuple[Any, dict, dict]:
   abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
   wanted = {
     "params": abstract(like.params),
@@ -231,7 +233,7 @@ def _restore_state(steps: Steps, like: Any, step: int, config: dict | None) -> t
 
 
 def _restore(
-  steps: Steps, step: int, wanted: dict[str, Any], config: dict | None = None
+  steps: CheckpointManager, step: int, wanted: dict[str, Any], config: dict | None = None
 ) -> tuple[dict[str, Any], dict]:
   """Restores items strictly, with meta: names, shapes and types on disk must be those of `wanted`."""
   meta = _read_meta(steps, step)
@@ -263,14 +265,14 @@ def _explained(meta: dict, config: dict | None) -> str:
   return ", ".join(said) or f"no setting explains it: sora_jax {meta.get('sora_jax', 'of another version')} wrote it"
 
 
-def _read_host(steps: Steps, step: int, names: Sequence[str]) -> dict[str, Any]:
+def _read_host(steps: CheckpointManager, step: int, names: Sequence[str]) -> dict[str, Any]:
   """Whole items as numpy arrays."""
   hollow = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no memory
   trees = {name: jax.tree.map(hollow, _metadata(steps, step, name)) for name in names}
   return _read(steps, step, {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()})
 
 
-def _read_meta(steps: Steps, step: int) -> dict:
+def _read_meta(steps: CheckpointManager, step: int) -> dict:
   """What `save` was given.
 
   Raises:
@@ -286,7 +288,7 @@ def _read_meta(steps: Steps, step: int) -> dict:
   return meta
 
 
-def _metadata(steps: Steps, step: int, name: str) -> dict[str, Any]:
+def _metadata(steps: CheckpointManager, step: int, name: str) -> dict[str, Any]:
   """The tree of an item, of leaves with shape and dtype."""
   try:
     # Not `steps.item_metadata`, which would read the others too.
@@ -296,7 +298,7 @@ def _metadata(steps: Steps, step: int, name: str) -> dict[str, Any]:
   return dict(found)
 
 
-def _read(steps: Steps, step: int, args: dict[str, Any]) -> dict[str, Any]:
+def _read(steps: CheckpointManager, step: int, args: dict[str, Any]) -> dict[str, Any]:
   """The named items of a step."""
   try:
     return dict(steps.restore(step, args=ocp.args.Composite(**args)).items())
@@ -304,5 +306,5 @@ def _read(steps: Steps, step: int, args: dict[str, Any]) -> dict[str, Any]:
     raise _unreadable(steps, step, error) from error
 
 
-def _unreadable(steps: Steps, step: int, error: Exception) -> DamagedCheckpoint:
+def _unreadable(steps: CheckpointManager, step: int, error: Exception) -> DamagedCheckpoint:
   return DamagedCheckpoint(f"{steps.where(step)} is damaged or not of sora_jax: {first_line(error)}")

@@ -36,7 +36,7 @@ class DamagedCheckpoint(CheckpointError):
   """A step's files are not what was written, or not those of a checkpoint."""
 
 
-class Steps(ocp.CheckpointManager):
+class CheckpointManager(ocp.CheckpointManager):
   """Orbax's manager, which also writes a manifest after each commit and knows which steps are damaged."""
 
   def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions):
@@ -276,7 +276,7 @@ class Pinned:
 class _Deleter:
   """Deletes old steps, and looks again before each: minutes may have passed since it was chosen."""
 
-  def __init__(self, steps: Steps):
+  def __init__(self, steps: CheckpointManager):
     self.steps, self.paths = steps, ocp.path.deleter.PathDeleter(steps.directory)
 
   def delete_steps(self, steps: Sequence[int]) -> None:
@@ -296,7 +296,7 @@ class _Deleter:
     pass
 
 
-def _unfinished(steps: Steps, folder: epath.Path) -> type:
+def _unfinished(steps: CheckpointManager, folder: epath.Path) -> type:
   """Orbax's kind of folder for a step, or a part of one, that is not whole yet, under a name of this group's own."""
   kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(folder)
 

@@ -117,7 +117,7 @@ def _one_line_errors():
   """
   try:
     yield
-  except preemption.Interrupted as error:
+  except preemption.Preempted as error:
     preemption.ignore()  # told again while Python cleans up
     _fail(error, preemption.REQUEUE)
   except (flags.Error, UsageError) as error:

@@ -15,9 +15,9 @@ import numpy as np
 
 from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore, digest
-from sora_jax.data.sources import Source, part_of
+from sora_jax.data.sources import Source, component_of
 from sora_jax.data.stream import Extent, Reading, Stream
-from sora_jax.packing.balance import Work, order_rows
+from sora_jax.packing.balance import ClipFlops, order_rows
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row
 from sora_jax.packing.rows import pack_rows
 from sora_jax.packing.slots import Everyone, Weighted
@@ -45,7 +45,7 @@ class Crops:
     pixels, filled = shapes.prod(1), np.minimum(shapes[:, 0] / crop_THW[0], 1.0)
     share = pixels * filled
     if weights:
-      parts = np.array([part_of(source, index) for index in range(len(source))])
+      parts = np.array([component_of(source, index) for index in range(len(source))])
       share *= (np.asarray(weights) / np.bincount(parts, weights=share))[parts]
     share = np.cumsum(share)
     self.share, self.cached = share / share[-1], max(int(CACHED_BYTES / (12 * pixels.mean())), 1)
@@ -100,12 +100,12 @@ class Step(NamedTuple):
   Attributes:
     rows: over all ranks.
     ranks: data-parallel ranks that get equal work; a number of ranks that divides it does too.
-    work: what a clip costs.
+    flops: what a clip costs.
   """
 
   rows: int
   ranks: int
-  work: Work
+  flops: ClipFlops
 
 
 class PackedRows:
@@ -147,13 +147,13 @@ class PackedRows:
     else:
       self.places = Everyone(lengths, texts.longest_N)
     self.rows = pack_rows(self.places.lengths_K.tolist(), self.places.text_K.tolist(), row)
-    self.work_R = np.array([step.work(self.places.lengths_K[places]).sum() for places in self.rows])
-    self.parts_RP = self._parts(len(weights)) if weights else None
+    self.flops_R = np.array([step.flops(self.places.lengths_K[places]).sum() for places in self.rows])
+    self.components_RP = self._parts(len(weights)) if weights else None
     self.extent = Extent(store.fingerprint, len(store), len(self.rows))
 
   def _parts(self, parts: int) -> np.ndarray:
     """Tokens of each part in each row."""
-    tokens, part = self.places.lengths_K, self.places.part_K
+    tokens, part = self.places.lengths_K, self.places.component_K
     return np.array([np.bincount(part[row], weights=tokens[row], minlength=parts) for row in self.rows])
 
   def __len__(self) -> int:
@@ -167,7 +167,7 @@ class PackedRows:
     row_order, clip_for = _epoch(self, epoch)
     clips = [int(clip_for[each]) for each in self.rows[row_order[place]]]
     # A part of a mixture may give a clip several times in a pass, even in a row: each time is another.
-    turns = itertools.count(number * self.row.segments) if self.parts_RP is not None else itertools.repeat(epoch)
+    turns = itertools.count(number * self.row.segments) if self.components_RP is not None else itertools.repeat(epoch)
     segments = [self.segment(clip, turn) for clip, turn in zip(clips, turns, strict=False)]
     return pack_row(segments, self.row, segments[0].tokens_NC.shape[1])
 
@@ -184,15 +184,15 @@ class PackedRows:
     given = condition_mask(
       -(-latent.shape[0] // self.grid.patch[0]), self.shares.conditions, self._rng(turn, clip, CONDITION)
     )
-    clean_N = np.repeat(given, len(positions) // len(given))
+    condition_N = np.repeat(given, len(positions) // len(given))
     kept = _kept(len(positions), self.shares)
     if kept < len(positions):
       mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), kept, replace=False))
-      tokens_NC, positions, clean_N = tokens_NC[mine], positions[mine], clean_N[mine]
+      tokens_NC, positions, condition_N = tokens_NC[mine], positions[mine], condition_N[mine]
     return Segment(
       tokens_NC=tokens_NC,
       positions_N3=positions,
-      clean_N=clean_N,
+      condition_N=condition_N,
       text_M=self.texts(clip, style),
       size_4=np.array(size, np.float32),
       index=clip,
@@ -233,7 +233,7 @@ def _epoch(rows: PackedRows, epoch: int) -> tuple[np.ndarray, np.ndarray]:
   """The order of the rows in an epoch, and the clip in each place of the plan."""
   rng = np.random.default_rng([rows.seed, epoch, ORDER])
   ranks, begun = rows.step.ranks, epoch * len(rows.rows) % rows.step.rows
-  row_order = order_rows(rows.work_R, ranks, rows.step.rows // ranks, rng, begun, rows.parts_RP)
+  row_order = order_rows(rows.flops_R, ranks, rows.step.rows // ranks, rng, begun, rows.components_RP)
   return row_order, rows.places.fill(epoch, rng)
 
 

@@ -96,7 +96,7 @@ class Mixture:
     return self.sources[part], index - self.ends[part] + len(self.sources[part])
 
 
-def part_of(source: Source, index: int) -> int:
+def component_of(source: Source, index: int) -> int:
   """Which part of a mixture clip `index` is of; 0 where the source is none."""
   return source.part(index) if isinstance(source, Mixture) else 0
 

@@ -45,7 +45,7 @@ def corrupt(batch: PackedBatch, t_BS: jax.Array, key: jax.Array) -> tuple[jax.Ar
   chex.assert_rank([batch.tokens_BLC, batch.segments_BL, t_BS], [3, 2, 2])
   keys_BS = noise.clip_keys(key, batch.clip_index_BS, "noise")
   e_BLC = noise.token_noise(keys_BS, batch.segments_BL, batch.tokens_BLC.shape[-1])
-  t_BL = jnp.where(batch.clean_BL, 0.0, per_token(t_BS, batch.segments_BL))
+  t_BL = jnp.where(batch.condition_BL, 0.0, per_token(t_BS, batch.segments_BL))
   return (1.0 - t_BL[..., None]) * batch.tokens_BLC + t_BL[..., None] * e_BLC, t_BL
 
 
@@ -67,7 +67,7 @@ def velocity_errors(x_hat_BLC: jax.Array, batch: PackedBatch, t_BL: jax.Array) -
 def _predicted(batch: PackedBatch) -> jax.Array:
   """Which tokens are of a segment and not given, bool (B, L, S)."""
   ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
-  predicted_BL = (batch.segments_BL > 0) & ~batch.clean_BL
+  predicted_BL = (batch.segments_BL > 0) & ~batch.condition_BL
   return (batch.segments_BL[:, :, None] == ids_S[None, None]) & predicted_BL[:, :, None]
 
 

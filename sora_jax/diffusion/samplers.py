@@ -13,8 +13,8 @@ METHODS = ("euler", "heun")
 def sample(
   denoise: Denoise,
   noise_BLC: jax.Array,
-  given_BLC: np.ndarray | jax.Array,
-  clean_BL: np.ndarray | jax.Array,
+  condition_BLC: np.ndarray | jax.Array,
+  condition_BL: np.ndarray | jax.Array,
   shift_BL: jax.Array,
   steps: int,
   method: str,
@@ -24,8 +24,8 @@ def sample(
   Args:
     denoise: the network, guidance included.
     noise_BLC: where the path starts.
-    given_BLC: values of the tokens that are prompts; read where clean_BL holds.
-    clean_BL: bool, tokens that stay as given, at noise level 0.
+    condition_BLC: values of the tokens that are prompts; read where condition_BL holds.
+    condition_BL: bool, tokens that stay as given, at noise level 0.
     shift_BL: the size shift of each token's clip.
     steps: steps from noise to data.
     method: "euler" (one network call a step) or "heun" (two, but one at the last).
@@ -43,7 +43,7 @@ def sample(
   grid = schedules.time_grid(steps)
 
   def level(t: jax.Array) -> jax.Array:
-    return jnp.where(clean_BL, 0.0, schedules.shift(t, shift_BL))
+    return jnp.where(condition_BL, 0.0, schedules.shift(t, shift_BL))
 
   def slope(x: jax.Array, t_BL: jax.Array) -> jax.Array:
     return velocity(denoise(x, t_BL), x, t_BL)
@@ -59,8 +59,8 @@ def sample(
         i + 1 < steps, lambda y: x + width_BL1 * 0.5 * (v + slope(y, next_BL)), lambda y: y, moved
       )
       moved = corrected
-    return jnp.where(clean_BL[..., None], given_BLC, moved), None
+    return jnp.where(condition_BL[..., None], condition_BLC, moved), None
 
-  start = jnp.where(clean_BL[..., None], given_BLC, noise_BLC)
+  start = jnp.where(condition_BL[..., None], condition_BLC, noise_BLC)
   final, _ = jax.lax.scan(step, start, jnp.arange(steps))
   return final

@@ -39,7 +39,7 @@ class Request:
   """One clip to make.
 
   Attributes:
-    given_THWC: frames that the clip begins with, float32 in [-1, 1] at the clip's size; None for text alone.
+    condition_THWC: frames that the clip begins with, float32 in [-1, 1] at the clip's size; None for text alone.
   """
 
   prompt: str
@@ -48,7 +48,7 @@ class Request:
   frames: int
   fps: float
   seed: int
-  given_THWC: np.ndarray | None = None
+  condition_THWC: np.ndarray | None = None
 
   def __post_init__(self):
     for name, value, most in (
@@ -62,9 +62,9 @@ class Request:
       raise ValueError(f"fps {self.fps} is not above 0 and at most 240")
     if not 0 <= self.seed < 2**31:
       raise ValueError(f"seed {self.seed} is not from 0 to {2**31 - 1}")
-    if self.given_THWC is not None and self.given_THWC.shape[1:3] != (self.height, self.width):
+    if self.condition_THWC is not None and self.condition_THWC.shape[1:3] != (self.height, self.width):
       raise ValueError(
-        f"the given frames have (height, width) {self.given_THWC.shape[1:3]}, the clip {(self.height, self.width)}"
+        f"the given frames have (height, width) {self.condition_THWC.shape[1:3]}, the clip {(self.height, self.width)}"
       )
 
 
@@ -107,7 +107,7 @@ def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
     start = noise.token_noise(keys, batch.segments_BL, model.channels)
     shift_BS = schedules.size_shift(objective.segment_tokens(batch), base_tokens)
     shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
-    given = batch.tokens_BLC, batch.clean_BL
+    given = batch.tokens_BLC, batch.condition_BL
     tokens_BLC = samplers.sample(denoise, start, *given, shift_BL, sampling.steps, sampling.method)
     return constrain(tokens_BLC, None, None, None)  # whole on every host
 
@@ -203,22 +203,22 @@ class Generator:
   def _given_latent(self, request: Request) -> np.ndarray:
     """The latent frames (t, h, w, C) that the given frames fill whole; t is 0 where none is given."""
     frames, height, width = self._latent_shape(request)
-    if request.given_THWC is None:
+    if request.condition_THWC is None:
       return np.zeros((0, height, width, self.codec.config.channels), np.float32)
-    whole = 1 + (len(request.given_THWC) - 1) // self.grid.compression[0]
-    return self.codec.encode(request.given_THWC[None])[0][: min(whole, frames)]
+    whole = 1 + (len(request.condition_THWC) - 1) // self.grid.compression[0]
+    return self.codec.encode(request.condition_THWC[None])[0][: min(whole, frames)]
 
-  def _segment(self, request: Request, given_thwC: np.ndarray, number: int) -> Segment:
+  def _segment(self, request: Request, condition_thwC: np.ndarray, number: int) -> Segment:
     """A clip to make as a segment: its prompt tokens are given, the rest are zeros that the sampler replaces."""
     shape = (request.frames, request.height, request.width)
     latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
-    latent[: len(given_thwC)] = given_thwC
+    latent[: len(condition_thwC)] = condition_thwC
     nt, nh, nw = self.grid.token_shape(*shape)
-    clean = np.arange(nt) < len(given_thwC) // self.grid.patch[0]
+    clean = np.arange(nt) < len(condition_thwC) // self.grid.patch[0]
     return Segment(
       tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
       positions_N3=self.grid.positions(*shape, request.fps),
-      clean_N=np.repeat(clean, nh * nw),
+      condition_N=np.repeat(clean, nh * nw),
       text_M=np.array(self.tokenizer.encode(request.prompt, self.config.train.row_text), np.int32),
       size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
       index=number,

@@ -13,7 +13,7 @@ from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import Clip
 from sora_jax.data import latents, quarantine
 from sora_jax.data.files import Dropped
-from sora_jax.data.sources import Source, part_of
+from sora_jax.data.sources import Source, component_of
 from sora_jax.inference.codec import Codec
 from sora_jax.runtime import hosts, stopping, work_units
 from sora_jax.video.io import UnreadableFile
@@ -46,7 +46,7 @@ def encode_source(
   Raises:
     TooManyBad: more are.
     ValueError: not one clip could be read.
-    Interrupted: the run was told to end; units that are done are saved.
+    Preempted: the run was told to end; units that are done are saved.
     HostsError: the hosts' weights or sources differ, or one of them is late.
   """
   units, key = plan_units(source), key_of(codec, source)
@@ -138,7 +138,7 @@ def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped]) -> Ite
         continue
       frames, height, width = clip.frames_THWC.shape[:3]
       size_4 = (clip.seconds, float(height), float(width), clip.fps)
-      yield latents.LatentClip(latent, size_4, frames, source.captions(index), clip.id, part_of(source, index))
+      yield latents.LatentClip(latent, size_4, frames, source.captions(index), clip.id, component_of(source, index))
 
 
 def _read(source: Source, indices: list[int], bad: list[Dropped]) -> list[tuple[int, Clip]]:

@@ -39,7 +39,7 @@ from sora_jax.models.abstract import abstract
 from sora_jax.models.attention import attention
 from sora_jax.models.autoencoder import AutoencoderConfig, grid
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.packing.balance import Work
+from sora_jax.packing.balance import ClipFlops
 from sora_jax.packing.batch import RowShape
 from sora_jax.runtime import hosts, preemption
 from sora_jax.train import goodput
@@ -62,7 +62,7 @@ def train(config: Any, workdir: str | os.PathLike, started: float | None = None)
     started: time.monotonic() when the process began; wall time and time limit count from then.
 
   Raises:
-    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Interrupted, HostsError: one line each,
+    ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Preempted, HostsError: one line each,
       for the terminal.
   """
   folder, started = epath.Path(workdir), time.monotonic() if started is None else started
@@ -136,7 +136,7 @@ def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
     rows["autoencoder.batch"] = config.autoencoder.batch
   with jax.set_mesh(mesh):
     ranks = sharding.ways("batch")
-    needed = ranks * config.train.parts
+    needed = ranks * config.train.accumulation
     if config.task == "dit":
       if config.train.ranks % ranks and hosts.is_first():
         print(
@@ -149,8 +149,9 @@ def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
     if count % needed:
       axes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in sharding.AXIS_RULES["batch"])
       raise ValueError(
-        f"config.{name}={count} can't be shared by {axes} devices in train.parts={config.train.parts}: make it a "
-        f"multiple of {needed}, or give the devices to mesh.context or mesh.tensor"
+        f"config.{name}={count} can't be shared by {axes} devices in "
+        f"train.accumulation={config.train.accumulation}: make it a multiple of {needed}, or "
+        f"give the devices to mesh.context or mesh.tensor"
       )
 
 
@@ -209,9 +210,10 @@ def fitting(smaller: str) -> Iterator[None]:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise OutOfMemory(
-      f"the devices have too little memory ({checkpoint.first_line(error)[:300]}): lower {smaller}, raise train.parts, "
-      "set model.remat=full or offload, or share the model and its rows among more devices with mesh.fsdp, mesh.tensor "
-      "or mesh.context; `sora plan` shows what a step needs before it runs. The last checkpoint is as it was"
+      f"the devices have too little memory ({checkpoint.first_line(error)[:300]}): lower {smaller}, raise "
+      "train.accumulation, set model.remat=full or offload, or share the model and its rows among more devices with "
+      "mesh.fsdp, mesh.tensor or mesh.context; `sora plan` shows what a step needs before it runs. The last "
+      "checkpoint is as it was"
     ) from error
 
 
@@ -298,7 +300,7 @@ def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, mod
   """The rows that the transformer trains on, in steps of equal work for all ranks."""
   train = config.train
   blocks = jax.tree.leaves(abstract(DiT, model)[1]["blocks"])
-  work = Work.of(sum(leaf.size for leaf in blocks), model.depth, model.width)
+  work = ClipFlops.of(sum(leaf.size for leaf in blocks), model.depth, model.width)
   return pipeline.PackedRows(
     store,
     texts,

@@ -24,7 +24,7 @@ RESUMABLE = (
   "train.log_every",
   "train.preview_every",
   "train.max_minutes",
-  "train.parts",
+  "train.accumulation",
   "model.remat",
   "model.attention",
   "sample.",

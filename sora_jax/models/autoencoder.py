@@ -161,7 +161,7 @@ class DecoderStage(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-  """Frames <-> latents. `latent_mean` and `latent_deviation` are measured after training and scale latents to unit
+  """Frames <-> latents. `latent_mean` and `latent_std` are measured after training and scale latents to unit
   size.
   """
 
@@ -178,7 +178,7 @@ class Autoencoder(nnx.Module):
     self.linear_in = layers.Dense(block, config.channels, rngs)
     self.linear_out = layers.Dense(config.channels, block, rngs)
     self.latent_mean = nnx.Param(jnp.zeros((config.channels,), jnp.float32))
-    self.latent_deviation = nnx.Param(jnp.ones((config.channels,), jnp.float32))
+    self.latent_std = nnx.Param(jnp.ones((config.channels,), jnp.float32))
 
   def posterior(self, frames_BTHWC: jax.Array, past: Any = None) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
     """Mean and log variance of the raw latents (B, t, h, w, C), and what the next chunk needs.
@@ -209,11 +209,11 @@ class Autoencoder(nnx.Module):
   def encode(self, frames_BTHWC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
     """Frames -> normalised latents (the posterior's mean); chunks as in `posterior`."""
     mean, _, past = self.posterior(frames_BTHWC, past)
-    return (mean - spread(self.latent_mean)) / spread(self.latent_deviation), past
+    return (mean - spread(self.latent_mean)) / spread(self.latent_std), past
 
   def decode(self, latent_BthwC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
     """Normalised latents -> frames, the inverse of `encode`."""
-    return self.reconstruct(latent_BthwC * spread(self.latent_deviation) + spread(self.latent_mean), past)
+    return self.reconstruct(latent_BthwC * spread(self.latent_std) + spread(self.latent_mean), past)
 
 
 @overload

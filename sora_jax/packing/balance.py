@@ -17,14 +17,14 @@ CHOICE = 8  # times the root of all: among so many the next is chosen. A draw's 
 JITTER = 0.01  # of the work, so that rows of nearly equal work meet others in each epoch
 
 
-class Work(NamedTuple):
+class ClipFlops(NamedTuple):
   """Floating-point operations of one forward pass over a clip of n tokens: token * n + pair * n * n."""
 
   token: float
   pair: float
 
   @classmethod
-  def of(cls, parameters: int, depth: int, width: int) -> "Work":
+  def of(cls, parameters: int, depth: int, width: int) -> "ClipFlops":
     """2 N n for the products with N weights, 4 layers width n^2 for those of attention, a multiply-add counted as 2.
 
     (Kaplan et al. 2020, table 1, with n^2 for full attention.)
@@ -36,39 +36,40 @@ class Work(NamedTuple):
 
 
 def order_rows(
-  work_R: np.ndarray,
+  flops_R: np.ndarray,
   ranks: int,
   each: int,
   rng: np.random.Generator,
   begun: int = 0,
-  parts_RP: np.ndarray | None = None,
+  components_RP: np.ndarray | None = None,
 ) -> np.ndarray:
   """An order of rows in which every ranks * each in a row are a step of equal work for each rank.
 
   Args:
-    work_R: of each row.
+    flops_R: of each row.
     ranks: how many take part in a step.
     each: rows that a rank takes in a step; they lie side by side in the order.
     rng: which steps come first, and which of equal rows meet.
     begun: rows that a step begun before has already.
-    parts_RP: tokens of each part of a mixture in each row; any stretch of the order keeps their mix to a step or two.
+    components_RP: tokens of each component of a mixture in each row; any stretch of the order keeps their mix to a
+      step or two.
 
   Returns:
     The rows, each once. The lightest finish the step that was begun, and begin one that the next call finishes. For one
     rank, which nobody waits for, any order.
   """
   if ranks == 1:
-    return rng.permutation(len(work_R)) if parts_RP is None else even_order(parts_RP, rng)
+    return rng.permutation(len(flops_R)) if components_RP is None else even_order(components_RP, rng)
   size = ranks * each
-  ranked = np.argsort(-work_R * (1.0 + JITTER * rng.random(len(work_R))), kind="stable")
+  ranked = np.argsort(-flops_R * (1.0 + JITTER * rng.random(len(flops_R))), kind="stable")
   head = min(-begun % size, len(ranked))
   whole = (len(ranked) - head) // size * size
   loose = rng.permutation(ranked[whole:])
-  bundles = _bundles(ranked[:whole], work_R, each)
-  by_work = np.argsort(-work_R[bundles].sum(1), kind="stable").reshape(-1, ranks)
+  bundles = _bundles(ranked[:whole], flops_R, each)
+  by_work = np.argsort(-flops_R[bundles].sum(1), kind="stable").reshape(-1, ranks)
   by_work = rng.permutation(by_work)
-  if parts_RP is not None:
-    by_work = by_work[even_order(parts_RP[bundles[by_work]].sum((1, 2)), rng)]
+  if components_RP is not None:
+    by_work = by_work[even_order(components_RP[bundles[by_work]].sum((1, 2)), rng)]
   steps = bundles[rng.permuted(by_work, axis=1)]
   return np.concatenate([loose[:head], steps.reshape(-1), loose[head:]])
 
@@ -96,7 +97,7 @@ def even_order(parts_NP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return order
 
 
-def _bundles(ranked: np.ndarray, work_R: np.ndarray, each: int) -> np.ndarray:
+def _bundles(ranked: np.ndarray, flops_R: np.ndarray, each: int) -> np.ndarray:
   """Rows from the heaviest to the lightest -> (bundles, each) of nearly equal sums: longest processing time first."""
   if each == 1:
     return ranked[:, None]
@@ -106,12 +107,12 @@ def _bundles(ranked: np.ndarray, work_R: np.ndarray, each: int) -> np.ndarray:
     load, number = heapq.heappop(open_bundles)
     bundles[number].append(row)
     if len(bundles[number]) < each:
-      heapq.heappush(open_bundles, (load + float(work_R[row]), number))
+      heapq.heappush(open_bundles, (load + float(flops_R[row]), number))
   return np.array(bundles, np.int64).reshape(-1, each)
 
 
-def spread(work_R: np.ndarray, ranks: int, each: int) -> np.ndarray:
+def spread(flops_R: np.ndarray, ranks: int, each: int) -> np.ndarray:
   """Mean over max of the ranks' work in every whole step of rows in order: 1 where no rank waits; (steps,)."""
-  whole = len(work_R) // (ranks * each) * ranks * each
-  load = work_R[:whole].reshape(-1, ranks, each).sum(2)
+  whole = len(flops_R) // (ranks * each) * ranks * each
+  load = flops_R[:whole].reshape(-1, ranks, each).sum(2)
   return load.mean(1) / load.max(1)

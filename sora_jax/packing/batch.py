@@ -17,7 +17,7 @@ class Segment(NamedTuple):
 
   tokens_NC: np.ndarray  # float32, clean patches
   positions_N3: np.ndarray  # float32, (seconds, pixels down, pixels right)
-  clean_N: np.ndarray  # bool, tokens that are given (a prompt), not predicted
+  condition_N: np.ndarray  # bool, tokens that are given (a prompt), not predicted
   text_M: np.ndarray  # int32 token ids, at least one (the start token)
   size_4: np.ndarray  # float32 (seconds, height, width, fps)
   index: int  # type: ignore[assignment]  # hides the tuple's method; names the clip, the key of its random draws
@@ -30,7 +30,7 @@ class PackedBatch(NamedTuple):
   tokens_BLC: np.ndarray
   segments_BL: np.ndarray  # int32, 0 = padding
   positions_BL3: np.ndarray
-  clean_BL: np.ndarray  # bool
+  condition_BL: np.ndarray  # bool
   weight_BS: np.ndarray  # float32, 0 where a row has fewer than S segments
   clip_index_BS: np.ndarray  # int32
   size_BS4: np.ndarray
@@ -70,7 +70,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     tokens_BLC=np.zeros((row.tokens, channels), np.float32),
     segments_BL=np.zeros(row.tokens, np.int32),
     positions_BL3=np.zeros((row.tokens, 3), np.float32),
-    clean_BL=np.zeros(row.tokens, bool),
+    condition_BL=np.zeros(row.tokens, bool),
     weight_BS=np.zeros(row.segments, np.float32),
     clip_index_BS=np.zeros(row.segments, np.int32),
     size_BS4=np.ones((row.segments, 4), np.float32),
@@ -83,7 +83,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     out.tokens_BLC[start:end] = segment.tokens_NC
     out.segments_BL[start:end] = number + 1
     out.positions_BL3[start:end] = segment.positions_N3
-    out.clean_BL[start:end] = segment.clean_N
+    out.condition_BL[start:end] = segment.condition_N
     out.weight_BS[number] = segment.weight
     out.clip_index_BS[number] = segment.index
     out.size_BS4[number] = segment.size_4

@@ -22,12 +22,12 @@ class Everyone:
 
   Attributes:
     lengths_K, text_K: tokens and caption tokens that a place holds.
-    part_K: all 0.
+    component_K: all 0.
   """
 
   def __init__(self, lengths_N: np.ndarray, text_N: np.ndarray):
     self.lengths_K, self.text_K = np.asarray(lengths_N), np.asarray(text_N)
-    self.part_K = np.zeros(len(self.lengths_K), np.int64)
+    self.component_K = np.zeros(len(self.lengths_K), np.int64)
     self.kind_K = _kinds(self.lengths_K, self.text_K)
 
   def fill(self, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -64,37 +64,37 @@ class Weighted:
   only a piece of it where a plan can't hold more.
 
   Attributes: as those of `Everyone`, and
-    part_K: the part whose clips a place holds.
+    component_K: the part whose clips a place holds.
   """
 
   def __init__(
-    self, lengths_N: np.ndarray, text_N: np.ndarray, part_N: np.ndarray, weights_P: Sequence[float], seed: int
+    self, lengths_N: np.ndarray, text_N: np.ndarray, component_N: np.ndarray, weights_P: Sequence[float], seed: int
   ):
     """
     Args:
-      lengths_N, text_N, part_N: tokens, caption tokens and part of each clip.
+      lengths_N, text_N, component_N: tokens, caption tokens and part of each clip.
       weights_P: shares of the tokens.
       seed: says which of equal clips come first.
 
     Raises:
       ValueError: a part with no clips.
     """
-    lengths_N, text_N, part_N = np.asarray(lengths_N), np.asarray(text_N), np.asarray(part_N)
+    lengths_N, text_N, component_N = np.asarray(lengths_N), np.asarray(text_N), np.asarray(component_N)
     rng = np.random.default_rng(seed)
-    counts_P = np.bincount(part_N, minlength=len(weights_P))
+    counts_P = np.bincount(component_N, minlength=len(weights_P))
     if not counts_P.all():
       raise ValueError(f"source {int(np.argmin(counts_P)) + 1} of the {len(counts_P)} in the mixture has no clips")
-    places_P = _places(counts_P, np.bincount(part_N, weights=lengths_N), np.asarray(weights_P, np.float64))
+    places_P = _places(counts_P, np.bincount(component_N, weights=lengths_N), np.asarray(weights_P, np.float64))
     self.parts, lengths, texts = [], [], []
     for number, places in enumerate(places_P.tolist()):
-      clips = rng.permutation(np.flatnonzero(part_N == number))
+      clips = rng.permutation(np.flatnonzero(component_N == number))
       part = _Part(clips[np.lexsort((text_N[clips], lengths_N[clips]))], places)
       self.parts.append(part)
       lengths.append(lengths_N[part.clips[part.ends()[1]]])
       texts += [text_N[part.clips[first : last + 1]].max() for first, last in zip(*part.ends(), strict=True)]
     self.lengths_K, self.text_K = np.concatenate(lengths), np.array(texts)
-    self.part_K = np.repeat(np.arange(len(places_P)), places_P)
-    self.kind_K = _kinds(self.lengths_K, self.text_K, self.part_K)
+    self.component_K = np.repeat(np.arange(len(places_P)), places_P)
+    self.kind_K = _kinds(self.lengths_K, self.text_K, self.component_K)
 
   def fill(self, number: int, rng: np.random.Generator) -> np.ndarray:
     """The clip in each place in pass `number`, (K,)."""

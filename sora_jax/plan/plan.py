@@ -153,8 +153,8 @@ def knobs(config: Any, where: chips.Slices | None, parts: int) -> list[tuple[str
   found = []
   if config.model.remat != "full":
     found.append((*_changed(config, "model", remat="full"), where))
-  flags, halved = _changed(config, "train", parts=2 * config.train.parts)
-  if config.train.rows % (parts * halved.train.parts):
+  flags, halved = _changed(config, "train", accumulation=2 * config.train.accumulation)
+  if config.train.rows % (parts * halved.train.accumulation):
     data, fsdp, context = config.mesh.data, config.mesh.fsdp, config.mesh.context
     data, fsdp = (data // 2, fsdp) if data > 1 else (data, max(fsdp // 2, -1))  # -1 is what is left
     more, halved = _changed(halved, "mesh", data=data, fsdp=fsdp, context=2 * context)
@@ -170,7 +170,7 @@ def knobs(config: Any, where: chips.Slices | None, parts: int) -> list[tuple[str
 def _spread(config: Any, where: chips.Slices, parts: int) -> tuple[str, Any]:
   """The flags, and the config with them, that lay the same rows over twice the chips."""
   mesh, doubled = config.mesh, where.doubled()
-  if config.train.rows % (2 * parts * config.train.parts):  # each by twice as many devices
+  if config.train.rows % (2 * parts * config.train.accumulation):  # each by twice as many devices
     return _changed(config, "mesh", context=2 * mesh.context)
   if -1 in (mesh.data, mesh.fsdp, mesh.context, mesh.tensor):
     return "", config  # that axis takes them

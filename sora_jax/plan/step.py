@@ -81,7 +81,7 @@ def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.
   task, model = _task(config)
   with jax.set_mesh(mesh):
     state, batch, step = arguments(config, task, model, mesh)
-    parts, held = sharding.ways("batch"), device_bytes(task, state, batch, config.train.parts)
+    parts, held = sharding.ways("batch"), device_bytes(task, state, batch, config.train.accumulation)
     compiled = _compile(step, state, batch, where, mesh) if compiles else None
   return Step(
     devices[0].device_kind,
@@ -114,7 +114,7 @@ def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState
   row = pack_row([], RowShape.of(config), model.channels)
   laid = sharding.batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((train.rows, *x.shape), x.dtype, sharding=laid), row)
-  step = make_step(task, optimizer, loop.ema_decay, loop.parts)
+  step = make_step(task, optimizer, loop.ema_decay, loop.accumulation)
   return state, batch, jit_step(step, state, mesh)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from sora_jax.runtime import rendezvous
 from sora_jax.runtime.cluster import HostsError, place
-from sora_jax.runtime.preemption import REQUEUE, Interrupted
+from sora_jax.runtime.preemption import REQUEUE, Preempted
 from sora_jax.runtime.watchdog import Watchdog, told
 
 LIMIT, SECONDS = "SORA_HOST_SECONDS", 600.0  # how long a host may be late, or in one step; the variable changes it
@@ -74,13 +74,13 @@ def joined() -> Iterator[None]:
 
   Raises:
     HostsError: they did not all come, or their devices are not what they should be.
-    Interrupted: the context did, whatever became of the others since; or this host was told to end in the roll call.
+    Preempted: the context did, whatever became of the others since; or this host was told to end in the roll call.
   """
   try:
     initialize()
     yield
     _part()
-  except Interrupted:  # which all raise together, when all is saved
+  except Preempted:  # which all raise together, when all is saved
     try:
       _part(REQUEUE)
     except BaseException as error:

@@ -24,7 +24,7 @@ LIMIT, ELSEWHERE = 1000, 1001  # stand for the time limit and for another host w
 IMPATIENT = 10.0  # seconds
 
 
-class Interrupted(RuntimeError):
+class Preempted(RuntimeError):
   """The run was told to end, and has; the message says what is saved."""
 
 

@@ -38,7 +38,7 @@ def call(address: str, count: int, index: int, seconds: float) -> tuple[list[str
 
   Raises:
     HostsError: on every host that has come; names those that have not.
-    Interrupted: this process is told to end.
+    Preempted: this process is told to end.
   """
   host, _, port = address.rpartition(":")
   if index == 0:
@@ -149,10 +149,10 @@ def _tell(host: str, port: int, index: int, seconds: float) -> tuple[dict[str, A
 
 def _end_if_told() -> None:
   """Raises:
-  Interrupted: this process is told to end.
+  Preempted: this process is told to end.
   """
   if reason := preemption.asked():
-    raise preemption.Interrupted(preemption.message(reason, "the hosts had not all come, and nothing is begun"))
+    raise preemption.Preempted(preemption.message(reason, "the hosts had not all come, and nothing is begun"))
 
 
 def _keep(connection: socket.socket) -> None:
@@ -173,7 +173,7 @@ def _line(connection: socket.socket, seconds: float) -> dict[str, Any]:
 
   Raises:
     OSError, ValueError: it does not come in time, or is something else.
-    Interrupted: this process is told to end.
+    Preempted: this process is told to end.
   """
   line, limit = b"", time.monotonic() + seconds
   while not line.endswith(b"\n"):

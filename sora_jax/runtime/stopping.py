@@ -31,11 +31,11 @@ def end_here(what: str) -> None:
     what: is on disk, for the message.
 
   Raises:
-    Interrupted: on all hosts.
+    Preempted: on all hosts.
   """
   reason = preemption.asked()
   if any(hosts.gather("whether a host was told to end", reason)):
-    raise preemption.Interrupted(preemption.message(reason or preemption.ELSEWHERE, what))
+    raise preemption.Preempted(preemption.message(reason or preemption.ELSEWHERE, what))
 
 
 class _Talks:

@@ -78,7 +78,7 @@ class AutoencoderTask:
       for i in range(0, len(self.probe), STATISTICS_BATCH)
     ]
     latents = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
-    measured = {"latent_mean": latents.mean(0), "latent_deviation": np.maximum(latents.std(0), 1e-3)}
+    measured = {"latent_mean": latents.mean(0), "latent_std": np.maximum(latents.std(0), 1e-3)}
     return {
       **params,
       **{k: jax.device_put(v.astype(np.float32), params[k].sharding) for k, v in measured.items()},

@@ -43,7 +43,7 @@ class LoopConfig:
   log_every: int
   preview_every: int
   keep_every: int = 0  # every so many steps a checkpoint stays for good
-  parts: int = 1  # a step computes so many parts of its batch one after another
+  accumulation: int = 1  # a step computes its batch in so many pieces, one after another
 
   @classmethod
   def of(cls, config: Any, name: str) -> "LoopConfig":
@@ -59,7 +59,7 @@ class LoopConfig:
       log_every=train.log_every,
       preview_every=train.preview_every,
       keep_every=train.keep_every,
-      parts=train.parts,
+      accumulation=train.accumulation,
     )
 
 
@@ -93,7 +93,7 @@ def fit(
 
   Raises:
     NonFiniteLoss: names the step and the clips of the batch; the last checkpoint stays as it is.
-    Interrupted: the run was told to end; its last step is saved.
+    Preempted: the run was told to end; its last step is saved.
     CheckpointError: the checkpoint in `folder` does not fit the task.
   """
   clock = goodput.current()
@@ -122,7 +122,9 @@ def fit(
         on_devices = sharding.to_devices(batch, mesh)
         if train_step is None:
           turn_to("compile")
-          train_step = _compile(make_step(task, optimizer, config.ema_decay, config.parts), state, on_devices, mesh)
+          train_step = _compile(
+            make_step(task, optimizer, config.ema_decay, config.accumulation), state, on_devices, mesh
+          )
           if told := stopping.agreed(step):
             break
         turn_to("step", step + 1)
@@ -160,7 +162,7 @@ def fit(
     clock.spend("other")
   if step < total:
     what = f"step {step} of {total} is saved" if step else f"no step of {total} was taken"
-    raise preemption.Interrupted(preemption.message(told, f"{config.name}: {what}"))
+    raise preemption.Preempted(preemption.message(told, f"{config.name}: {what}"))
   return state, meter.summary(total, first, resumed_from)
 
 

@@ -26,7 +26,7 @@ class Task(Protocol):
     """The scalar to minimise and what to log. Draws are keyed by clip, so `key` is the same on every device."""
 
   def weight(self, batch: Any) -> jax.Array:
-    """What the loss of a part of a batch counts in the mean over all parts."""
+    """The weight of a micro-batch's loss in the mean over the micro-batches of a step."""
 
   def preview(self, params: Params) -> np.ndarray | None:
     """A picture (H, W, 3) uint8 of what the model does now, for the log."""
@@ -82,16 +82,16 @@ def ema_decay(step: jax.Array, most: float) -> jax.Array:
   return jnp.minimum(most, (1.0 + step) / (10.0 + step))
 
 
-def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float, parts: int = 1) -> Callable:
+def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float, accumulation: int = 1) -> Callable:
   """The function (state, batch) -> (state, metrics). A step whose loss or gradient is not finite changes nothing.
 
   Args:
-    parts: a batch is computed in so many, one after another, and their gradients are added up.
+    accumulation: micro-batches that a batch is split into; their gradients are computed one after another and added.
   """
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
-    (loss, metrics), gradient = gradient_of(task, state.params, batch, key, parts)
+    (loss, metrics), gradient = gradient_of(task, state.params, batch, key, accumulation)
     norm = optax.global_norm(gradient)
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -105,20 +105,20 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, decay: float,
   return step
 
 
-def gradient_of(task: Task, params: Params, batch: Any, key: jax.Array, parts: int) -> tuple[Any, Params]:
-  """((loss, metrics), gradient) of a batch; with several parts, means over them by the task's weights.
+def gradient_of(task: Task, params: Params, batch: Any, key: jax.Array, accumulation: int) -> tuple[Any, Params]:
+  """((loss, metrics), gradient) of a batch; with several micro-batches, means over them by the task's weights.
 
   Raises:
-    ValueError: the rows can't be shared by so many parts.
+    ValueError: the rows don't divide into so many micro-batches.
   """
   gradient = jax.value_and_grad(task.loss, has_aux=True)
-  if parts == 1:
+  if accumulation == 1:
     return gradient(params, batch, key)
   rows, ranks = jax.tree.leaves(batch)[0].shape[0], sharding.ways("batch")
-  if rows % (parts * ranks):
+  if rows % (accumulation * ranks):
     raise ValueError(
-      f"train.parts={parts}: {rows} rows can't be shared by {ranks} ranks in {parts} parts: make train.rows a multiple "
-      f"of {parts * ranks}"
+      f"train.accumulation={accumulation}: {rows} rows can't be shared by {ranks} ranks in {accumulation} micro-"
+      f"batches: make train.rows a multiple of {accumulation * ranks}"
     )
 
   def add(total: Any, part: Any) -> tuple[Any, None]:
@@ -126,17 +126,19 @@ def gradient_of(task: Task, params: Params, batch: Any, key: jax.Array, parts: i
     found = gradient(params, part, key), 1.0
     return jax.tree.map(lambda old, new: old + weight * new, total, found), None
 
-  shapes = jax.eval_shape(lambda: (gradient(params, jax.tree.map(lambda x: x[0], split_rows(batch, parts)), key), 1.0))
+  shapes = jax.eval_shape(
+    lambda: (gradient(params, jax.tree.map(lambda x: x[0], split_rows(batch, accumulation)), key), 1.0)
+  )
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-  (found, weight), _ = jax.lax.scan(add, zeros, split_rows(batch, parts))
+  (found, weight), _ = jax.lax.scan(add, zeros, split_rows(batch, accumulation))
   return jax.tree.map(lambda x: x / weight, found)
 
 
-def split_rows(batch: Any, parts: int) -> Any:
-  """(rows, ...) -> (parts, rows / parts, ...): of each rank's rows, every part has as many."""
+def split_rows(batch: Any, accumulation: int) -> Any:
+  """(rows, ...) -> (accumulation, rows / accumulation, ...): each micro-batch has as many of each rank's rows."""
 
   def split(x: jax.Array) -> jax.Array:
-    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    x = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
     return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
   return jax.tree.map(split, batch)

@@ -26,7 +26,7 @@ def make_state(step: int) -> TrainState:
   return TrainState(tree, {"mu": tree}, tree, jnp.int32(step), jax.random.key_data(jax.random.key(0)))
 
 
-def save(steps: checkpoint.Steps, *numbers: int) -> None:
+def save(steps: checkpoint.CheckpointManager, *numbers: int) -> None:
   for number in numbers:
     assert checkpoint.save(steps, make_state(number), {"row": number}, {}, force=True)
   steps.wait_until_finished()
@@ -418,9 +418,9 @@ class TestALaterRunTakesTheFolder:
     assert "step 1 was pinned while it was being deleted, so it is gone" in capfd.readouterr().err
 
 
-def steps_of_another(workdir: pathlib.Path) -> checkpoint.Steps:
+def steps_of_another(workdir: pathlib.Path) -> checkpoint.CheckpointManager:
   """The steps of another run, which has not begun to save yet."""
-  return checkpoint.Steps(manifest.root(workdir), ocp.CheckpointManagerOptions())
+  return checkpoint.CheckpointManager(manifest.root(workdir), ocp.CheckpointManagerOptions())
 
 
 class TestFailedSaves:

@@ -24,7 +24,7 @@ from sora_jax.data.pipeline import (
 )
 from sora_jax.data.stream import Reading
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.packing.balance import Work
+from sora_jax.packing.balance import ClipFlops
 from sora_jax.packing.batch import RowShape
 from sora_jax.patches import Grid
 from sora_jax.video.io import UnreadableFile
@@ -34,7 +34,7 @@ ROW = RowShape(tokens=48, text=64, segments=8)
 # (frames, height, width) of a clip; 4, 6, 12 and 18 tokens.
 SHAPES = [(1, 16, 16), (1, 16, 24), (5, 16, 16), (5, 16, 24)]
 CLIPS = 40
-STEP = Step(rows=4, ranks=2, work=Work.of(12 * 8**2, 1, 8))
+STEP = Step(rows=4, ranks=2, flops=ClipFlops.of(12 * 8**2, 1, 8))
 
 
 def shard(index: int = 0, count: int = 1) -> Reading:
@@ -177,7 +177,7 @@ class TestPackedRows:
     for clip in range(CLIPS):
       segment = rows.segment(clip, 0)
       frames, height, width = SHAPES[clip % len(SHAPES)]
-      clean = segment.clean_N.reshape(GRID.token_shape(frames, height, width)[0], -1)
+      clean = segment.condition_N.reshape(GRID.token_shape(frames, height, width)[0], -1)
       assert (clean.all(1) == clean.any(1)).all() and not clean.all()
       given[frames] += int(clean.any())
     assert given[1] == 0 and given[5] == CLIPS // 2
@@ -185,7 +185,7 @@ class TestPackedRows:
   def test_ranks_of_a_step_have_equal_work_in_every_epoch(self, make_rows):
     """Of 18-token clips alone in a row and of rows full of 4-token ones: by chance ranks would differ."""
     row = RowShape(tokens=20, text=64, segments=8)
-    rows = make_rows(row=row, step=Step(rows=4, ranks=2, work=Work(1.0, 1.0)))
+    rows = make_rows(row=row, step=Step(rows=4, ranks=2, flops=ClipFlops(1.0, 1.0)))
     steps = 5 * len(rows) // 4  # some of them begin in one epoch and end in the next
     work = []
     for number in range(steps * 4):
@@ -208,7 +208,7 @@ class TestPackedRows:
         count = len(all_of_it.tokens_NC)
         assert len(places) == count - count // 4 and places == sorted(set(places))
         np.testing.assert_array_equal(kept.positions_N3, all_of_it.positions_N3[places])
-        np.testing.assert_array_equal(kept.clean_N, all_of_it.clean_N[places])
+        np.testing.assert_array_equal(kept.condition_N, all_of_it.condition_N[places])
         assert (kept.text_M == all_of_it.text_M).all() and (kept.size_4 == all_of_it.size_4).all()
         chosen.append(places)
     assert chosen[:8] != chosen[8:]

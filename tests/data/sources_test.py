@@ -17,7 +17,7 @@ from sora_jax.data import records, tfds_worlds, world_source
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
-from sora_jax.data.sources import Mixture, open_native, open_source, parse_size, part_of, small_frames
+from sora_jax.data.sources import Mixture, component_of, open_native, open_source, parse_size, small_frames
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_source import WorldSource
 from sora_jax.video import io as video_io
@@ -125,7 +125,7 @@ class TestOpenSource:
         assert clip.frames_THWC.shape == (*source.shape(index), 3) and source.shape(index)[0] <= 4
         assert source.shape(index)[1:] == (12, 20)
         assert (clip.fps, clip.caption) == (source.fps(index), source.captions(index)["long"])
-        assert clip.id == source.where(index)[0] and part_of(source, index) == 0
+        assert clip.id == source.where(index)[0] and component_of(source, index) == 0
 
   def test_records_give_what_their_folder_gives(self, kinds):
     own, built = (open_source(section(source=kinds[kind]), 0) for kind in ("folder", "records"))
@@ -196,7 +196,7 @@ class TestMixture:
     wanted = [(part, source, place) for part, source in enumerate(parts) for place in range(len(source))]
     assert len(mixture) == len(wanted) == 8
     for index, (part, source, place) in enumerate(wanted):
-      assert part_of(mixture, index) == mixture.part(index) == part
+      assert component_of(mixture, index) == mixture.part(index) == part
       assert mixture.shape(index) == source.shape(place) and mixture.fps(index) == source.fps(place)
       assert mixture.captions(index) == source.captions(place) and mixture.where(index) == source.where(place)
       found, clip = mixture[index], source[place]

@@ -19,7 +19,7 @@ def make_clip(index: int, tokens: int, given: int = 0, weight: float = 1.0) -> S
   return Segment(
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=np.zeros((tokens, 3), np.float32),
-    clean_N=np.arange(tokens) < given,
+    condition_N=np.arange(tokens) < given,
     text_M=np.array([1], np.int32),
     size_4=np.ones(4, np.float32),
     index=index,
@@ -50,7 +50,7 @@ def test_errors_equal_a_loop_over_clips(seed, sizes):
     for segment in range(ROW.segments):
       each = []
       for token in range(ROW.tokens):
-        if batch.segments_BL[row, token] == segment + 1 and not batch.clean_BL[row, token]:
+        if batch.segments_BL[row, token] == segment + 1 and not batch.condition_BL[row, token]:
           error = (x_hat[row, token] - batch.tokens_BLC[row, token]) / max(t[row, token], 0.05)
           each.append(np.mean(error**2))
       assert counts[row, segment] == len(each)
@@ -69,8 +69,8 @@ def test_the_error_is_that_of_the_velocity():
 
 def test_given_tokens_and_padding_do_not_count():
   batch = make_batch([make_clip(0, 6, given=2), make_clip(1, 5)])
-  t = np.where(batch.clean_BL, 0.0, 0.5).astype(np.float32)
-  free = batch.clean_BL | (batch.segments_BL == 0)
+  t = np.where(batch.condition_BL, 0.0, 0.5).astype(np.float32)
+  free = batch.condition_BL | (batch.segments_BL == 0)
   x_hat = np.zeros_like(batch.tokens_BLC)
   moved = np.where(free[..., None], 1e4, x_hat).astype(np.float32)
   before, after = losses(x_hat, batch, t), losses(moved, batch, t)
@@ -149,7 +149,7 @@ def test_corruption_mixes_noise_by_level_and_leaves_given_tokens_alone():
   t_BS = np.array([[0.25, 0.75, 0.0, 0.0]], np.float32)
   x_t, t = corrupt(batch, t_BS, 0)
   np.testing.assert_array_equal(t[0], [0, 0] + [0.25] * 4 + [0.75] * 5 + [0] * 5)
-  np.testing.assert_array_equal(x_t[batch.clean_BL], batch.tokens_BLC[batch.clean_BL])
+  np.testing.assert_array_equal(x_t[batch.condition_BL], batch.tokens_BLC[batch.condition_BL])
   np.testing.assert_array_equal(x_t[batch.segments_BL == 0], 0.0)
   noise, _ = corrupt(batch, np.ones_like(t_BS), 0)
   noised = np.asarray(t) > 0

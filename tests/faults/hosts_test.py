@@ -161,7 +161,7 @@ def test_a_host_that_is_stopped_ends_all_and_is_named(runs, who):
   ("place", "phase"),
   [
     ("'sora_jax.data.sources', 'open_source'", "(comparing config, data and code|opening the data)"),
-    ("'sora_jax.checkpoints.manager', 'Steps.latest_step', turn=2", "finding the step to resume from"),
+    ("'sora_jax.checkpoints.manager', 'CheckpointManager.latest_step', turn=2", "finding the step to resume from"),
   ],
   ids=["data", "restore"],
 )
@@ -214,7 +214,9 @@ class TestDifferences:
     self.assert_refused(runs, commands, "host 1 (", "no sight of what host 0 (", "Hosts share one --workdir")
 
   def test_of_the_step_to_resume_from(self, runs):
-    command = runs.words(fault="from sora_jax.checkpoints.manager import Steps; Steps.latest_step = lambda self: 3")
+    command = runs.words(
+      fault="from sora_jax.checkpoints.manager import CheckpointManager; CheckpointManager.latest_step = lambda self: 3"
+    )
     for each in runs.ended(command, command, HOST="1"):
       assert each.code == 1
       assert re.search(r"^sora: .*the newest step is null on host 0 \(.*\), 3 on host 1 \(", each.err, re.MULTILINE), (
@@ -235,7 +237,9 @@ class TestDifferences:
     assert not list(runs.folder.glob("w*/autoencoder"))
 
   def test_of_four_hosts_in_the_step_to_resume_from(self, runs):
-    command = runs.words(fault="from sora_jax.checkpoints.manager import Steps; Steps.latest_step = lambda self: 3")
+    command = runs.words(
+      fault="from sora_jax.checkpoints.manager import CheckpointManager; CheckpointManager.latest_step = lambda self: 3"
+    )
     for each in runs.ended(*[command] * 4, HOST="2"):
       assert each.code == 1
       said = r"^sora: .*the newest step is null on hosts 0 \(.*\), 1 \(.*\), 3 \(.*\), 3 on host 2 \("

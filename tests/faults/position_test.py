@@ -24,7 +24,7 @@ HOST = """
 import hashlib, json, sys
 import grain, jax, numpy as np
 from absl import flags
-from sora_jax.packing.balance import Work
+from sora_jax.packing.balance import ClipFlops
 from sora_jax.data import pipeline
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.stream import Reading
@@ -38,7 +38,7 @@ order = json.loads(sys.argv[1])
 store = LatentStore(order["folder"])
 tokenizer = Tokenizer.load(order["folder"] + "/tokenizer.model")
 texts = kept_texts(order["folder"], [entry["captions"] for entry in store.entries], tokenizer, 64)
-step = pipeline.Step(order["batch"], 4, Work.of(1000, 2, 16))
+step = pipeline.Step(order["batch"], 4, ClipFlops.of(1000, 2, 16))
 rows = pipeline.PackedRows(
   store, texts, Grid((2, 4, 4), (1, 2, 2)), RowShape(48, 64, 8), step, 7, pipeline.Shares(0.5, 0.5, order["dropped"])
 )

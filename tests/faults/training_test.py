@@ -138,7 +138,15 @@ def test_devices_without_memory_end_the_run_with_what_to_turn(begun):
   error = "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 35433480192 bytes.')"
   said = begun.failed(fault=f"import jax; fail_in_step(5, {error})")
   assert "Out of memory while trying to allocate 35433480192 bytes" in said
-  for knob in ("train.rows", "train.row_tokens", "train.parts", "model.remat", "mesh.fsdp", "mesh.tensor", "sora plan"):
+  for knob in (
+    "train.rows",
+    "train.row_tokens",
+    "train.accumulation",
+    "model.remat",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "sora plan",
+  ):
     assert knob in said
   assert_whole_and_finite(begun.folder / "w", 3)
   (found,) = begun.finished(1, "w", **{"model.remat": "full"})
@@ -230,12 +238,15 @@ class TestF29:
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"train.rows": 6}, "config.train.rows=6 can't be shared by mesh.data=1 x mesh.fsdp=4 devices in train.parts=1"),
+    (
+      {"train.rows": 6},
+      "config.train.rows=6 can't be shared by mesh.data=1 x mesh.fsdp=4 devices in train.accumulation=1",
+    ),
     (
       {"autoencoder.batch": 2, "mesh.data": 2},
       "config.autoencoder.batch=2 can't be shared by mesh.data=2 x mesh.fsdp=2",
     ),
-    ({"train.rows": 4, "train.parts": 2}, "train.parts=2: make it a multiple of 8"),
+    ({"train.rows": 4, "train.accumulation": 2}, "train.accumulation=2: make it a multiple of 8"),
   ],
   ids=["rows", "crops", "parts"],
 )

@@ -23,7 +23,7 @@ def drawn_params(seed: int):
   _, like = abstract(Autoencoder, CONFIG)
   rng = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.1, jnp.float32), like)
-  return {**params, "latent_deviation": jnp.array([0.5, 1.0, 2.0])}
+  return {**params, "latent_std": jnp.array([0.5, 1.0, 2.0])}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_workdir_of_another_autoencoder_is_refused(tmp_path):
   with checkpoint.manager(tmp_path) as steps:
     checkpoint.save(steps, state, {}, {})
   other = types.SimpleNamespace(channels=4, stages=SECTION.stages)
-  with pytest.raises(checkpoint.CheckpointError, match="does not fit this config: ema/latent_deviation"):
+  with pytest.raises(checkpoint.CheckpointError, match="does not fit this config: ema/latent_std"):
     Codec.load(tmp_path, other)
 
 

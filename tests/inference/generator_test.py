@@ -74,7 +74,7 @@ class TestSample:
   def test_a_given_first_frame_stays_whatever_the_seed(self, generator, sampling):
     given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     kept = generator.codec.decode(generator.codec.encode(given[None]), (1, 16, 16))[0, 0]
-    clips = [one(generator, dataclasses.replace(VIDEO, seed=seed, given_THWC=given), sampling) for seed in (1, 2)]
+    clips = [one(generator, dataclasses.replace(VIDEO, seed=seed, condition_THWC=given), sampling) for seed in (1, 2)]
     for clip in clips:
       np.testing.assert_allclose(clip[0], kept, atol=1e-4)
     assert np.abs(clips[0][1:] - clips[1][1:]).max() > 1e-3
@@ -93,7 +93,7 @@ class TestSample:
 
   def test_a_given_first_frame_is_not_made_again(self, generator, sampling):
     given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
-    request = dataclasses.replace(VIDEO, given_THWC=given)
+    request = dataclasses.replace(VIDEO, condition_THWC=given)
     clips = [one(generator, request, dataclasses.replace(sampling, first_frame=on)) for on in (False, True)]
     np.testing.assert_array_equal(*clips)
 
@@ -131,7 +131,7 @@ class TestRequest:
 
   def test_given_frames_of_another_size_are_refused_with_both_sizes(self):
     with pytest.raises(ValueError, match="given frames.*24.*16"):
-      dataclasses.replace(VIDEO, given_THWC=np.zeros((1, 16, 24, 3), np.float32))
+      dataclasses.replace(VIDEO, condition_THWC=np.zeros((1, 16, 24, 3), np.float32))
 
 
 class TestLoad:

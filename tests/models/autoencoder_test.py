@@ -34,7 +34,7 @@ class Coder:
     size = lambda leaf: leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * size(leaf), jnp.float32)
     self.params = jax.tree.map(draw, nnx.to_pure_dict(state))
-    self.params["latent_deviation"] = jnp.array([0.5, 1.0, 2.0])
+    self.params["latent_std"] = jnp.array([0.5, 1.0, 2.0])
     model = lambda params: nnx.merge(graph, params)
     self._encode = jax.jit(lambda params, x, past: model(params).encode(x, past))
     self._decode = jax.jit(lambda params, z, past: model(params).decode(z, past))
@@ -140,14 +140,14 @@ def test_the_second_chunk_needs_the_first(coder, frames):
 
 def test_latents_are_normalised_by_the_kept_statistics(coder, frames):
   mean, log_variance = coder._posterior(coder.params, frames)
-  expected = (np.asarray(mean) - np.asarray(coder.params["latent_mean"])) / np.asarray(coder.params["latent_deviation"])
+  expected = (np.asarray(mean) - np.asarray(coder.params["latent_mean"])) / np.asarray(coder.params["latent_std"])
   np.testing.assert_allclose(coder.encode(frames)[0], expected, rtol=1e-4, atol=1e-5)
   assert log_variance.shape == mean.shape and np.isfinite(log_variance).all()
 
 
 def test_decoding_undoes_the_normalisation(coder, frames, latent):
-  plain = {**coder.params, "latent_mean": jnp.zeros(3), "latent_deviation": jnp.ones(3)}
-  raw = latent * np.asarray(coder.params["latent_deviation"]) + np.asarray(coder.params["latent_mean"])
+  plain = {**coder.params, "latent_mean": jnp.zeros(3), "latent_std": jnp.ones(3)}
+  raw = latent * np.asarray(coder.params["latent_std"]) + np.asarray(coder.params["latent_mean"])
   np.testing.assert_allclose(coder._decode(plain, raw, None)[0], coder.decode(latent)[0], atol=1e-5)
 
 

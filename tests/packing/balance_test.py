@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sora_jax.packing.balance import Work, even_order, order_rows, spread
+from sora_jax.packing.balance import ClipFlops, even_order, order_rows, spread
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -13,7 +13,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def drawn(rows: int, seed: int = 0) -> np.ndarray:
-  """Work of rows as packing gives it: most are light, some four times as heavy."""
+  """ClipFlops of rows as packing gives it: most are light, some four times as heavy."""
   return 1.0 + 3.5 * rng(seed).beta(0.5, 1.2, rows)
 
 
@@ -22,10 +22,10 @@ class TestWork:
     depth, width, tokens = 2, 8, 5
     weights = 12 * depth * width**2
     attention = depth * 2 * (2 * tokens * tokens * width)  # scores, and the sum of values
-    assert Work.of(weights, depth, width)(tokens) == 2 * weights * tokens + attention
+    assert ClipFlops.of(weights, depth, width)(tokens) == 2 * weights * tokens + attention
 
   def test_a_long_clip_costs_more_than_many_short_ones_of_as_many_tokens(self):
-    work = Work.of(12 * 64**2, 1, 64)
+    work = ClipFlops.of(12 * 64**2, 1, 64)
     assert work(1000) > 2 * work(np.full(10, 100)).sum()
 
 

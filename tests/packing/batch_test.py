@@ -16,7 +16,7 @@ def segment(rng: np.random.Generator, tokens: int, text: int, index: int) -> Seg
   return Segment(
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=rng.normal(size=(tokens, 3)).astype(np.float32),
-    clean_N=rng.random(tokens) < 0.5,
+    condition_N=rng.random(tokens) < 0.5,
     text_M=rng.integers(1, 99, text).astype(np.int32),
     size_4=rng.random(4).astype(np.float32) + 1,
     index=index,
@@ -35,7 +35,7 @@ def test_a_packed_row_reads_back(seed, sizes):
     assert len(packed.tokens_NC) == 1 or (np.diff(np.flatnonzero(mine)) == 1).all()
     np.testing.assert_array_equal(row.tokens_BLC[mine], packed.tokens_NC)
     np.testing.assert_array_equal(row.positions_BL3[mine], packed.positions_N3)
-    np.testing.assert_array_equal(row.clean_BL[mine], packed.clean_N)
+    np.testing.assert_array_equal(row.condition_BL[mine], packed.condition_N)
     np.testing.assert_array_equal(row.text_BM[mine_text], packed.text_M)
     np.testing.assert_array_equal(row.size_BS4[number], packed.size_4)
     assert (row.weight_BS[number], row.clip_index_BS[number]) == (packed.weight, packed.index)

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import strategies as st
 
 from sora_jax.packing import slots
-from sora_jax.packing.balance import Work, order_rows
+from sora_jax.packing.balance import ClipFlops, order_rows
 from sora_jax.packing.batch import RowShape
 from sora_jax.packing.rows import LOOK_AHEAD, pack_rows
 from sora_jax.packing.slots import Everyone, Weighted
 
 ROW = RowShape(tokens=8192, text=1200, segments=64)
-WORK = Work(1.0, 1e-4)
+WORK = ClipFlops(1.0, 1e-4)
 STRETCH = 1000  # rows
 
 
@@ -44,7 +44,7 @@ class TestEveryone:
     filled = everyone.fill(0, rng(seed))
     assert sorted(filled.tolist()) == list(range(len(sizes)))
     assert kinds(lengths[filled], text[filled]) == kinds(everyone.lengths_K, everyone.text_K) == sizes
-    assert everyone.part_K.tolist() == [0] * len(sizes)
+    assert everyone.component_K.tolist() == [0] * len(sizes)
 
   def test_a_pass_is_a_function_of_its_draws_and_passes_differ(self):
     everyone = Everyone(np.repeat([4, 8], 50), np.repeat([1, 2, 3, 4], 25))
@@ -69,12 +69,12 @@ def ordered_shares(mixture: Weighted, ranks: int, rows_wanted: int, seed: int) -
   def by_part(who: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.array([np.bincount(who[row], weights=tokens[row], minlength=parts) for row in rows])
 
-  parts_RP = by_part(mixture.part_K, mixture.lengths_K)
-  work_R = np.array([WORK(mixture.lengths_K[row]).sum() for row in rows])
+  components_RP = by_part(mixture.component_K, mixture.lengths_K)
+  flops_R = np.array([WORK(mixture.lengths_K[row]).sum() for row in rows])
   run = []
   for number in range(-(-rows_wanted // len(rows))):
     draw = rng(number)
-    order = order_rows(work_R, ranks, 1, draw, number * len(rows) % ranks, parts_RP)
+    order = order_rows(flops_R, ranks, 1, draw, number * len(rows) % ranks, components_RP)
     filled = mixture.fill(number, draw)
     assert max(lengths[filled[row]].sum() for row in rows) <= ROW.tokens
     assert max(text[filled[row]].sum() for row in rows) <= ROW.text
@@ -100,7 +100,7 @@ class TestWeighted:
     mixture, (lengths, text, part) = weighted(weights), clips()
     for number in (0, 1, 17):
       filled = mixture.fill(number, rng(number))
-      assert (part[filled] == mixture.part_K).all()
+      assert (part[filled] == mixture.component_K).all()
       assert (lengths[filled] <= mixture.lengths_K).all() and (text[filled] <= mixture.text_K).all()
       tokens = np.bincount(part[filled], weights=lengths[filled])
       assert tokens / tokens.sum() == pytest.approx(weights, abs=0.002)
@@ -129,7 +129,7 @@ class TestWeighted:
     first = data.draw(st.integers(0, 10**6))
     for number in range(first, first + 12):
       filled = mixture.fill(number, rng(number))
-      assert (part[filled] == mixture.part_K).all()
+      assert (part[filled] == mixture.component_K).all()
       assert (lengths[filled] <= mixture.lengths_K).all() and (text[filled] <= mixture.text_K).all()
       seen += np.bincount(filled, minlength=len(part))
       for number_of_part in range(len(sizes)):
@@ -171,7 +171,7 @@ class TestWeighted:
     lengths = np.array([100, 100, 300])
     for weights in ((0.6, 0.4), (0.9, 0.1), (0.37, 0.63)):
       mixture = Weighted(lengths, np.ones(3, int), np.array([0, 0, 1]), weights, 0)
-      tokens = np.bincount(mixture.part_K, weights=mixture.lengths_K)
+      tokens = np.bincount(mixture.component_K, weights=mixture.lengths_K)
       assert tokens / tokens.sum() == pytest.approx(weights, abs=1 / slots.FEWEST)
 
   @pytest.mark.parametrize("tiny", [1e-9, 1e-5, 1e-3])
@@ -179,7 +179,7 @@ class TestWeighted:
     lengths, text, part = clips()
     keep = part != 2
     mixture = Weighted(lengths[keep], text[keep], part[keep], (1 - tiny, tiny), 0)
-    each_pass = (mixture.part_K == 1).sum()
+    each_pass = (mixture.component_K == 1).sum()
     assert 1 <= each_pass <= 50 and len(mixture.lengths_K) <= LOOK_AHEAD
     passes = -(-500 // each_pass)
     seen = {clip for number in range(passes) for clip in mixture.parts[1].clips[mixture.parts[1].turns(number)]}

@@ -113,7 +113,7 @@ class TestAnswer:
     assert found["fits"] is False  # more than nine tenths of 95.74 GiB
     few, more = found["knobs"]
     assert few == {
-      "set": "--config.train.parts=2 --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.context=2",
+      "set": "--config.train.accumulation=2 --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.context=2",
       "peak_hbm_gib": 40.0,
       "fits": True,
       "step_seconds": 16.0,
@@ -122,20 +122,20 @@ class TestAnswer:
     }
     assert (more["fits"], more["step_seconds"]) == (False, None)
     assert more["set"] == "--topology=v5p:4x4x8 --config.mesh.context=2"  # 64 rows
-    assert [(which[0].train.parts, which[2].chips) for which in asked] == [(1, 64), (2, 64), (1, 128)]
-    assert config.train.parts == config.mesh.context == 1
+    assert [(which[0].train.accumulation, which[2].chips) for which in asked] == [(1, 64), (2, 64), (1, 128)]
+    assert config.train.accumulation == config.mesh.context == 1
 
   def test_a_step_that_keeps_all_is_first_asked_to_keep_less(self, config):
     config.model.remat = "none"
     config.train.rows = 256
     flags = [flag for flag, _, _ in plan.knobs(config, chips.parse("v6e-256:2"), 64)]
-    assert flags == ["--config.model.remat=full", "--config.train.parts=2", "--topology=v6e:16x16:4"]
+    assert flags == ["--config.model.remat=full", "--config.train.accumulation=2", "--topology=v6e:16x16:4"]
     assert len(plan.knobs(config, None, 64)) == 2  # this machine has no twice as many
 
   def test_a_row_that_a_device_has_alone_is_shared(self, config):
     config.mesh.update(data=64, fsdp=1)
     (flags, changed, _), *_ = plan.knobs(config, chips.parse("v5p-128"), 64)
-    assert flags == "--config.train.parts=2 --config.mesh.data=32 --config.mesh.fsdp=1 --config.mesh.context=2"
+    assert flags == "--config.train.accumulation=2 --config.mesh.data=32 --config.mesh.fsdp=1 --config.mesh.context=2"
     assert (changed.mesh.data, changed.mesh.fsdp, changed.mesh.context) == (32, 1, 2)
     config.mesh.update(data=1, fsdp=64)
     assert plan.knobs(config, chips.parse("v5p-128"), 64)[0][0].endswith(

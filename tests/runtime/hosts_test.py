@@ -135,8 +135,8 @@ try:
     if hosts.index():
       time.sleep(1)
       os.kill(os.getpid(), signal.SIGKILL)
-    raise preemption.Interrupted("step 3 is saved")
-except preemption.Interrupted:
+    raise preemption.Preempted("step 3 is saved")
+except preemption.Preempted:
   sys.exit(preemption.REQUEUE)
 """
 
@@ -150,7 +150,7 @@ print("listens", flush=True)
 try:
   with hosts.joined():
     pass
-except preemption.Interrupted as error:
+except preemption.Preempted as error:
   print(error)
   sys.exit(preemption.REQUEUE)
 """
@@ -177,8 +177,8 @@ class TestToldToEnd:
     monkeypatch.setattr(hosts, "initialize", lambda: None)
     monkeypatch.setattr(hosts, "barrier", barrier)
     monkeypatch.setattr(os, "_exit", statuses.append)
-    with pytest.raises(preemption.Interrupted, match="step 3 is saved"), hosts.joined():
-      raise preemption.Interrupted("step 3 is saved")
+    with pytest.raises(preemption.Preempted, match="step 3 is saved"), hosts.joined():
+      raise preemption.Preempted("step 3 is saved")
     assert told == [("waited 600 s for host 1 (b): the end of the run", False)]
     hosts._leave()
     assert statuses == [preemption.REQUEUE]

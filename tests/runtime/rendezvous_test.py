@@ -144,7 +144,7 @@ def test_who_is_told_to_end_does(address, monkeypatch, where):
     assert not waiting.done()
     told.append(signal.SIGTERM)
     began = time.monotonic()
-    with pytest.raises(preemption.Interrupted, match="ended by SIGTERM: .* the same command goes on from there"):
+    with pytest.raises(preemption.Preempted, match="ended by SIGTERM: .* the same command goes on from there"):
       waiting.result()
     assert time.monotonic() - began < 3.0
 

@@ -97,7 +97,7 @@ def test_a_phase_ends_on_all_hosts_if_one_was_told_before_any_of_them_came_there
   monkeypatch.setattr(hosts, "raised", lambda flag: flag)
   monkeypatch.setattr(hosts, "gather", lambda name, told: [told, 15])
   monkeypatch.setattr(preemption, "_told", [mine] if mine else [])
-  with pytest.raises(preemption.Interrupted, match=f"ended by {re.escape(reason)}: 3 units are saved"):
+  with pytest.raises(preemption.Preempted, match=f"ended by {re.escape(reason)}: 3 units are saved"):
     stopping.end_here("3 units are saved")
 
 
@@ -108,5 +108,5 @@ def test_one_host_asks_nobody(monkeypatch):
   stopping.end_here("nothing")
   monkeypatch.setattr(preemption, "_told", [15])
   assert stopping.agreed(1) == 15 and stopping.heard()
-  with pytest.raises(preemption.Interrupted, match="ended by SIGTERM: 3 units are saved; the same command goes on"):
+  with pytest.raises(preemption.Preempted, match="ended by SIGTERM: 3 units are saved; the same command goes on"):
     stopping.end_here("3 units are saved")

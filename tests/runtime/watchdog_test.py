@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sora_jax.checkpoints.manager import Steps
+from sora_jax.checkpoints.manager import CheckpointManager
 from sora_jax.runtime import hosts, watchdog
 from sora_jax.runtime.watchdog import Post, Watchdog, told, verdict
 from tests.train import loop_test
@@ -252,9 +252,11 @@ def test_after_a_good_end_nobody_is_late(pair, capfd):
 def test_the_last_save_has_as_long_as_a_phase_s_first_step(tmp_path, monkeypatch, every):
   """A bucket may be slow, and no step comes after it in which the save could end."""
   mine, waits = Watchdog(Store(), 0, {0: "a"}, 600.0, {}), []
-  whole = Steps.wait_until_finished
+  whole = CheckpointManager.wait_until_finished
   monkeypatch.setattr(hosts, "at", mine.at)
-  monkeypatch.setattr(Steps, "wait_until_finished", lambda steps: waits.append(mine._now[0]) or whole(steps))
+  monkeypatch.setattr(
+    CheckpointManager, "wait_until_finished", lambda steps: waits.append(mine._now[0]) or whole(steps)
+  )
   loop_test.run(tmp_path, loop_test.loop_config(checkpoint_every=every))
   mine.stop()
   ends = [each for each in waits if each.stage == max(each.stage for each in waits)]

@@ -79,7 +79,7 @@ def test_finish_scales_latents_to_mean_0_and_deviation_1(task, state):
   np.testing.assert_allclose(after.mean(0), 0, atol=1e-3)
   np.testing.assert_allclose(after.std(0), 1, atol=1e-3)
   changed = {name for name in params if params[name] is not drifted[name]}
-  assert changed == {"latent_mean", "latent_deviation"}
+  assert changed == {"latent_mean", "latent_std"}
 
 
 def test_finish_changes_no_reconstruction(task, state, evaluate):

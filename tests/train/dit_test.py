@@ -34,7 +34,7 @@ def make_clip(index: int, tokens: int, words: tuple[int, ...]) -> Segment:
   return Segment(
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=(rng.random((tokens, 3)) * 16).astype(np.float32),
-    clean_N=np.arange(tokens) < index % 2,
+    condition_N=np.arange(tokens) < index % 2,
     text_M=np.array([1, *words], np.int32),
     size_4=np.array([1, 8, 8 + index, 8], np.float32),
     index=index,

@@ -239,7 +239,7 @@ def end_and_go_on(
   folder: pathlib.Path, whole, said: str, saved: list[int], iterator=None, task=None, **changes
 ) -> None:
   """A run that is told to end says `said` and leaves the steps `saved`; taken up again it ends as one that was not."""
-  with pytest.raises(preemption.Interrupted, match=f"ended by .*toy: {said}; the same command goes on"):
+  with pytest.raises(preemption.Preempted, match=f"ended by .*toy: {said}; the same command goes on"):
     run(folder, loop_config(**changes), iterator, task)
   assert (folder / "checkpoints").exists() and steps_of(folder) == saved
   preemption._told.clear()
@@ -273,7 +273,7 @@ def test_told_while_the_step_compiles_again_what_was_saved_stays(listening, whol
     run(tmp_path, loop_config(), Counter(last=5))
   before = checkpoint.digest(tmp_path)
   iterator = Counter()
-  with pytest.raises(preemption.Interrupted, match="step 4 of 12 is saved"):
+  with pytest.raises(preemption.Preempted, match="step 4 of 12 is saved"):
     run(tmp_path, loop_config(), iterator, Line(when_traced=terminate))
   assert checkpoint.digest(tmp_path) == before and not iterator.saves
   preemption._told.clear()

@@ -178,5 +178,5 @@ class TestParts:
       np.testing.assert_allclose(found, wanted, atol=1e-5)
 
   def test_rows_that_parts_cannot_share_are_refused(self):
-    with pytest.raises(ValueError, match="train.parts=3: 16 rows can't be shared by 1 ranks in 3 parts"):
+    with pytest.raises(ValueError, match="train.accumulation=3: 16 rows can't be shared by 1 ranks in 3 micro-batches"):
       gradient_of(Line(), None, batch(0), None, 3)
