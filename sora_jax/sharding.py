@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sora_jax.errors import InputError
+
 MESH_AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
 # What a config gives sizes for: `context` devices share the tokens of a row, `ulysses` of them by exchanging heads for
 # tokens, the rest by passing keys round a ring.
@@ -63,7 +65,7 @@ def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[jax.Device]
   devices = jax.devices() if devices is None else devices
   sizes = _sizes({"fsdp": -1} if shape is None else shape, len(devices))
   if sizes["context"] % sizes["ulysses"]:
-    raise ValueError(f"mesh.ulysses={sizes['ulysses']} must divide mesh.context={sizes['context']}, whose part it is")
+    raise InputError(f"mesh.ulysses={sizes['ulysses']} must divide mesh.context={sizes['context']}, whose part it is")
   ring = sizes["context"] // sizes["ulysses"]
   counts = (sizes["data"], sizes["fsdp"], ring, sizes["ulysses"], sizes["tensor"])
   return Mesh(make_grid(counts, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
@@ -76,7 +78,7 @@ def make_grid(counts: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndar
   if slices == 1:
     return mesh_utils.create_device_mesh(counts, devices, allow_split_physical_axes=True)
   if counts[0] % slices:
-    raise ValueError(f"mesh.data={counts[0]}: the {slices} slices lie along it, so make it a multiple of {slices}")
+    raise InputError(f"mesh.data={counts[0]}: the {slices} slices lie along it, so make it a multiple of {slices}")
   within, across = (counts[0] // slices, *counts[1:]), (slices, *[1] * (len(counts) - 1))
   return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
@@ -85,13 +87,13 @@ def _sizes(shape: dict[str, int], devices: int) -> dict[str, int]:
   """A size for each of CONFIG_AXES; `ulysses` is a part of `context`, so it does not count."""
   unknown = set(shape) - set(CONFIG_AXES)
   if unknown:
-    raise ValueError(f"mesh axis {sorted(unknown)[0]!r} is unknown: the axes are {', '.join(CONFIG_AXES)}")
+    raise InputError(f"mesh axis {sorted(unknown)[0]!r} is unknown: the axes are {', '.join(CONFIG_AXES)}")
   sizes = dict.fromkeys(CONFIG_AXES, 1) | shape
   counted = [axis for axis in CONFIG_AXES if axis != "ulysses"]
   known = int(np.prod([sizes[axis] for axis in counted if sizes[axis] > 0]))
   sizes |= {axis: devices // known for axis in counted if sizes[axis] < 0}
   if np.prod([sizes[axis] for axis in counted]) != devices:
-    raise ValueError(f"mesh {sizes} does not cover {devices} devices: make one axis -1")
+    raise InputError(f"mesh {sizes} does not cover {devices} devices: make one axis -1")
   return sizes
 
 
@@ -218,5 +220,5 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     begun[device.process_index].add(index[0].start or 0)  # type: ignore[attr-defined]  # JAX hides the class
   shares = sorted({tuple(sorted(rows)) for rows in begun.values()})
   if sum(map(len, shares)) != parts or len({len(rows) for rows in shares}) > 1:
-    raise ValueError(f"processes hold the rows {shares} of {parts}: make the mesh's axes whole processes")
+    raise InputError(f"processes hold the rows {shares} of {parts}: make the mesh's axes whole processes")
   return shares.index(tuple(sorted(begun[jax.process_index()]))), len(shares)

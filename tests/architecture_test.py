@@ -22,6 +22,7 @@ PACKAGE = "sora_jax"
 
 # A row may import the rows above it. Inside a row, only what SIDEWAYS lists.
 LAYERS = (
+  ("errors",),
   ("runtime", "clips"),
   ("sharding", "patches", "packing"),
   ("checkpoints",),

@@ -18,6 +18,7 @@ from sora_jax import sharding
 from sora_jax.checkpoints import manifest
 from sora_jax.checkpoints.manager import ARRAYS, TAKEN, CheckpointManager, DamagedCheckpoint, Pinned, first_line
 from sora_jax.checkpoints.manifest import CheckpointError, Folder
+from sora_jax.errors import InputError
 from sora_jax.sharding import path_name
 
 FORMAT = 2  # of a step; raised when an older version could not read it
@@ -44,7 +45,7 @@ def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every:
     keep_every: steps that this number divides stay too; 0 is none.
   """
   if keep is not None and keep < 1:
-    raise ValueError(f"keep is {keep}, which would delete every checkpoint: give 1 or more")
+    raise InputError(f"keep is {keep}, which would delete every checkpoint: give 1 or more")
   path = manifest.root(folder)
   policies = ocp.checkpoint_managers
   stay = [policies.LatestN(keep), Pinned(path), *([policies.EveryNSteps(keep_every)] if keep_every else [])]

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from sora_jax.checkpoints import checkpoint, manifest
+from sora_jax.errors import InputError
 
 TYPES = {
   "bool": "BOOL",
@@ -73,7 +74,7 @@ def header(tensors: dict[str, np.ndarray], about: dict[str, str]) -> bytes:
   end = 0
   for name, array in tensors.items():
     if array.dtype.name not in TYPES:
-      raise ValueError(f"{name} is of type {array.dtype.name}, which safetensors files can't hold")
+      raise InputError(f"{name} is of type {array.dtype.name}, which safetensors files can't hold")
     start, end = end, end + array.nbytes
     entries[name] = {"dtype": TYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [start, end]}
   text = json.dumps(entries, separators=(",", ":")).encode()

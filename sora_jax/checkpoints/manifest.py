@@ -25,6 +25,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sora_jax.errors import InputError
+
 Folder = str | os.PathLike
 
 FORMAT = 1  # of the manifest
@@ -32,7 +34,7 @@ WRITER = "writer"
 THREADS = 8  # sha256 runs outside the interpreter's lock; one thread makes 0.5 to 2 GB/s
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
   """A checkpoint is missing, foreign or damaged; the message names it."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sora_jax.errors import InputError
 from sora_jax.runtime import hosts, preemption, process
 
 FLAGS = flags.FLAGS
@@ -77,7 +78,7 @@ USAGE = """usage: sora COMMAND [flags]
 every command takes --json"""
 
 
-class UsageError(ValueError):
+class UsageError(InputError):
   """The command line is incomplete; the message says what is missing."""
 
 
@@ -240,7 +241,7 @@ def _checkpoint_verify(found: dict, folder: str) -> dict:
   if found["faults"] or found["unchecked"] == [FLAGS.step]:
     if FLAGS.json:
       print(json.dumps(found))
-    raise ValueError(f"{folder}: {len(found['faults'])} damaged files" if found["faults"] else "nothing was checked")
+    raise InputError(f"{folder}: {len(found['faults'])} damaged files" if found["faults"] else "nothing was checked")
   return found
 
 
@@ -266,7 +267,7 @@ def _data_check(name: str) -> dict:
   if not found["kept"]:
     if FLAGS.json:
       print(json.dumps(found))
-    raise ValueError(f"{name}: nothing usable in {found['clips']} lines and files")
+    raise InputError(f"{name}: nothing usable in {found['clips']} lines and files")
   return found
 
 

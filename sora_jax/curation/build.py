@@ -24,6 +24,7 @@ from sora_jax.curation import duplicates, scenes
 from sora_jax.data import records
 from sora_jax.data.files import MISSING, Dropped, FileSource, describe_dropped
 from sora_jax.data.sources import Source, small_frames, small_size
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage, work_units
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
@@ -99,7 +100,7 @@ def build(
   kept, dropped = _choose(source, root, settings, looks)
   dropped = [*source.dropped, *dropped]
   if not kept:
-    raise ValueError(f"nothing of {len(source)} clips is kept: {describe_dropped(dropped)}")
+    raise InputError(f"nothing of {len(source)} clips is kept: {describe_dropped(dropped)}")
   shards = [kept[start : start + settings.shard_clips] for start in range(0, len(kept), settings.shard_clips)]
   names = [_lines_name(unit) for unit in range(len(shards))]
   work_units.run(functools.partial(write_unit, source, root, shards), _missing(root, names), "write", workers, beam)
@@ -118,17 +119,17 @@ def _claim(folder: epath.Path, key: dict[str, Any]) -> dict[str, Any] | None:
       found = json.loads((folder / BUILD).read_text())
       before = {name: found["key"][name] for name in key}
     except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f"{folder / BUILD} is not of a build: use another --out") from error
+      raise InputError(f"{folder / BUILD} is not of a build: use another --out") from error
     for name in key:
       if before[name] != key[name]:
-        raise ValueError(
+        raise InputError(
           f"{folder} holds a build with another {name} ({before[name]!r}, not {key[name]!r}): use another --out"
         )
     if "result" in found:
       _tidy(folder)  # where it was stopped just before
       return found["result"]
   elif folder.exists() and not all(_is_part(path.name, BUILD) for path in folder.iterdir()):
-    raise ValueError(f"{folder} is not empty and no build: use another --out")
+    raise InputError(f"{folder} is not empty and no build: use another --out")
   else:
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_text(folder / BUILD, json.dumps({"key": key}, indent=1) + "\n")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sora_jax import clips
+from sora_jax.errors import InputError
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
 
@@ -93,7 +94,7 @@ class View(NamedTuple):
       ValueError: a value out of range.
     """
     if not 0 <= self.fps < math.inf or self.max_frames < 1:
-      raise ValueError(f"fps >= 0 and max_frames >= 1 are needed: got {self.fps} and {self.max_frames}")
+      raise InputError(f"fps >= 0 and max_frames >= 1 are needed: got {self.fps} and {self.max_frames}")
 
   def rate(self, native: float) -> float:
     """Frames per second of a clip whose own rate is `native` (0 for an image)."""
@@ -116,7 +117,7 @@ def reopened(kind: Callable[..., Any], arguments: dict[str, Any], fingerprint: s
   """
   source = kind(**arguments)
   if source.fingerprint != fingerprint:
-    raise ValueError(f"{next(iter(arguments.values()))}: changed since it was opened: start again")
+    raise InputError(f"{next(iter(arguments.values()))}: changed since it was opened: start again")
   return source
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from sora_jax.data.files import MAX_CAPTION, Dropped, Entry, FileSource, Fit, View, describe_dropped, is_clean
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
@@ -28,7 +29,7 @@ _Path = Any  # pathlib.Path, or epath.Path of an address: alike, but of no commo
 _EXTENSIONS = frozenset(".mp4 .m4v .mov .webm .mkv .gif .png .jpg .jpeg .webp".split())
 
 
-class NothingUsable(ValueError):
+class NothingUsable(InputError):
   """Every line and file was dropped; `dropped` lists them."""
 
   def __init__(self, message: str, dropped: list[Dropped]):
@@ -78,13 +79,13 @@ def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
 def _find_captions(folder: str | os.PathLike) -> epath.Path:
   root = epath.Path(folder)
   if not root.is_dir():
-    raise ValueError(f"{folder}: no such folder")
+    raise InputError(f"{folder}: no such folder")
   for name in CAPTIONS:
     path = root / name
     if path.is_file() if storage.is_remote(folder) else os.path.isfile(path):  # epath takes a pipe for a file
       return root / name
   example = json.dumps({"file": "cat.mp4", "caption": "A cat jumps off a wall."})
-  raise ValueError(
+  raise InputError(
     f"{folder}: no {' or '.join(CAPTIONS)} in it: write one with a line for each video or image, as {example}"
   )
 

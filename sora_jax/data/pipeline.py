@@ -17,6 +17,7 @@ from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore, digest
 from sora_jax.data.sources import Source, component_of
 from sora_jax.data.stream import Extent, Reading, Stream
+from sora_jax.errors import InputError
 from sora_jax.packing.balance import ClipFlops, order_rows
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row
 from sora_jax.packing.rows import pack_rows
@@ -74,7 +75,7 @@ def readable_frames(source: Source, index: int) -> np.ndarray:
       return source[candidate % len(source)].frames_THWC
     except UnreadableFile as error:
       print(f"skipped clip {candidate % len(source)}: {error}", file=sys.stderr)
-  raise ValueError(f"not one of {len(source)} clips can be read")
+  raise InputError(f"not one of {len(source)} clips can be read")
 
 
 def crop(frames_THWC: np.ndarray, shape_THW: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
@@ -135,9 +136,9 @@ class PackedRows:
         can't be shared out.
     """
     if not len(store):
-      raise ValueError("no clips to train on")
+      raise InputError("no clips to train on")
     if step.rows % step.ranks:
-      raise ValueError(f"{step.rows} rows a step can't be shared by {step.ranks} ranks: make it a multiple")
+      raise InputError(f"{step.rows} rows a step can't be shared by {step.ranks} ranks: make it a multiple")
     self.store, self.grid, self.row, self.seed = store, grid, row, seed
     self.texts, self.step, self.shares = texts, step, shares
     lengths = np.array([_kept(_tokens(entry["shape"], grid.patch), shares) for entry in store.entries])
@@ -177,7 +178,7 @@ class PackedRows:
       latent, size, frames = self.store[clip][:3]
     except (OSError, ValueError, EOFError) as error:
       named = f"{self.store.folder}: the latents of clip {self.store.entries[clip]['id']} can't be read"
-      raise ValueError(f"{named} ({error}): delete that folder, and they are made again") from error
+      raise InputError(f"{named} ({error}): delete that folder, and they are made again") from error
     tokens_NC = np.asarray(patchify(latent, self.grid.patch))
     style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
     positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])

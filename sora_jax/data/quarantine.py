@@ -8,12 +8,13 @@ from etils import epath
 
 from sora_jax.data.files import Dropped, describe_dropped
 from sora_jax.data.folder import UNNAMED
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
 FILE = "quarantine.jsonl"
 
 
-class TooManyBad(ValueError):
+class TooManyBad(InputError):
   """More of the source can't be used than the config allows."""
 
 

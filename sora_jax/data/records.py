@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from sora_jax.data.files import MAX_CAPTION, Entry, FileSource, Fit, View, is_clean, reopened
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video.io import Probe, UnreadableFile
 
@@ -34,7 +35,7 @@ MAX_ID = 5000  # characters: a path, and the times of a scene
 _KEYS = {"id", "short", "long", "sha256", *(field.name for field in dataclasses.fields(Probe))}
 
 
-class BadRecords(ValueError):
+class BadRecords(InputError):
   """A folder of records that is damaged, foreign or not complete; the message names the file."""
 
 

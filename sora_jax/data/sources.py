@@ -20,6 +20,7 @@ from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_source import WorldSource
+from sora_jax.errors import InputError
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
 
@@ -137,7 +138,7 @@ def parse_size(text: str) -> tuple[int, int]:
   """
   parts = text.lower().split("x")
   if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 8192 for part in parts):
-    raise ValueError(f"size {text!r} is not WIDTHxHEIGHT, say 1920x1080, with sides from 1 to 8192")
+    raise InputError(f"size {text!r} is not WIDTHxHEIGHT, say 1920x1080, with sides from 1 to 8192")
   return int(parts[1]), int(parts[0])
 
 
@@ -158,10 +159,10 @@ def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool 
   """
   names = [name.strip() for name in section.source.split(",")]
   if not all(names):
-    raise ValueError(f"config.data.source={section.source!r}: a source without a name")
+    raise InputError(f"config.data.source={section.source!r}: a source without a name")
   weights = tuple(section.weights)
   if weights and (len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights)):
-    raise ValueError(f"config.data.weights={weights}: one above 0 for each of the {len(names)} sources, or none at all")
+    raise InputError(f"config.data.weights={weights}: one above 0 for each of the {len(names)} sources, or none at all")
   view = View(section.fps, section.max_frames, fit)
   opened: list[Source] = []
   for name in names:
@@ -189,7 +190,7 @@ def _open(name: str, view: View) -> Source:
   try:
     opened = RecordSource if records.is_records(name) else FolderSource
   except KeyError as error:
-    raise ValueError(f"{name}: not a kind of address that is known: gs://, s3://, az:// and hf:// are") from error
+    raise InputError(f"{name}: not a kind of address that is known: gs://, s3://, az:// and hf:// are") from error
   except ImportError as error:  # the client of a kind of bucket
-    raise ValueError(f"{name}: {str(error).partition(chr(10))[0]}") from error
+    raise InputError(f"{name}: {str(error).partition(chr(10))[0]}") from error
   return opened(name, **view._asdict())

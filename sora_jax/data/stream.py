@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import grain
 
+from sora_jax.errors import InputError, SoraError
 from sora_jax.runtime import preemption
 
 ENDLESS = 2**40  # elements; more than any run takes
@@ -17,11 +18,11 @@ AHEAD = 8  # batches that are made before they are asked for: a few slow files i
 ON_MISMATCH = ("error", "restart", "remap")
 
 
-class DataChanged(ValueError):
+class DataChanged(InputError):
   """A position was saved in other data than these."""
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(SoraError, RuntimeError):
   """A process that makes batches was killed, as a system does that has no memory left."""
 
 
@@ -80,9 +81,9 @@ class Stream:
       ValueError: a batch that the hosts can't share, or an unknown `on_mismatch`.
     """
     if batch % reading.shard.shard_count:
-      raise ValueError(f"{batch} elements a step can't be shared by {reading.shard.shard_count} hosts")
+      raise InputError(f"{batch} elements a step can't be shared by {reading.shard.shard_count} hosts")
     if reading.on_mismatch not in ON_MISMATCH:
-      raise ValueError(f"config.data.on_mismatch={reading.on_mismatch!r}: it is one of {', '.join(ON_MISMATCH)}")
+      raise InputError(f"config.data.on_mismatch={reading.on_mismatch!r}: it is one of {', '.join(ON_MISMATCH)}")
     self.element, self.batch = element, batch
     self.extent, self.on_mismatch = extent, reading.on_mismatch
     hosts = reading.shard.shard_count

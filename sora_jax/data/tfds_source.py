@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sora_jax import clips
 from sora_jax.data.files import MAX_CAPTION, Dropped, View, describe_dropped, is_clean, reopened
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video import io as video_io
 
@@ -70,7 +71,7 @@ class TfdsSource:
     bad = [(place, row["reason"]) for place, row in enumerate(rows) if "reason" in row]
     self.dropped: Sequence[Dropped] = [Dropped(f"{self.name}-{place}", 0, reason) for place, reason in bad]
     if not self.index:
-      raise ValueError(f"tfds:{spec}: nothing usable: {describe_dropped(self.dropped)}")
+      raise InputError(f"tfds:{spec}: nothing usable: {describe_dropped(self.dropped)}")
 
   def __reduce__(self):
     return reopened, (TfdsSource, {"spec": self.spec, "view": self.view}, self.fingerprint)
@@ -117,7 +118,7 @@ class TfdsSource:
       fps = float(example[self.keys.fps]) if self.keys.fps else VIDEO_FPS
       captions = {style: self._text(getattr(self.keys, style), example) for style in ("short", "long")}
     except ImportError as error:
-      raise ValueError(f"tfds:{self.spec}: its features can't be decoded: {error}") from error
+      raise InputError(f"tfds:{self.spec}: its features can't be decoded: {error}") from error
     except video_io.UnreadableFile as error:
       return {"reason": f"unreadable: {error}"}
     frames, height, width = frames_THWC.shape[:3]
@@ -174,15 +175,15 @@ def _builder(name: str) -> Any:
   except Exception as error:  # of any kind, where a file of the folder is damaged
     what = "not a prepared data set" if here else "no such data set, and no folder of one"
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    raise ValueError(f"tfds:{name}: {what}: {reason}") from error
+    raise InputError(f"tfds:{name}: {what}: {reason}") from error
   if not builder.is_prepared():
     ours = "import sora_jax.data.tfds_worlds; " if name.startswith("sora_worlds") else ""
-    raise ValueError(
+    raise InputError(
       f"tfds:{name}: not prepared under {builder.data_dir}: {ours}tfds.builder({name!r}, file_format='array_record')"
       ".download_and_prepare() does it, and $TFDS_DATA_DIR says where"
     )
   if storage.is_remote(builder.data_dir):
-    raise ValueError(f"tfds:{name}: {builder.data_dir} is in a bucket: copy it to this machine, and name the folder")
+    raise InputError(f"tfds:{name}: {builder.data_dir} is in a bucket: copy it to this machine, and name the folder")
   return builder
 
 
@@ -192,11 +193,11 @@ def _data(builder: Any, split: str, spec: str) -> Any:
     return builder.as_data_source(split=split)
   except NotImplementedError as error:
     stored = getattr(builder.info.file_format, "value", "another format")
-    raise ValueError(f"tfds:{spec}: stored as {stored}: prepare it with file_format='array_record'") from error
+    raise InputError(f"tfds:{spec}: stored as {stored}: prepare it with file_format='array_record'") from error
   except Exception as error:  # of any kind, as above
     splits = ", ".join(builder.info.splits)
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    raise ValueError(f"tfds:{spec}: no split {split!r} of {splits}: {reason}") from error
+    raise InputError(f"tfds:{spec}: no split {split!r} of {splits}: {reason}") from error
 
 
 def find_keys(features: Any, spec: str) -> Keys:
@@ -215,7 +216,7 @@ def find_keys(features: Any, spec: str) -> Keys:
   short, long = short or long, long or short
   if not pictures or not short:
     what = "captions" if pictures else "pictures"
-    raise ValueError(f"tfds:{spec}: no {what} among its features {', '.join(sorted(known))}")
+    raise InputError(f"tfds:{spec}: no {what} among its features {', '.join(sorted(known))}")
   timed = shapes.get("fps") == () and np.issubdtype(known["fps"].np_dtype, np.number)
   return Keys(pictures[0], short[0], long[0], "fps" if timed else None)
 

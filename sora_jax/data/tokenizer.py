@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import sentencepiece
 from etils import epath
 
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
 PAD, START, UNKNOWN = 0, 1, 2
@@ -32,7 +33,7 @@ class Tokenizer:
     """
     captions = [caption for caption in captions if caption.strip()]
     if not captions:
-      raise ValueError("no caption to train a tokenizer on: every caption is empty")
+      raise InputError("no caption to train a tokenizer on: every caption is empty")
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(captions),
@@ -59,14 +60,14 @@ class Tokenizer:
     """
     file = epath.Path(path)
     if not file.exists():
-      raise ValueError(f"no tokenizer at {file}: it is written when training starts")
+      raise InputError(f"no tokenizer at {file}: it is written when training starts")
     model = file.read_bytes()
     if not model:  # which SentencePiece takes for "no model given"
-      raise ValueError(f"{file} is no SentencePiece model: it is empty")
+      raise InputError(f"{file} is no SentencePiece model: it is empty")
     try:
       return cls(model)
     except (RuntimeError, OSError) as error:
-      raise ValueError(f"{file} is no SentencePiece model: {str(error).splitlines()[0]}") from error
+      raise InputError(f"{file} is no SentencePiece model: {str(error).splitlines()[0]}") from error
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the file whole or not at all."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from sora_jax.clips import Clip
 from sora_jax.data.files import Dropped
+from sora_jax.errors import InputError
 from sora_jax.worlds.world import State, get_world
 
 # Of a world that is asked for by its name alone: (height, width), durations, frames per second, clips.
@@ -40,7 +41,7 @@ class WorldSource:
       ValueError: an unknown world, or nothing to show.
     """
     if clips < 1 or not sizes or not frames or min(frames) < 1 or not 0 < fps < math.inf:
-      raise ValueError(f"a world needs clips, sizes, frames and fps above 0: got {clips}, {sizes}, {frames} and {fps}")
+      raise InputError(f"a world needs clips, sizes, frames and fps above 0: got {clips}, {sizes}, {frames} and {fps}")
     self.world = get_world(world)
     self.clips, self.rate, self.seed, self.held_out = clips, fps, seed, held_out
     self.shapes = [(t, h, w) for t in frames for h, w in sizes]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sora_jax.errors import InputError
+
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -23,7 +25,7 @@ def clean_from(output: jax.Array, x_t: jax.Array, t: jax.Array, prediction: str)
     return output
   if prediction == "v":
     return x_t - t[..., None] * output
-  raise ValueError(f"diffusion.prediction is {prediction!r}: it is 'x' or 'v'")
+  raise InputError(f"diffusion.prediction is {prediction!r}: it is 'x' or 'v'")
 
 
 def velocity(x_hat: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:

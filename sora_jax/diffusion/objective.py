@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.diffusion import noise, schedules
+from sora_jax.errors import InputError
 from sora_jax.packing.batch import PackedBatch, per_token
 
 MIN_TIME = 0.05  # errors divide by t; below this level they divide by this (Li & He 2025, section 4.3)
@@ -80,7 +81,7 @@ def segment_weights(batch: PackedBatch, weighting: str) -> jax.Array:
   count_BS = _predicted(batch).sum(1).astype(jnp.float32)
   weights = {"clip": (count_BS > 0) * batch.weight_BS, "token": count_BS * batch.weight_BS}
   if weighting not in weights:
-    raise ValueError(f"diffusion.weighting is {weighting!r}: it is 'clip' or 'token'")
+    raise InputError(f"diffusion.weighting is {weighting!r}: it is 'clip' or 'token'")
   return weights[weighting]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from sora_jax.diffusion import schedules
 from sora_jax.diffusion.denoiser import Denoise, velocity
+from sora_jax.errors import InputError
 
 METHODS = ("euler", "heun")
 
@@ -37,9 +38,9 @@ def sample(
     ValueError: an unknown method, or no steps.
   """
   if method not in METHODS:
-    raise ValueError(f"sampling method {method!r} is unknown: it is {' or '.join(METHODS)}")
+    raise InputError(f"sampling method {method!r} is unknown: it is {' or '.join(METHODS)}")
   if steps < 1:
-    raise ValueError(f"{steps} sampling steps: at least 1 is needed")
+    raise InputError(f"{steps} sampling steps: at least 1 is needed")
   grid = schedules.time_grid(steps)
 
   def level(t: jax.Array) -> jax.Array:

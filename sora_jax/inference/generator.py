@@ -21,6 +21,7 @@ from sora_jax.clips import Clip, contact_sheet, to_uint8
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion import noise, objective, samplers, schedules
 from sora_jax.diffusion.denoiser import Denoise, clean_from, guided
+from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
@@ -57,13 +58,13 @@ class Request:
       ("frames", self.frames, MAX_FRAMES),
     ):
       if not 1 <= value <= most:
-        raise ValueError(f"{name} {value} is not from 1 to {most}")
+        raise InputError(f"{name} {value} is not from 1 to {most}")
     if not 0 < self.fps <= 240:
-      raise ValueError(f"fps {self.fps} is not above 0 and at most 240")
+      raise InputError(f"fps {self.fps} is not above 0 and at most 240")
     if not 0 <= self.seed < 2**31:
-      raise ValueError(f"seed {self.seed} is not from 0 to {2**31 - 1}")
+      raise InputError(f"seed {self.seed} is not from 0 to {2**31 - 1}")
     if self.condition_THWC is not None and self.condition_THWC.shape[1:3] != (self.height, self.width):
-      raise ValueError(
+      raise InputError(
         f"the given frames have (height, width) {self.condition_THWC.shape[1:3]}, the clip {(self.height, self.width)}"
       )
 

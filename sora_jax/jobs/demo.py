@@ -20,6 +20,7 @@ from PIL import Image
 from sora_jax import __version__
 from sora_jax.data.sources import parse_size
 from sora_jax.data.world_source import WorldSource
+from sora_jax.errors import InputError
 from sora_jax.evaluation import fidelity, simulation
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
@@ -44,7 +45,7 @@ def run(out: pathlib.Path) -> dict:
   """
   started = time.monotonic()
   if not CONFIG.is_file():
-    raise ValueError(f"{CONFIG} is missing: run the demo from a checkout (pip install -e .)")
+    raise InputError(f"{CONFIG} is missing: run the demo from a checkout (pip install -e .)")
   config = runpy.run_path(str(CONFIG))["get_config"]()
   training.train(config, out / "run")
   log = read_metrics(out / "run" / "logs")  # not the summary: that is of this process alone

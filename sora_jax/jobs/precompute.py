@@ -14,6 +14,7 @@ from sora_jax.clips import Clip
 from sora_jax.data import latents, quarantine
 from sora_jax.data.files import Dropped
 from sora_jax.data.sources import Source, component_of
+from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.runtime import hosts, stopping, work_units
 from sora_jax.video.io import UnreadableFile
@@ -119,7 +120,7 @@ def check(store: latents.LatentStore, source: Source, max_bad: float) -> None:
   try:
     if not len(store):
       told = [f"{each.file} ({each.reason})" for each in bad]
-      raise ValueError(f"not one of {len(source)} clips could be read: {'; '.join(told[:5])}")
+      raise InputError(f"not one of {len(source)} clips could be read: {'; '.join(told[:5])}")
     quarantine.stop_at(max_bad, bad, len(store))
   except ValueError:
     latents.forget_bad(store.folder)

@@ -18,6 +18,7 @@ from sora_jax import __version__
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import from_uint8
 from sora_jax.data.sources import parse_size
+from sora_jax.errors import InputError
 from sora_jax.inference.generator import Generator, Request, Sampling
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
@@ -125,11 +126,11 @@ def again(path: str | pathlib.Path, out: str | None = None) -> dict:
     order, number = check_types(Order(**fields)), int(whole["number"])
     image_sha256, weights = whole["image_sha256"], whole["weights_sha256"]
   except (OSError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path} is not the JSON that `sora sample` writes beside a clip ({error})") from error
+    raise InputError(f"{path} is not the JSON that `sora sample` writes beside a clip ({error})") from error
   if order.image and sha256(order.image) != image_sha256:
-    raise ValueError(f"{order.image} has changed since {path} was written: it can't make the same clip")
+    raise InputError(f"{order.image} has changed since {path} was written: it can't make the same clip")
   if weights_sha256(Generator.load(order.checkpoint, order.step)) != weights:
-    raise ValueError(f"the weights in {order.checkpoint} have changed since {path} was written")
+    raise InputError(f"the weights in {order.checkpoint} have changed since {path} was written")
   if out is not None:
     # Several prompts get numbered names, so the order's own name must lead to `out` for this number.
     order = dataclasses.replace(order, out=out)
@@ -185,9 +186,9 @@ def out_paths(order: Order) -> list[pathlib.Path]:
   """
   path = pathlib.Path(order.out)
   if path.suffix.lower() not in SUFFIXES:
-    raise ValueError(f"--out {order.out}: the suffix is one of {', '.join(SUFFIXES)}")
+    raise InputError(f"--out {order.out}: the suffix is one of {', '.join(SUFFIXES)}")
   if path.suffix.lower() == ".png" and order.frames > 1:
-    raise ValueError(f"--out {order.out}: png holds one frame, not {order.frames}: use .mp4, .gif or .webp")
+    raise InputError(f"--out {order.out}: png holds one frame, not {order.frames}: use .mp4, .gif or .webp")
   path.parent.mkdir(parents=True, exist_ok=True)
   if len(order.prompts) == 1:
     return [path]
@@ -202,7 +203,7 @@ def load_image(path: str, size: str | None) -> np.ndarray:
   try:
     return from_uint8(isolated.shared().read(path, fps=1.0, max_frames=1, size=wanted))
   except (video_io.UnreadableFile, OSError) as error:
-    raise ValueError(f"--image {path} can't be read: {error}") from error
+    raise InputError(f"--image {path} can't be read: {error}") from error
 
 
 def weights_sha256(generator: Generator) -> str:

@@ -30,6 +30,7 @@ from sora_jax.data.captions import Texts
 from sora_jax.data.files import printable
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.stream import Reading
+from sora_jax.errors import InputError, SoraError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
 from sora_jax.jobs import precompute
@@ -51,7 +52,7 @@ from sora_jax.train.state import TrainState
 PROBE = 64  # crops that the autoencoder's statistics are measured on
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(SoraError, RuntimeError):
   """A training step does not fit the devices; the message names the settings that change that."""
 
 
@@ -90,7 +91,7 @@ def prepare(
     As `train` does.
   """
   if config.task != "dit":
-    raise ValueError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
+    raise InputError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
   here = epath.Path(workdir)
   source, mesh = open_run(config, here)
   codec = get_codec(config, source, here, mesh)
@@ -107,7 +108,7 @@ def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.shar
     HostsError: the hosts differ in their config, code or data, or don't share the workdir.
   """
   if config.task not in ("dit", "autoencoder"):
-    raise ValueError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
+    raise InputError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh)
   hosts.at("opening the data", seconds=hosts.LONG)
@@ -148,7 +149,7 @@ def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
   for name, count in rows.items():
     if count % needed:
       axes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in sharding.AXIS_RULES["batch"])
-      raise ValueError(
+      raise InputError(
         f"config.{name}={count} can't be shared by {axes} devices in "
         f"train.accumulation={config.train.accumulation}: make it a multiple of {needed}, or "
         f"give the devices to mesh.context or mesh.tensor"

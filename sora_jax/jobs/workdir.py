@@ -12,6 +12,7 @@ import jax
 from etils import epath
 
 from sora_jax import __version__
+from sora_jax.errors import InputError
 from sora_jax.runtime import hosts, storage
 
 # What may change when a run is taken up again; anything else would be another run.
@@ -32,7 +33,7 @@ RESUMABLE = (
 )
 
 
-class ConfigMismatch(ValueError):
+class ConfigMismatch(InputError):
   """The workdir was made by another config."""
 
 

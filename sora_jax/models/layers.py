@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax import sharding
+from sora_jax.errors import InputError
 from sora_jax.models.attention.kernel import ATTENDED
 
 Block = TypeVar("Block", bound=nnx.Module)
@@ -166,7 +167,7 @@ def apply_stack(blocks: Block, x: jax.Array, call: Callable[[Block, jax.Array], 
   compile time independent of depth.
   """
   if remat not in REMAT:
-    raise ValueError(f"model.remat is {remat!r}: it is one of {', '.join(REMAT)}")
+    raise InputError(f"model.remat is {remat!r}: it is one of {', '.join(REMAT)}")
   run = call if remat == "none" else jax.checkpoint(call, prevent_cse=False, policy=REMAT[remat])
   step = lambda carry, block: (run(block, carry), None)
   x, _ = jax.lax.scan(step, x, blocks, unroll=sharding.platform() == "cpu")

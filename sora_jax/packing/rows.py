@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sora_jax.errors import InputError
 from sora_jax.packing.batch import RowShape
 
 LOOK_AHEAD = 2**16  # clips that are packed together
@@ -47,7 +48,7 @@ def pack_rows(
       worst = int(np.argmax(sizes))
       longer = collections.Counter((size - 1).bit_length() for size in map(int, sizes) if size > most)
       counts = ", ".join(f"{count} of up to {2**bits}" for bits, count in sorted(longer.items()))
-      raise ValueError(
+      raise InputError(
         f"{name} {worst} has {sizes[worst]} tokens, a row holds {most}; of {len(sizes)}, {longer.total()} fit no row "
         f"({counts}): {change}"
       )

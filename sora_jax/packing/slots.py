@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sora_jax.errors import InputError
 from sora_jax.packing.rows import LOOK_AHEAD
 
 FEWEST = 200  # clips of the longest part's mean length in a pass: rounding moves no share by more than half of one
@@ -83,7 +84,7 @@ class Weighted:
     rng = np.random.default_rng(seed)
     counts_P = np.bincount(component_N, minlength=len(weights_P))
     if not counts_P.all():
-      raise ValueError(f"source {int(np.argmin(counts_P)) + 1} of the {len(counts_P)} in the mixture has no clips")
+      raise InputError(f"source {int(np.argmin(counts_P)) + 1} of the {len(counts_P)} in the mixture has no clips")
     places_P = _places(counts_P, np.bincount(component_N, weights=lengths_N), np.asarray(weights_P, np.float64))
     self.parts, lengths, texts = [], [], []
     for number, places in enumerate(places_P.tolist()):

@@ -14,6 +14,8 @@ import dataclasses
 import math
 import re
 
+from sora_jax.errors import InputError
+
 GIB = 2**30
 
 
@@ -114,7 +116,7 @@ def parse(name: str) -> Slices:
   family = {"v5": "v5e"}.get(found[1], found[1]) if found else ""  # v5litepod-16
   tpus = [chip.name for chip in CHIPS.values() if chip.sides]
   if found is None or family not in tpus:
-    raise ValueError(f"topology {name!r} is unknown: give v5p:4x4x4 or v5p-128, of {', '.join(tpus)}")
+    raise InputError(f"topology {name!r} is unknown: give v5p:4x4x4 or v5p-128, of {', '.join(tpus)}")
   chip = CHIPS[family]
   if found[2]:
     sides = tuple(int(side) for side in found[2].split("x"))
@@ -122,11 +124,11 @@ def parse(name: str) -> Slices:
     sides = _sides(int(found[3]) // chip.cores, chip.sides)
     if math.prod(sides) * chip.cores != int(found[3]):
       example = f"{family}:{'x'.join(['4', '4', '8'][-chip.sides :])}"
-      raise ValueError(
+      raise InputError(
         f"topology {name!r}: {found[3]} is no power of two from {chip.cores} on; give the sides, as in {example}"
       )
   if len(sides) != chip.sides or not 1 <= math.prod(sides) <= chip.most or found[4] and not int(found[4]):
-    raise ValueError(
+    raise InputError(
       f"topology {name!r}: a slice of {family} has {chip.sides} sides and at most {chip.most} chips; "
       f"several slices are {family}:{'x'.join(['4'] * chip.sides)}:2"
     )

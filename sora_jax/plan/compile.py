@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
+from sora_jax.errors import SoraError
 from sora_jax.plan import chips
 
 MINUTES = 60  # most that one compilation may take
@@ -29,7 +30,7 @@ ENVIRONMENT = {
 FOREIGN = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 
-class CompileError(RuntimeError):
+class CompileError(SoraError, RuntimeError):
   """The step does not compile; says why."""
 
 

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import grid as grid_of
 from sora_jax.packing.batch import RowShape
 from sora_jax.plan import chips, compile
@@ -25,7 +26,7 @@ def plan(config: Any, topology: str | None, dollars: float | None, tokens: float
     CompileError: the step does not compile for a reason other than memory.
   """
   if config.task != "dit":
-    raise ValueError(f"config.task is {config.task!r}: a plan is of a transformer, 'dit'")
+    raise InputError(f"config.task is {config.task!r}: a plan is of a transformer, 'dit'")
   where = chips.parse(topology) if topology else None
   rows = rows_of(config)
   found = compile.examine(config, rows.clip, where)

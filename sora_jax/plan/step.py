@@ -14,6 +14,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Var
 
 from sora_jax import sharding
+from sora_jax.errors import InputError
 from sora_jax.models.dit import DiTConfig
 from sora_jax.packing.batch import PackedBatch, RowShape, pack_row
 from sora_jax.plan import chips, flops
@@ -105,7 +106,7 @@ def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState
   """The shapes of a state and a batch, laid over the mesh, and the jitted step that takes them."""
   loop, train = LoopConfig.of(config, "plan"), config.train
   if train.rows % sharding.ways("batch"):
-    raise ValueError(
+    raise InputError(
       f"train.rows={train.rows} is no multiple of the {sharding.ways('batch')} devices that share them "
       "(mesh.data x mesh.fsdp): take more rows, or share each row by mesh.context"
     )

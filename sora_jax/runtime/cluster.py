@@ -10,12 +10,14 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from sora_jax.errors import SoraError
+
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 SECONDS = 300  # for the first host's name to be known to the network
 
 
-class HostsError(RuntimeError):
+class HostsError(SoraError, RuntimeError):
   """Hosts are missing, late or not of one mind; the message names them."""
 
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from sora_jax.errors import SoraError
+
 REQUEUE = 75  # EX_TEMPFAIL, which launchers answer by running the command again
 # SIGUSR1: Slurm's warning that the time is up. SIGHUP: the terminal is gone.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -24,7 +26,7 @@ LIMIT, ELSEWHERE = 1000, 1001  # stand for the time limit and for another host w
 IMPATIENT = 10.0  # seconds
 
 
-class Preempted(RuntimeError):
+class Preempted(SoraError, RuntimeError):
   """The run was told to end, and has; the message says what is saved."""
 
 

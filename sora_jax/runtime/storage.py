@@ -20,13 +20,15 @@ from typing import IO, TypeVar
 
 from etils import epath
 
+from sora_jax.errors import SoraError
+
 TRIES, PAUSE = 5, 1.0  # of a request to a bucket; seconds before the second, and twice as many before each one after it
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)  # answers that stay
 
 Found = TypeVar("Found")
 
 
-class StorageError(RuntimeError):
+class StorageError(SoraError, RuntimeError):
   """A bucket does not give a file; the message names it."""
 
 

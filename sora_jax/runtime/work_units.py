@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sora_jax.errors import InputError
 from sora_jax.runtime import preemption, stopping
 
 Work = Callable[[int], Any]  # a module's function, or functools.partial of one: it is sent to other processes
@@ -82,7 +83,7 @@ def _run_beam(work: Work, units: Sequence[int], name: str, options: Sequence[str
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
-    raise ValueError("a Beam runner needs Apache Beam: pip install 'sora_jax[beam]'") from error
+    raise InputError("a Beam runner needs Apache Beam: pip install 'sora_jax[beam]'") from error
   # Reshuffle: without it a runner may fuse all units into one bundle, on one machine.
   with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
     numbers = pipeline | beam.Create(list(units)) | beam.Reshuffle()

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from sora_jax import sharding
 from sora_jax.checkpoints import checkpoint
+from sora_jax.errors import SoraError
 from sora_jax.runtime import hosts, preemption, stopping
 from sora_jax.train import goodput
 from sora_jax.train.metrics import MetricsLog, progress
@@ -26,7 +27,7 @@ from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import Task, TrainState, abstract_state, jit_step, make_state, make_step
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(SoraError, RuntimeError):
   """The loss or its gradient is not finite; nothing of that step was kept."""
 
 

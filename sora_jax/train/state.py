@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from sora_jax import sharding
+from sora_jax.errors import InputError
 
 Params = Any  # a nested dict of arrays
 Metrics = dict[str, jax.Array]
@@ -116,7 +117,7 @@ def gradient_of(task: Task, params: Params, batch: Any, key: jax.Array, accumula
     return gradient(params, batch, key)
   rows, ranks = jax.tree.leaves(batch)[0].shape[0], sharding.ways("batch")
   if rows % (accumulation * ranks):
-    raise ValueError(
+    raise InputError(
       f"train.accumulation={accumulation}: {rows} rows can't be shared by {ranks} ranks in {accumulation} micro-"
       f"batches: make train.rows a multiple of {accumulation * ranks}"
     )

@@ -27,6 +27,7 @@ from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
+from sora_jax.errors import InputError
 from sora_jax.video.orientation import Matrix, Stored, sideways
 from sora_jax.video.stills import image_pixels, webp_delays
 from sora_jax.video.timestamps import HEAD, Clock, clock_of, find_clock, rate_of, tick_of, timed, walk
@@ -50,7 +51,7 @@ _SEEK_MARGIN = 1.0  # seconds before `start`, so that frames leaning on an earli
 _STILL = 1e-6  # seconds that a still is "shown": one frame at any rate
 
 
-class UnreadableFile(ValueError):
+class UnreadableFile(InputError):
   """A file that gives no frames; the message is the reason, in one line, without the file's name."""
 
 

@@ -20,6 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from sora_jax import clips
+from sora_jax.errors import InputError
 from sora_jax.video import decode, orientation
 from sora_jax.video.decode import Probe, UnreadableFile, probe
 from sora_jax.video.timestamps import last_duration
@@ -151,13 +152,13 @@ def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
   path = pathlib.Path(path)
   kind = path.suffix.lower().removeprefix(".")
   if kind not in _MIME:
-    raise ValueError(
+    raise InputError(
       f"{path.name}: can't write {path.suffix or 'a name without extension'}: use .mp4, .gif, .webp or .png"
     )
   try:
     data = encode(frames, fps, kind)
   except ValueError as error:
-    raise ValueError(f"{path.name}: {error}") from error
+    raise InputError(f"{path.name}: {error}") from error
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
   try:
     temporary.write_bytes(data)
@@ -173,7 +174,7 @@ def encode_data_uri(frames: np.ndarray, fps: float, kind: str = "webp") -> str:
     ValueError: as `write` does.
   """
   if kind not in _MIME:
-    raise ValueError(f"can't encode {kind!r}: use webp, png, mp4 or gif")
+    raise InputError(f"can't encode {kind!r}: use webp, png, mp4 or gif")
   return f"data:{_MIME[kind]};base64,{base64.b64encode(encode(frames, fps, kind)).decode('ascii')}"
 
 
@@ -188,24 +189,24 @@ def encode(frames: np.ndarray, fps: float, kind: str, lossless: bool = False) ->
   """
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-    raise ValueError(f"frames must be (T, H, W, 3) with no side 0, got {frames.shape}")
+    raise InputError(f"frames must be (T, H, W, 3) with no side 0, got {frames.shape}")
   if not 0 < fps <= 1000:
-    raise ValueError(f"fps must be above 0 and at most 1000, got {fps}")
+    raise InputError(f"fps must be above 0 and at most 1000, got {fps}")
   if frames.dtype != np.uint8:
     if frames.dtype.kind not in "fV":  # V: bfloat16 and its like
-      raise ValueError(f"frames must be uint8, or floats in [-1, 1], got {frames.dtype}")
+      raise InputError(f"frames must be uint8, or floats in [-1, 1], got {frames.dtype}")
     frames = frames.astype(np.float32)
     if not np.isfinite(frames).all():
-      raise ValueError("frames hold NaN or infinity")
+      raise InputError("frames hold NaN or infinity")
     frames = clips.to_uint8(frames)
   if kind == "webp" and max(frames.shape[1:3]) > 16383:
-    raise ValueError(f"webp can't hold frames of {frames.shape[2]}x{frames.shape[1]}: its longest side is 16383")
+    raise InputError(f"webp can't hold frames of {frames.shape[2]}x{frames.shape[1]}: its longest side is 16383")
   encoder = {"mp4": _lossless_mp4 if lossless else _mp4, "gif": _gif, "webp": _webp, "png": _png}[kind]
   try:
     return encoder(frames, fps)
   except (av.FFmpegError, OSError) as error:
     size = f"{frames.shape[2]}x{frames.shape[1]}"
-    raise ValueError(f"{kind} can't hold frames of {size}: {error.strerror or error}") from error
+    raise InputError(f"{kind} can't hold frames of {size}: {error.strerror or error}") from error
 
 
 def _mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
@@ -280,7 +281,7 @@ def _webp(frames_THWC: np.ndarray, fps: float) -> bytes:
 
 def _png(frames_THWC: np.ndarray, fps: float) -> bytes:
   if len(frames_THWC) != 1:
-    raise ValueError(f"png holds one image, got {len(frames_THWC)} frames: use .mp4, .gif or .webp")
+    raise InputError(f"png holds one image, got {len(frames_THWC)} frames: use .mp4, .gif or .webp")
   return _save([Image.fromarray(frames_THWC[0])], "PNG")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sora_jax.errors import InputError
 from sora_jax.worlds import physics, shapes
 
 # Each world has its own frozen dataclass of floats and strings; dataclasses.asdict makes it JSON.
@@ -73,4 +74,4 @@ def get_world(name: str) -> World:
   if name in _WORLDS:
     return _WORLDS[name]
   nearest = difflib.get_close_matches(name, _WORLDS, n=1, cutoff=0.0)[0]
-  raise ValueError(f"unknown world {name!r}: did you mean {nearest!r}? The worlds are {', '.join(_WORLDS)}")
+  raise InputError(f"unknown world {name!r}: did you mean {nearest!r}? The worlds are {', '.join(_WORLDS)}")

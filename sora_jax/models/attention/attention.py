@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
+from sora_jax.errors import InputError
 from sora_jax.models.attention import context
 from sora_jax.models.attention.blockwise import BLOCKWISE
 from sora_jax.models.attention.flash_gpu import FLASH_GPU
@@ -89,16 +90,16 @@ def choose(backend: str, queries: int, keys: int) -> str:
     ValueError: an unknown backend, or one that does not run there or is known to fail.
   """
   if backend not in BACKENDS:
-    raise ValueError(f"model.attention is {backend!r}: it is one of {', '.join(BACKENDS)}")
+    raise InputError(f"model.attention is {backend!r}: it is one of {', '.join(BACKENDS)}")
   platform = sharding.platform()
   if backend == "auto":
     return _fastest() if queries * keys >= LONG or platform == "tpu" else "dense"
   if backend != "dense" and platform not in KERNELS[backend]:
     runs_on = " or ".join(KERNELS[backend])
-    raise ValueError(f"model.attention={backend!r} runs on {runs_on}, not on {platform}: leave it at 'auto'")
+    raise InputError(f"model.attention={backend!r} runs on {runs_on}, not on {platform}: leave it at 'auto'")
   if why := _fault(backend):
     kind = jax.local_devices()[0].device_kind
-    raise ValueError(f"model.attention={backend!r} does not run on {kind}: {why}; leave it at 'auto'")
+    raise InputError(f"model.attention={backend!r} does not run on {kind}: {why}; leave it at 'auto'")
   return backend
 
 
@@ -132,7 +133,7 @@ def _on_all_devices(
     ring, group = tokens
     mesh, mine = jax.sharding.get_abstract_mesh(), K // (sharding.ways("heads") if heads else 1)
     if mine % mesh.shape[group]:
-      raise ValueError(
+      raise InputError(
         f"{mine} heads a device can't be exchanged by mesh.ulysses={mesh.shape[group]} devices: make it a divisor"
       )
     call = context.exchange_heads(functools.partial(context.ring_attention, kernel, ring), group)
