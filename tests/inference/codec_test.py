@@ -111,7 +111,7 @@ def test_a_workdir_of_another_autoencoder_is_refused(tmp_path):
   with checkpoint.manager(tmp_path) as steps:
     checkpoint.save(steps, state, {}, {})
   other = types.SimpleNamespace(channels=4, stages=SECTION.stages)
-  with pytest.raises(checkpoint.CheckpointError, match="does not fit this config: ema/latent_std"):
+  with pytest.raises(checkpoint.CheckpointError, match="does not fit this config: ema/latent_in/kernel"):
     Codec.load(tmp_path, other)
 
 
