@@ -32,6 +32,7 @@ from sora_jax import sharding
 from sora_jax.clips import to_uint8
 from sora_jax.data import pipeline, sources
 from sora_jax.data.captions import Texts
+from sora_jax.data.sizes import sizes_of
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.data.world_source import WorldSource
 from sora_jax.inference.codec import Codec
@@ -53,7 +54,7 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
 
 def write_folder(folder: pathlib.Path, config: Any, clips: int) -> None:
   """Clips of the demo's world as files, larger than the token budget leaves them: they are decoded and scaled."""
-  sizes = [(4 * height, 4 * width) for height, width in map(sources.parse_size, config.data.sizes)]
+  sizes = [(4 * height, 4 * width) for height, width in sizes_of(config.data.sizes)]
   world = WorldSource("shapes", clips, sizes, config.data.frames, config.data.fps, seed=1)
   lines = []
   for index in range(clips):

@@ -43,7 +43,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.source = "worlds:shapes"
   data.weights = ()  # each source's share of the tokens; none: every clip once in an epoch
   data.clips = 6144  # of a world
-  data.sizes = ("256x256", "320x192", "192x320")  # of a world, WIDTHxHEIGHT pixels
+  # of a world, WIDTHxHEIGHT pixels; or a range, "64..256x64..256": sizes of evenly spread areas and aspect ratios
+  data.sizes = ("256x256", "320x192", "192x320")
   data.frames = (1, 17, 33)  # of a world
   data.fps = 8.0  # frames per second at which clips are sampled; 0 keeps a file's own rate
   data.max_frames = 33  # longer files are cut

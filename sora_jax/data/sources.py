@@ -8,7 +8,7 @@ import bisect
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from sora_jax.data import records, world_source
 from sora_jax.data.files import MISSING, Dropped, FileSource, Fit, View
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
+from sora_jax.data.sizes import sizes_of
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
@@ -130,18 +131,6 @@ def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.n
   return frames_THWC
 
 
-def parse_size(text: str) -> tuple[int, int]:
-  """ "WxH" -> (height, width).
-
-  Raises:
-    ValueError: not two whole numbers from 1 to 8192.
-  """
-  parts = text.lower().split("x")
-  if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 8192 for part in parts):
-    raise InputError(f"size {text!r} is not WIDTHxHEIGHT, say 1920x1080, with sides from 1 to 8192")
-  return int(parts[1]), int(parts[0])
-
-
 def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool = False) -> Source:
   """What a config's `data` section names: one source, or several with commas between them.
 
@@ -167,12 +156,17 @@ def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool 
   opened: list[Source] = []
   for name in names:
     if name.startswith("worlds:"):
-      sizes = [parse_size(size) for size in section.sizes]
+      sizes = sizes_of(section.sizes, fitting(section.frames, fit))
       world = name.removeprefix("worlds:")
       opened.append(WorldSource(world, section.clips, sizes, section.frames, section.fps, seed, held_out))
     else:
       opened.append(_open(name, view))
   return opened[0] if len(opened) == 1 else Mixture(opened)
+
+
+def fitting(frames: Sequence[int], fit: Fit | None) -> Callable[[int, int], bool]:
+  """Whether a world's clip of (height, width) is within the budget of `fit` at its longest duration."""
+  return lambda height, width: fit is None or fit(max(frames), height, width) == (height, width)
 
 
 def open_native(name: str) -> Source:

@@ -11,6 +11,7 @@ import resource
 import runpy
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from sora_jax import __version__
-from sora_jax.data.sources import parse_size
+from sora_jax.data import sources
+from sora_jax.data.sizes import sizes_of
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import fidelity, simulation
@@ -37,16 +39,28 @@ SHOWN = 12  # clips of the exam that the page shows
 ATTRIBUTES = ("colour", "shape", "direction")  # the ones that the JSON reports: those that both captions name
 
 
-def run(out: pathlib.Path) -> dict:
+def get_config() -> Any:
+  """The demo's config.
+
+  Raises:
+    InputError: this is no checkout.
+  """
+  if not CONFIG.is_file():
+    raise InputError(f"{CONFIG} is missing: run the demo from a checkout (pip install -e .)")
+  return runpy.run_path(str(CONFIG))["get_config"]()
+
+
+def run(out: pathlib.Path, config: Any = None) -> dict:
   """Trains, samples, examines and writes the page; a stopped demo goes on where it was.
+
+  Args:
+    config: of a world's transformer; the demo's own by default.
 
   Returns:
     The JSON of `sora demo --json`.
   """
   started = time.monotonic()
-  if not CONFIG.is_file():
-    raise InputError(f"{CONFIG} is missing: run the demo from a checkout (pip install -e .)")
-  config = runpy.run_path(str(CONFIG))["get_config"]()
+  config = get_config() if config is None else config
   training.train(config, out / "run")
   log = read_metrics(out / "run" / "logs")  # not the summary: that is of this process alone
   generator = Generator.load(out / "run")
@@ -90,17 +104,23 @@ def reported(exam: simulation.Exam) -> dict[str, simulation.Score]:
 
 def exam_source(config: Any, count: int) -> WorldSource:
   """`count` clips of held-out combinations at the training sizes and durations, images left out."""
-  sizes = [parse_size(size) for size in config.data.sizes]
-  frames = [each for each in config.data.frames if each > 1]
-  return WorldSource("shapes", count, sizes, frames, config.data.fps, EXAM_SEED, held_out=True)
+  frames = sorted({each for each in config.data.frames if each > 1})
+  return open_world(config, count, frames, EXAM_SEED, held_out=True)
+
+
+def open_world(config: Any, count: int, frames: Sequence[int], seed: int, held_out: bool = False) -> WorldSource:
+  """`count` clips of the config's world at its training sizes."""
+  section = config.data
+  sizes = sizes_of(section.sizes, sources.fitting(section.frames, training.budget(config)))
+  world = section.source.removeprefix("worlds:")
+  return WorldSource(world, count, sizes, frames, section.fps, seed, held_out)
 
 
 def reconstruction(config: Any, codec: Codec) -> tuple[float, float]:
   """PSNR in dB on held-out clips: the autoencoder, and the best linear code of the same blocks and the same size."""
-  sizes = [parse_size(size) for size in config.data.sizes]
   longest = (max(config.data.frames),)
-  held_out = WorldSource("shapes", 96, sizes, longest, config.data.fps, EXAM_SEED + 1, held_out=True)
-  training_clips = WorldSource("shapes", 600, sizes, longest, config.data.fps, config.seed)
+  held_out = open_world(config, 96, longest, EXAM_SEED + 1, held_out=True)
+  training_clips = open_world(config, 600, longest, config.seed)
   wanted = [held_out[i].frames_THWC for i in range(len(held_out))]
   section = AutoencoderConfig.of(config.autoencoder)
   linear = fidelity.LinearCode(
@@ -123,7 +143,7 @@ def make_sections(
   return [
     demo_page.Section(
       "Text to video",
-      "Colour and shape pairs that training never showed, at 16:9, 1:1 and 9:16. Nothing is picked by hand.",
+      "Colour and shape pairs that training never showed, at sizes of many aspect ratios. Nothing is picked by hand.",
       videos,
     ),
     demo_page.Section(
@@ -157,7 +177,7 @@ def still_requests(generator: Generator) -> list[Request]:
     "a cyan square",
   )
   data = generator.config.data
-  height, width = parse_size(data.sizes[0])
+  (_, height, width) = open_world(generator.config, 1, (1,), 0).shape(0)
   return [Request(prompt, width, height, 1, data.fps, 7 + i) for i, prompt in enumerate(prompts)]
 
 

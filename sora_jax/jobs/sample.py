@@ -17,7 +17,7 @@ import numpy as np
 from sora_jax import __version__
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import from_uint8
-from sora_jax.data.sources import parse_size
+from sora_jax.data.sizes import parse_size
 from sora_jax.errors import InputError
 from sora_jax.inference.generator import Generator, Request, Sampling
 from sora_jax.video import io as video_io

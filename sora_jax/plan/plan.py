@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from sora_jax.data.sizes import sizes_of
 from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import grid as grid_of
 from sora_jax.packing.batch import RowShape
@@ -47,8 +48,10 @@ def rows_of(config: Any) -> Rows:
   longest = min(data.max_tokens or train.row_tokens, train.row_tokens)
   lengths = [longest]
   if all(name.startswith("worlds:") for name in data.source.split(",")):
-    sizes = [tuple(map(int, size.split("x"))) for size in data.sizes]
-    lengths = [grid.tokens(min(n, data.max_frames), high, wide) for n in data.frames for wide, high in sizes]
+    fits = lambda high, wide: not data.max_tokens or grid.tokens(max(data.frames), high, wide) <= data.max_tokens
+    lengths = [
+      grid.tokens(min(n, data.max_frames), high, wide) for n in data.frames for high, wide in sizes_of(data.sizes, fits)
+    ]
   clip = clip_length(lengths, longest) * (1.0 - data.token_drop)
   return Rows(train.rows, RowShape.of(config), clip)
 

@@ -31,6 +31,8 @@ SPEEDS = {"slow": 0.25, "fast": 0.6}  # short sides per second
 
 # Pairs that training never shows; every colour and every shape still occurs in other pairs.
 HELD_OUT = (("red", "triangle"), ("green", "cross"), ("blue", "circle"), ("yellow", "square"))
+# Settings are chosen on these in the world "shapes_validation", whose training shows neither them nor HELD_OUT.
+VALIDATION = (("magenta", "triangle"), ("cyan", "cross"), ("green", "circle"), ("red", "square"))
 
 # Shapes of one radius look equally large though their areas differ a little: all as multiples of it.
 _SQUARE_HALF = 0.9  # half the side
@@ -121,15 +123,19 @@ def _draw(shape: str, size: str, centres_T2: np.ndarray, rows_H: np.ndarray, col
 class Shapes:
   """The world of moving shapes; see the module's docstring and `world.World`."""
 
-  name = "shapes"
   attributes: tuple[str, ...] = ("colour", "shape", "size", "background", "direction", "speed")
 
+  def __init__(self, name: str = "shapes", held_out: tuple[tuple[str, str], ...] = HELD_OUT):
+    """`held_out` are the pairs of (colour, shape) of its exams; training shows none of them, and none of HELD_OUT."""
+    self.name, self.held_out = name, held_out
+
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> ShapesState:
-    """A random state; held_out draws from the pairs of HELD_OUT, otherwise only from the other pairs."""
+    """A random state; held_out draws from the pairs that are held out, otherwise only from the other pairs."""
     if held_out:
-      pairs = list(HELD_OUT)
+      pairs = list(self.held_out)
     else:
-      pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT]
+      unseen = {*HELD_OUT, *self.held_out}
+      pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in unseen]
     colour, shape = pairs[rng.integers(len(pairs))]
     direction = str(rng.choice(list(DIRECTIONS)))
     size, background = str(rng.choice(list(RADII))), str(rng.choice(list(BACKGROUNDS)))

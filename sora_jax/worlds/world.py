@@ -54,6 +54,7 @@ class World(Protocol):
 
 _WORLDS: dict[str, World] = {
   "shapes": shapes.Shapes(),
+  "shapes_validation": shapes.Shapes("shapes_validation", shapes.VALIDATION),
   "uniform": physics.Uniform(),
   "parabola": physics.Parabola(),
   "collision": physics.Collision(),

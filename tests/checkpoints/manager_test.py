@@ -48,11 +48,9 @@ def test_every_step_gets_a_manifest_of_all_its_files(tmp_path):
   with checkpoint.manager(tmp_path) as steps:
     save(steps, 1, 2)
   for step in (1, 2):
-    manifest = json.loads((tmp_path / "checkpoints" / f"{step}.manifest.json").read_text())
+    saved = json.loads((tmp_path / "checkpoints" / f"{step}.manifest.json").read_text())
     folder = tmp_path / "checkpoints" / str(step)
-    assert set(manifest["files"]) == {
-      path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    }
+    assert set(saved["files"]) == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
   assert manifest.verify(tmp_path) == {"checked": [1, 2], "unchecked": [], "faults": []}
 
 

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sora_jax.checkpoints import manifest
 from sora_jax.checkpoints.manifest import CheckpointError
-from sora_jax.cli.main import main
+from sora_jax.cli import main
 
 FILES = {
   "_METADATA": b"{}",

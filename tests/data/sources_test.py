@@ -17,7 +17,7 @@ from sora_jax.data import records, tfds_worlds, world_source
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
-from sora_jax.data.sources import Mixture, component_of, open_native, open_source, parse_size, small_frames
+from sora_jax.data.sources import Mixture, component_of, open_native, open_source, small_frames
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_source import WorldSource
 from sora_jax.video import io as video_io
@@ -70,20 +70,6 @@ def cache(tmp_path, monkeypatch):
 
 
 TYPES = {"folder": FolderSource, "records": RecordSource, "tfds": TfdsSource, "world": WorldSource}
-
-
-class TestParseSize:
-  def test_width_comes_first_in_text_and_height_in_arrays(self):
-    assert parse_size("320x192") == (192, 320)
-    assert parse_size("1X8192") == (8192, 1)
-
-  @pytest.mark.parametrize(
-    "text", ["", "32", "x", "32x", "0x32", "32x0", "-1x5", "8193x5", "5x8193", "1.5x2", "3x4x5", "²x2"]
-  )
-  def test_what_is_no_size_is_named(self, text):
-    with pytest.raises(ValueError, match="WIDTHxHEIGHT") as caught:
-      parse_size(text)
-    assert repr(text) in str(caught.value)
 
 
 class TestOpenSource:

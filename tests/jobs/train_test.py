@@ -91,7 +91,7 @@ class TestResume:
 class TestTrainedAutoencoder:
   def test_it_is_taken_as_it_is(self, trained, tiny_config, tmp_path, monkeypatch):
     folder = finished(trained, tmp_path / "w")
-    monkeypatch.setattr(train, "train_autoencoder", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr("sora_jax.jobs.train.train_autoencoder", lambda *_: pytest.fail("it was trained again"))
     assert train(tiny_config, folder).steps_run == 0
 
   def test_one_with_a_damaged_last_step_is_trained_to_its_end_again(self, trained, tiny_config, tmp_path, capsys):

@@ -83,7 +83,7 @@ def test_an_error_reaches_the_caller_and_what_is_done_stays_done(tmp_path: pathl
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_told_to_end_it_does_the_units_that_it_is_at(tmp_path: pathlib.Path, workers: int, monkeypatch):
-  monkeypatch.setattr(work_units.ending, "heard", lambda: len(done(tmp_path)) >= 3)
+  monkeypatch.setattr(work_units.stopping, "heard", lambda: len(done(tmp_path)) >= 3)
   work_units.run(functools.partial(leave, str(tmp_path), -1), range(400), "test", workers)
   found = done(tmp_path)
   assert 3 <= len(found) < 400 and all(len(who) == 1 for who in found.values())

@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from sora_jax.worlds import physics, world
+from sora_jax.evaluation import marks
+from sora_jax.worlds import physics
 
 WORLDS = (physics.Uniform(), physics.Parabola(), physics.Collision())
 each_world = pytest.mark.parametrize("balls", WORLDS, ids=lambda balls: balls.name)
@@ -33,22 +34,22 @@ def _clips(balls, count: int, seed: int, noise: float = 0.0):
 
 @each_world
 def test_examiner_reads_real_renders(balls):
-  scores = world.exam(balls, *_clips(balls, 100, seed=0))
+  scores = marks.exam(balls, *_clips(balls, 100, seed=0))
   assert set(scores) == set(balls.attributes)
   assert min(scores.values()) >= 0.98, scores
 
 
 @each_world
 def test_examiner_reads_noisy_clips_with_a_broken_frame(balls):
-  scores = world.exam(balls, *_clips(balls, 100, seed=1, noise=0.08))
+  scores = marks.exam(balls, *_clips(balls, 100, seed=1, noise=0.08))
   assert min(scores.values()) >= 0.95, scores
 
 
 @each_world
 def test_examiner_shown_the_wrong_clip_scores_chance(balls):
   states, clips = _clips(balls, 80, seed=2)
-  scores = world.exam(balls, states[1:] + states[:1], clips)
-  expected = world.chance(balls, states, np.random.default_rng(0), guesses=6)
+  scores = marks.exam(balls, states[1:] + states[:1], clips)
+  expected = marks.chance(balls, states, np.random.default_rng(0), guesses=6)
   for attribute in ("size", "velocity"):
     assert scores[attribute] == pytest.approx(expected[attribute], abs=0.15), attribute
 

@@ -9,7 +9,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from sora_jax.worlds import shapes, world
+from sora_jax.evaluation import marks
+from sora_jax.worlds import shapes
 
 WORLD = shapes.Shapes()
 SIZES = ((32, 32), (24, 40), (40, 24), (48, 48), (36, 64), (64, 36), (32, 56), (32, 32), (50, 33), (128, 128))
@@ -60,21 +61,21 @@ def _clips(count: int, seed: int, held_out: bool = False, spoil: bool = False):
 @pytest.mark.parametrize("held_out", [False, True])
 def test_examiner_reads_real_renders(held_out):
   states, clips = _clips(100, seed=0, held_out=held_out)
-  scores = world.exam(WORLD, states, clips)
+  scores = marks.exam(WORLD, states, clips)
   assert set(scores) == set(WORLD.attributes)
   assert min(scores.values()) >= 0.98, scores
 
 
 def test_examiner_reads_spoilt_clips():
   states, clips = _clips(100, seed=1, spoil=True)
-  scores = world.exam(WORLD, states, clips)
+  scores = marks.exam(WORLD, states, clips)
   assert min(scores.values()) >= 0.95, scores
 
 
 def test_examiner_shown_the_wrong_clip_scores_chance():
   states, clips = _clips(100, seed=2)
-  scores = world.exam(WORLD, states[1:] + states[:1], clips)
-  for attribute, expected in world.chance(WORLD, states, np.random.default_rng(0)).items():
+  scores = marks.exam(WORLD, states[1:] + states[:1], clips)
+  for attribute, expected in marks.chance(WORLD, states, np.random.default_rng(0)).items():
     assert scores[attribute] == pytest.approx(expected, abs=0.15), attribute
 
 
@@ -163,6 +164,15 @@ def test_the_first_direction_shows_for_some_frames_and_some_clips_bounce():
     assert (along_T[:2] > 0.9 * shapes.SPEEDS[state.speed] / 8).all()
     bounced += along_T.min() < 0
   assert 40 < bounced < 190
+
+
+def test_pairs_for_validation_are_seen_in_no_training_and_no_exam_of_theirs():
+  world, rng = shapes.Shapes("shapes_validation", shapes.VALIDATION), np.random.default_rng(0)
+  trained = {(s.colour, s.shape) for s in (world.sample(rng) for _ in range(2000))}
+  examined = {(s.colour, s.shape) for s in (world.sample(rng, held_out=True) for _ in range(200))}
+  assert examined == set(shapes.VALIDATION) and not examined & set(shapes.HELD_OUT)
+  assert trained == set(itertools.product(shapes.COLOURS, shapes.SHAPES)) - examined - set(shapes.HELD_OUT)
+  assert {c for c, _ in trained} == set(shapes.COLOURS) and {s for _, s in trained} == set(shapes.SHAPES)
 
 
 def test_held_out_pairs_never_occur_in_training():
