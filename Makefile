@@ -25,7 +25,7 @@ demo: .venv/.installed  ## train a small model on this machine's CPU and write a
 	@$(BIN)/sora demo --out out/demo --json
 
 test: .venv/.installed  ## run the tests, but not the slow ones
-	@$(BIN)/python -m pytest -q -rs -m "not slow" tests
+	@$(BIN)/python -m pytest -q -rs -m "not slow" -n auto --maxprocesses 8 --dist loadfile tests
 
 test-slow: .venv/.installed-beam  ## run the slow tests only
 	@$(BIN)/python -m pytest -q -rs -m slow tests

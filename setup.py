@@ -56,7 +56,15 @@ setuptools.setup(
     "gcs": ["gcsfs>=2024.2"],
     "studio": ["gradio>=6.31"],
     "convert": ["safetensors>=0.8.0", "torch>=2.13"],
-    "dev": ["hypothesis>=6.100", "mypy>=2.0", "pre-commit>=4.0", "pytest>=9.0", "ruff>=0.17", "safetensors>=0.8.0"],
+    "dev": [
+      "hypothesis>=6.100",
+      "mypy>=2.0",
+      "pre-commit>=4.0",
+      "pytest>=9.0",
+      "pytest-xdist>=3.8",
+      "ruff>=0.17",
+      "safetensors>=0.8.0",
+    ],
   },
   entry_points={"console_scripts": ["sora = sora_jax.cli.main:main"]},
 )

@@ -1,26 +1,39 @@
 """What every test shares: JAX's settings, parsed flags and the folder of real clips."""
 
+import hashlib
 import math
 import os
 import pathlib
+import platform
 import runpy
-import shutil
 import signal
-import tempfile
+
+from sora_jax.runtime import process
 
 # JAX reads these when it is first imported, so they come before anything that may import it; commands that
 # tests start inherit them. A shape that only fits by silent broadcasting over ranks is an error here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
-# Most of the time goes into compiling, and many tests compile the same small programs: each is compiled once a session.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp("-sora-tests")
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def compiled_folder() -> pathlib.Path:
+  """Where tests keep compiled programs from run to run; another processor, which may lack instructions, has its own."""
+  about = pathlib.Path("/proc/cpuinfo")
+  lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+  features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}) or lines
+  return ROOT / ".pytest_cache" / f"xla-{hashlib.sha256(' '.join(features).encode()).hexdigest()[:16]}"
+
+
+# Most of the time goes into compiling, and many tests compile the same small programs.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+process.keep_compiled(compiled_folder())
 
 import pytest
 from absl import flags
 
-from sora_jax.runtime import preemption, process
+from sora_jax.runtime import preemption
 
 process.compile_sooner()
 
@@ -31,14 +44,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Grain's workers read absl flags, which outside `app.run` nobody has parsed.
 flags.FLAGS.mark_as_parsed()
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def pytest_unconfigure():
-  folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
-  if folder.endswith("-sora-tests"):  # not one that was set from outside
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
