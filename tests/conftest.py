@@ -8,10 +8,12 @@ import platform
 import runpy
 import signal
 
-from sora_jax.runtime import process
+import pytest
+from absl import flags
 
-# JAX reads these when it is first imported, so they come before anything that may import it; commands that
-# tests start inherit them. A shape that only fits by silent broadcasting over ranks is an error here.
+from sora_jax.runtime import preemption, process
+
+# JAX reads these when it is first imported, which nothing above does; commands that tests start inherit them. A shape that only fits by silent broadcasting over ranks is an error here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
@@ -30,10 +32,6 @@ def compiled_folder() -> pathlib.Path:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 process.keep_compiled(compiled_folder())
 
-import pytest
-from absl import flags
-
-from sora_jax.runtime import preemption
 
 process.compile_sooner()
 
