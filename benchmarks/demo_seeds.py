@@ -5,8 +5,8 @@
 
 With --validation, training leaves out four more pairs of colour and shape and the exam is on those: settings are chosen
 there, and the pairs of the demo's own exam stay unseen. A seed takes as long as `make demo`; a run that was stopped
-goes on. The last line is one JSON object: {runs: [{seed, seconds, alignment, alignment_short_captions, ceiling, chance}],
-lowest: {attribute: of all seeds}}.
+goes on. The last line is one JSON object: {runs: [{seed, seconds, alignment, alignment_short_captions, ceiling,
+chance}], lowest: {attribute: of all seeds}}.
 """
 
 import argparse

@@ -13,7 +13,8 @@ from absl import flags
 
 from sora_jax.runtime import preemption, process
 
-# JAX reads these when it is first imported, which nothing above does; commands that tests start inherit them. A shape that only fits by silent broadcasting over ranks is an error here.
+# JAX reads these when it is first imported, which nothing above does; commands that tests start inherit them. A shape
+# that only fits by silent broadcasting over ranks is an error here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
@@ -31,8 +32,6 @@ def compiled_folder() -> pathlib.Path:
 # Most of the time goes into compiling, and many tests compile the same small programs.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 process.keep_compiled(compiled_folder())
-
-
 process.compile_sooner()
 
 # A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and programs that tests interrupt would
