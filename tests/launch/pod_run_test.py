@@ -136,7 +136,7 @@ class TestRun:
 
 class TestWaiting:
   def test_a_resource_that_never_becomes_active_times_out_and_names_its_state(self, sandbox):
-    sandbox.set(path=["CREATING"] + ["WAITING_FOR_RESOURCES"] * 1000)
+    sandbox.set(path=["WAITING_FOR_RESOURCES"] * 1000)
     done = sandbox.run("tpu_pod.py", *run_words(sandbox, "--wait_minutes=0.005"))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
