@@ -57,6 +57,8 @@ BANNED_NAMES = {
 }
 BANNED_CALLS = {"eval": "parse the text instead", "exec": "write the code out"}
 BANNED_FLAGS = {"shell": "pass the command as a list", "allow_pickle": "store plain arrays"}
+# What one host reads is a matter of numbers (its share of a batch): a job asks the other hosts, before or after.
+COLLECTIVE = tuple(f"{PACKAGE}.runtime.{name}" for name in ("hosts", "run", "stopping"))
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 MESH_AXES = {"fsdp", "tensor", "ring", "ulysses"}
 
@@ -253,6 +255,14 @@ def mesh_axis_violations(root: pathlib.Path) -> Iterator[str]:
         yield f'{path}:{node.lineno}: names the mesh axis "{node.value}"; only sharding.py may, ask it'
 
 
+def collective_violations(root: pathlib.Path) -> Iterator[str]:
+  for path in sources(root):
+    if unit_of(module_name(path, root)) == "data":
+      for line, module, name in imported(parse(path), list(path.relative_to(root).parent.parts)):
+        if found := {module, f"{module}.{name}"}.intersection(COLLECTIVE):
+          yield f"{path}:{line}: data imports {min(found)}; let the job ask the other hosts"
+
+
 def leaves(config: ml_collections.ConfigDict) -> int:
   values = [value for _, value in config.items(preserve_field_references=True)]
   return sum(leaves(value) if isinstance(value, ml_collections.ConfigDict) else 1 for value in values)
@@ -379,6 +389,18 @@ BROKEN: dict[Check, list[tuple[str, str, str]]] = {
   ],
   mesh_axis_violations: [
     ("sora_jax/clips.py", "\nx = P('fsdp')\n", 'clips.py:2: names the mesh axis "fsdp"'),
+  ],
+  collective_violations: [
+    (
+      "sora_jax/data/sources.py",
+      "from sora_jax.runtime import hosts\n",
+      "sources.py:1: data imports sora_jax.runtime.hosts",
+    ),
+    (
+      "sora_jax/data/sources.py",
+      "\nfrom ..runtime.run import Run\n",
+      "sources.py:2: data imports sora_jax.runtime.run",
+    ),
   ],
   config_violations: [
     ("configs/dit.py", "import jax\n", "dit.py:1: a config imports jax"),

@@ -1,7 +1,6 @@
 """What every test shares: JAX's settings, parsed flags and the folder of real clips."""
 
 import hashlib
-import math
 import os
 import pathlib
 import platform
@@ -92,12 +91,11 @@ def generator(trained):
 
 
 @pytest.fixture
-def listening(monkeypatch):
-  """This process notes the signals until the test ends."""
+def listening():
+  """A Preemption that notes this process's signals until the test ends."""
   before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
-  for name, value in (("_told", []), ("_noted", []), ("_deadline", math.inf)):
-    monkeypatch.setattr(preemption, name, value)
-  preemption.listen()
-  yield
+  found = preemption.Preemption()
+  found.listen()
+  yield found
   for number, handler in before.items():
     signal.signal(number, handler)

@@ -19,6 +19,7 @@ from sora_jax.checkpoints import manifest
 from sora_jax.checkpoints.manager import ARRAYS, TAKEN, CheckpointManager, DamagedCheckpoint, Pinned, first_line
 from sora_jax.checkpoints.manifest import CheckpointError, Folder
 from sora_jax.errors import InputError
+from sora_jax.runtime.hosts import ALONE, Hosts
 from sora_jax.sharding import path_name
 
 FORMAT = 2  # of a step; raised when an older version could not read it
@@ -36,13 +37,16 @@ def flat(tree: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every: int = 0) -> CheckpointManager:
+def manager(
+  folder: Folder, every: int = 1, keep: int | None = None, keep_every: int = 0, hosts: Hosts = ALONE
+) -> CheckpointManager:
   """The steps of one run, under `folder`/checkpoints, which this process, or group of them, saves from now on.
 
   Args:
     every: saving takes every `every`th step.
     keep: how many of the last steps stay; None is all. Pinned steps stay too.
     keep_every: steps that this number divides stay too; 0 is none.
+    hosts: which save together; by default this one alone.
   """
   if keep is not None and keep < 1:
     raise InputError(f"keep is {keep}, which would delete every checkpoint: give 1 or more")
@@ -50,7 +54,8 @@ def manager(folder: Folder, every: int = 1, keep: int | None = None, keep_every:
   policies = ocp.checkpoint_managers
   stay = [policies.LatestN(keep), Pinned(path), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
   policy = policies.AnyPreservationPolicy(stay)
-  steps = CheckpointManager(path, ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy))
+  options = ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy)
+  steps = CheckpointManager(path, options, hosts)
   steps.take()
   return steps
 

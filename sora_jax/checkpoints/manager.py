@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from sora_jax.checkpoints import manifest
 from sora_jax.checkpoints.manifest import CheckpointError
-from sora_jax.runtime import hosts
+from sora_jax.runtime.hosts import ALONE, Hosts
 
 ARRAYS = ("params", "optimizer", "ema", "train")
 JSONS = ("data", "meta")
@@ -39,7 +39,8 @@ class DamagedCheckpoint(CheckpointError):
 class CheckpointManager(ocp.CheckpointManager):
   """Orbax's manager, which also writes a manifest after each commit and knows which steps are damaged."""
 
-  def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions):
+  def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions, hosts: Hosts = ALONE):
+    self.hosts = hosts
     handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
     handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
     if not options.read_only:
@@ -150,7 +151,7 @@ class CheckpointManager(ocp.CheckpointManager):
   def write_manifest_after(self, step: int) -> None:
     """Has the manifest of `step`, whose save has begun, written in the background once the step is committed."""
     self._saving = step
-    if jax.process_index() == 0 or hosts.count() > 1:
+    if jax.process_index() == 0 or self.hosts.count > 1:
       self._manifest = threading.Thread(target=self._write_manifest, args=(step,), name="manifest")
       self._manifest.start()
 
@@ -159,7 +160,7 @@ class CheckpointManager(ocp.CheckpointManager):
       super().wait_until_finished()
     try:
       whole = step == self._committed and step in manifest.committed(self.directory)
-      known = self._hash_together(step, whole) if hosts.count() > 1 else {}
+      known = self._hash_together(step, whole) if self.hosts.count > 1 else {}
       if whole and jax.process_index() == 0:
         manifest.write(self.directory, step, known)
     except Exception as error:  # whatever it is, the step itself is whole
@@ -170,11 +171,11 @@ class CheckpointManager(ocp.CheckpointManager):
     name, mine = f"manifest {self.directory} {step}", {}
     try:
       if whole:
-        mine = manifest.entries(self.directory, step, hosts.index(), hosts.count())
+        mine = manifest.entries(self.directory, step, self.hosts.index, self.hosts.count)
     finally:
-      if not hosts.is_first():
-        hosts.leave(name, mine)
-    for theirs in hosts.collect(name, hosts.limit()) if whole and hosts.is_first() else ():
+      if not self.hosts.is_first:
+        self.hosts.leave(name, mine)
+    for theirs in self.hosts.collect(name, self.hosts.limit) if whole and self.hosts.is_first else ():
       mine |= theirs
     return mine
 

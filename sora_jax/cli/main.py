@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from sora_jax.errors import InputError
 from sora_jax.runtime import hosts, preemption, process
+from sora_jax.runtime.run import Run
 
 FLAGS = flags.FLAGS
 
@@ -86,8 +87,6 @@ def main() -> None:
   """The console entry point."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.set_verbosity(logging.ERROR)
-  if sys.argv[1:2] in (["train"], ["precompute"]):
-    preemption.listen()
   process.keep_freed_memory()
   process.compile_sooner()
   if len(sys.argv) < 2 or sys.argv[1] in ("help", "-h", "--help"):
@@ -114,12 +113,12 @@ def _run(argv: list[str]) -> None:
 def _one_line_errors():
   """Turns the errors that a user can cause into one line and exit status 1 (2 for a wrong command line).
 
-  A run that was told to end ends with one line and interruption.REQUEUE.
+  A preempted run ends with one line and preemption.REQUEUE.
   """
   try:
     yield
   except preemption.Preempted as error:
-    preemption.ignore()  # told again while Python cleans up
+    preemption.ignore()  # a second signal, while Python cleans up
     _fail(error, preemption.REQUEUE)
   except (flags.Error, UsageError) as error:
     _fail(error, 2)
@@ -149,15 +148,16 @@ def _need(command: str, **given: Any) -> None:
 
 def train(_: list[str]) -> dict:
   _need("train", config=FLAGS.config, workdir=FLAGS.workdir)
+  asked = preemption.Preemption()
+  asked.listen()
   process.keep_compiled(os.path.join(FLAGS.workdir, "compiled"))
-  with hosts.joined():  # before JAX does anything else
+  with hosts.joined(asked) as group:  # before JAX does anything else
     with process.importing():
       from sora_jax.jobs import train
-      from sora_jax.train import goodput
 
-    summary = train.train(FLAGS.config, FLAGS.workdir, process.started())
-  fields = ("step", "loss", "steps_run", "resumed_from", "seconds", "useful_tokens", "tokens_per_second")
-  return {name: getattr(summary, name) for name in fields} | {"goodput": goodput.current().summary()}
+    summary = train.train(FLAGS.config, FLAGS.workdir, Run(group, asked, started=process.started()))
+  fields = ("step", "loss", "steps_run", "resumed_from", "seconds", "useful_tokens", "tokens_per_second", "goodput")
+  return {name: getattr(summary, name) for name in fields}
 
 
 def sample(_: list[str]) -> dict:
@@ -246,10 +246,12 @@ def _checkpoint_verify(found: dict, folder: str) -> dict:
 
 
 def precompute(_: list[str]) -> dict:
+  asked = preemption.Preemption()
+  asked.listen()
   from sora_jax.jobs import train
 
   _need("precompute", config=FLAGS.config, workdir=FLAGS.workdir)
-  return train.prepare(FLAGS.config, FLAGS.workdir, FLAGS.workers, FLAGS.beam)
+  return train.prepare(FLAGS.config, FLAGS.workdir, FLAGS.workers, FLAGS.beam, Run(preemption=asked))
 
 
 def data(words: list[str]) -> dict:

@@ -16,7 +16,9 @@ from sora_jax.data.files import Dropped
 from sora_jax.data.sources import Source, component_of
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
-from sora_jax.runtime import hosts, stopping, work_units
+from sora_jax.runtime import work_units
+from sora_jax.runtime.hosts import LONG, Hosts
+from sora_jax.runtime.run import Run
 from sora_jax.video.io import UnreadableFile
 
 BATCH = 64  # clips of one size encoded together
@@ -34,6 +36,7 @@ def encode_source(
   max_bad: float = 1.0,
   workers: int = 0,
   beam: Sequence[str] | None = None,
+  run: Run | None = None,
 ) -> latents.LatentStore:
   """The latents of every clip of `source`; made again only when something that they are made from changed.
 
@@ -43,20 +46,24 @@ def encode_source(
   Args:
     max_bad: the share of clips that may be bad, those that the source dropped before included.
     workers, beam: see `work_units.run`; other processes load the codec from where this one was loaded from.
+    run: what this process is one of; by default it is alone.
 
   Raises:
     TooManyBad: more are.
     ValueError: not one clip could be read.
-    Preempted: the run was told to end; units that are done are saved.
+    Preempted: the run was asked to stop; units that are done are saved.
     HostsError: the hosts' weights or sources differ, or one of them is late.
   """
   units, key = plan_units(source), key_of(codec, source)
+  run = run or Run()
+  hosts, stopping = run.hosts, run.stopping()
   hosts.same("comparing weights and clips", key)
   missing = hosts.decide("looking for latents", lambda: missing_units(folder, key, len(units)))
   if missing is not None:
-    work = functools.partial(encode_unit, codec, source, folder, units)
-    work_units.run(work, missing[hosts.index() :: hosts.count()], "encode", workers, beam)
-    hosts.barrier("encoding latents", hosts.LONG)
+    work = functools.partial(encode_unit, codec, source, folder, units, hosts)
+    mine = missing[hosts.index :: hosts.count]
+    work_units.run(work, mine, "encode", workers, beam, stopping.preempted)
+    hosts.barrier("encoding latents", LONG)
     left = hosts.decide("counting latents", lambda: len(latents.missing_units(folder, len(units))))
     stopping.end_here(f"latents: {len(units) - left} of {len(units)} units are saved")
     hosts.decide("joining latents", lambda: len(latents.finish(folder, len(units))))
@@ -99,9 +106,11 @@ def plan_units(source: Source) -> list[Unit]:
   return units
 
 
-def encode_unit(codec: Codec, source: Source, folder: str | os.PathLike, units: Sequence[Unit], number: int) -> None:
+def encode_unit(
+  codec: Codec, source: Source, folder: str | os.PathLike, units: Sequence[Unit], hosts: Hosts, number: int
+) -> None:
   """Encodes and writes one unit."""
-  hosts.at("encoding unit", number, SLOW * hosts.limit())
+  hosts.at("encoding unit", number, SLOW * hosts.limit)
   bad: list[Dropped] = []
   latents.write_unit(folder, number, _encode(codec, source, units[number], bad), bad)
   if bad:

@@ -19,12 +19,13 @@ from sora_jax.data import latents
 from sora_jax.data.captions import STYLES, Texts
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.runtime import hosts, storage
+from sora_jax.runtime import storage
+from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 
 KEY, IDS = "text.json", "text.npz"
 
 
-def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path) -> Tokenizer:
+def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path, hosts: Hosts = ALONE) -> Tokenizer:
   """The one in the workdir, or one trained now on the store's captions."""
   path = workdir / "tokenizer.model"
 
@@ -33,12 +34,16 @@ def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path) -> Token
       captions = (text for entry in store.entries for text in entry["captions"].values())
       Tokenizer.train(captions, config.model.vocabulary).save(path)
 
-  hosts.decide("training the tokenizer", make, hosts.LONG)
+  hosts.decide("training the tokenizer", make, LONG)
   return Tokenizer.load(path)
 
 
 def kept_texts(
-  folder: str | os.PathLike, captions: Sequence[Mapping[str, str]], tokenizer: Tokenizer, limit: int
+  folder: str | os.PathLike,
+  captions: Sequence[Mapping[str, str]],
+  tokenizer: Tokenizer,
+  limit: int,
+  hosts: Hosts = ALONE,
 ) -> Texts:
   """`Texts.of`, kept in the folder; where it holds others, what differs is named on stderr and they are made again.
 
@@ -65,7 +70,7 @@ def kept_texts(
       np.savez(file, ids=texts.ids_M, starts=texts.starts)
     storage.write_text(root / KEY, json.dumps(key, indent=1, sort_keys=True))
 
-  hosts.decide("tokenising captions", make, hosts.LONG)
+  hosts.decide("tokenising captions", make, LONG)
   with (root / IDS).open("rb") as file, np.load(file, allow_pickle=False) as found:
     return Texts(found["ids"], found["starts"])
 

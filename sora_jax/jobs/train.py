@@ -8,13 +8,13 @@ once, all encode and train.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -42,8 +42,9 @@ from sora_jax.models.autoencoder import AutoencoderConfig, grid
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.balance import ClipFlops
 from sora_jax.packing.batch import RowShape
-from sora_jax.runtime import hosts, preemption
-from sora_jax.train import goodput
+from sora_jax.runtime import goodput
+from sora_jax.runtime.hosts import ALONE, LONG, Hosts
+from sora_jax.runtime.run import Run
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.loop import Batches, LoopConfig, Summary, fit
@@ -56,33 +57,41 @@ class OutOfMemory(SoraError, RuntimeError):
   """A training step does not fit the devices; the message names the settings that change that."""
 
 
-def train(config: Any, workdir: str | os.PathLike, started: float | None = None) -> Summary:
+def train(config: Any, workdir: str | os.PathLike, run: Run | None = None) -> Summary:
   """Trains what `config.task` names, and first what that needs.
 
   Args:
-    started: time.monotonic() when the process began; wall time and time limit count from then.
+    run: what this process is one of; wall time and time limit count from its start. By default the process is alone.
 
   Raises:
     ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Preempted, HostsError: one line each,
       for the terminal.
   """
-  folder, started = epath.Path(workdir), time.monotonic() if started is None else started
-  preemption.end_after(config.train.max_minutes, started)
-  source, mesh = open_run(config, folder)
-  with goodput.accounted(folder / "logs", started):
+  folder, run = epath.Path(workdir), run or Run()
+  run.preemption.end_after(config.train.max_minutes, run.started)
+  source, mesh = open_run(config, folder, run.hosts)
+  with goodput.accounted(folder / "logs", run.started, run.hosts.is_first) as clock:
+    run = dataclasses.replace(run, clock=clock)
     if config.task == "autoencoder":
-      return train_autoencoder(autoencoder_run(config, config.train.steps), source, folder, mesh)
-    codec = get_codec(config, source, folder, mesh)
-    return train_dit(config, codec, source, folder, mesh)
+      summary = train_autoencoder(autoencoder_run(config, config.train.steps), source, folder, mesh, run)
+    else:
+      codec = get_codec(config, source, folder, mesh, run)
+      summary = train_dit(config, codec, source, folder, mesh, run)
+  return dataclasses.replace(summary, goodput=clock.summary())
 
 
 def prepare(
-  config: Any, workdir: str | os.PathLike, workers: int = 0, beam: Sequence[str] | None = None
+  config: Any,
+  workdir: str | os.PathLike,
+  workers: int = 0,
+  beam: Sequence[str] | None = None,
+  run: Run | None = None,
 ) -> dict[str, Any]:
   """What `train` does before the transformer's first step, the latents on many processes or machines.
 
   Args:
     workers, beam: see `runtime.work_units.run`.
+    run: what this process is one of; by default it is alone.
 
   Returns:
     {"clips", "dropped", "latents"}: how many are encoded, how many can't be, and the folder.
@@ -92,16 +101,16 @@ def prepare(
   """
   if config.task != "dit":
     raise InputError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
-  here = epath.Path(workdir)
-  source, mesh = open_run(config, here)
-  codec = get_codec(config, source, here, mesh)
+  here, run = epath.Path(workdir), run or Run()
+  source, mesh = open_run(config, here, run.hosts)
+  codec = get_codec(config, source, here, mesh, run)
   folder = here / "latents"
-  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam)
-  get_tokenizer(config, store, here)
+  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run)
+  get_tokenizer(config, store, here, run.hosts)
   return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
 
-def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.sharding.Mesh]:
+def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[sources.Source, jax.sharding.Mesh]:
   """The source and mesh of a run; the workdir is its own from here on.
 
   Raises:
@@ -110,24 +119,25 @@ def open_run(config: Any, workdir: epath.Path) -> tuple[sources.Source, jax.shar
   if config.task not in ("dit", "autoencoder"):
     raise InputError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   mesh = sharding.make_mesh(config.mesh.to_dict())
-  check_step(config, mesh)
-  hosts.at("opening the data", seconds=hosts.LONG)
+  check_step(config, mesh, hosts.is_first)
+  hosts.at("opening the data", seconds=LONG)
   source = sources.open_source(config.data, config.seed, budget(config))
   if config.autoencoder.checkpoint:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
   # Not before: a mistyped source or checkpoint must not bind the folder to it.
-  open_workdir(workdir, config, source.fingerprint)
-  if hosts.is_first():
+  open_workdir(workdir, config, source.fingerprint, hosts)
+  if hosts.is_first:
     report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   hosts.at("preparing the autoencoder")
   return source, mesh
 
 
-def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
+def check_step(config: Any, mesh: jax.sharding.Mesh, warns: bool = True) -> None:
   """Finds out now what would stop the step from being compiled, which may be hours of encoding later.
 
-  Ranks that have unequal work are told on stderr.
+  Args:
+    warns: of ranks that have unequal work, on stderr.
 
   Raises:
     ValueError: the mesh can't share the rows of a step, or its devices can't compute attention as the config says.
@@ -139,7 +149,7 @@ def check_step(config: Any, mesh: jax.sharding.Mesh) -> None:
     ranks = sharding.ways("batch")
     needed = ranks * config.train.accumulation
     if config.task == "dit":
-      if config.train.ranks % ranks and hosts.is_first():
+      if config.train.ranks % ranks and warns:
         print(
           f"train.ranks={config.train.ranks} levels the work of so many, and {ranks} share a step here, each of which "
           f"waits for the slowest: set train.ranks={ranks}",
@@ -172,7 +182,9 @@ def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
   return functools.partial(grid(config).fit, most=config.data.max_tokens)
 
 
-def train_autoencoder(config: Any, source: sources.Source, folder: epath.Path, mesh: jax.sharding.Mesh) -> Summary:
+def train_autoencoder(
+  config: Any, source: sources.Source, folder: epath.Path, mesh: jax.sharding.Mesh, run: Run
+) -> Summary:
   """Trains the autoencoder with the settings of `config.train`, into `folder`."""
   section = config.autoencoder
   probe = [
@@ -192,7 +204,7 @@ def train_autoencoder(config: Any, source: sources.Source, folder: epath.Path, m
       clips=lambda batch: [f"number {index}" for index in batch[1]],
     )
     with fitting("autoencoder.batch or autoencoder.crop"):
-      return fit(task, batches, LoopConfig.of(config, "autoencoder"), folder, mesh, meta(config))[1]
+      return fit(task, batches, LoopConfig.of(config, "autoencoder"), folder, mesh, meta(config), run)[1]
 
 
 @contextlib.contextmanager
@@ -218,20 +230,20 @@ def fitting(smaller: str) -> Iterator[None]:
     ) from error
 
 
-def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh) -> Codec:
+def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh, run: Run) -> Codec:
   """The frozen autoencoder of a transformer: the one in the workdir, the config's, or one trained now."""
   folder = workdir / "autoencoder"
   section = config.autoencoder
   if section.checkpoint:
-    keep_codec(section, folder)
-  elif codec := trained_codec(folder, section):
+    keep_codec(section, folder, run.hosts)
+  elif codec := trained_codec(folder, section, run.hosts):
     return codec
   else:
-    train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh)
+    train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh, run)
   return Codec.load(folder, section)
 
 
-def trained_codec(folder: epath.Path, section: Any) -> Codec | None:
+def trained_codec(folder: epath.Path, section: Any, hosts: Hosts) -> Codec | None:
   """The autoencoder in `folder` if its last step is there and whole, which needs no batch and no optimizer."""
   path = manifest.root(folder)
   finished = lambda: path.is_dir() and section.steps in manifest.committed(path)
@@ -241,10 +253,10 @@ def trained_codec(folder: epath.Path, section: Any) -> Codec | None:
   return codec if codec.step == section.steps else None
 
 
-def keep_codec(section: Any, folder: epath.Path) -> None:
+def keep_codec(section: Any, folder: epath.Path, hosts: Hosts) -> None:
   """Puts the config's autoencoder in the workdir, which is all that sampling needs."""
   codec = Codec.load(section.checkpoint, section)
-  with checkpoint.manager(folder) as steps:
+  with checkpoint.manager(folder, hosts=hosts) as steps:
     if steps.latest_step() is None:
       nothing = np.zeros(1, np.uint32)
       state = TrainState(codec.params, {"nothing": nothing}, codec.params, np.array(codec.step, np.int32), nothing)
@@ -261,17 +273,16 @@ def autoencoder_run(config: Any, steps: int) -> Any:
 
 
 def train_dit(
-  config: Any, codec: Codec, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh
+  config: Any, codec: Codec, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh, run: Run
 ) -> Summary:
   """Encodes the source once, trains the tokenizer and the transformer."""
-  goodput.current().spend("data")
-  hosts.at("preparing the transformer", seconds=math.inf)  # the parts that hosts wait for have limits of their own
-  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad)
-  tokenizer = get_tokenizer(config, store, workdir)
+  run.clock.spend("data")
+  run.hosts.at("preparing the transformer", seconds=math.inf)  # the parts that hosts wait for have limits of their own
+  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run)
+  tokenizer = get_tokenizer(config, store, workdir, run.hosts)
   model = DiTConfig.of(config, tokenizer.vocabulary)
-  texts = kept_texts(
-    workdir / "latents", [entry["captions"] for entry in store.entries], tokenizer, config.train.row_text
-  )
+  captions = [entry["captions"] for entry in store.entries]
+  texts = kept_texts(workdir / "latents", captions, tokenizer, config.train.row_text, run.hosts)
   rows = packed_rows(config, store, texts, codec, model)
   generator = Generator(codec, model, None, tokenizer, config)
 
@@ -294,7 +305,7 @@ def train_dit(
       clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
     )
     with fitting("train.rows or train.row_tokens"):
-      return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config))[1]
+      return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config), run)[1]
 
 
 def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, model: DiTConfig) -> pipeline.PackedRows:

@@ -13,7 +13,9 @@ from etils import epath
 
 from sora_jax import __version__
 from sora_jax.errors import InputError
-from sora_jax.runtime import hosts, storage
+from sora_jax.runtime import storage
+from sora_jax.runtime.cluster import HostsError
+from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 
 # What may change when a run is taken up again; anything else would be another run.
 RESUMABLE = (
@@ -37,7 +39,7 @@ class ConfigMismatch(InputError):
   """The workdir was made by another config."""
 
 
-def open_workdir(workdir: epath.Path, config: Any, fingerprint: str) -> None:
+def open_workdir(workdir: epath.Path, config: Any, fingerprint: str, hosts: Hosts = ALONE) -> None:
   """Makes the workdir this run's own, on all hosts.
 
   Args:
@@ -48,10 +50,10 @@ def open_workdir(workdir: epath.Path, config: Any, fingerprint: str) -> None:
     HostsError: the hosts differ in config, code or data, or don't share the workdir; names what and where.
   """
   mine = {"config": json.loads(config.to_json()), "data": fingerprint, **code()}
-  hosts.same("comparing config, data and code", mine, hosts.LONG)  # others may be longer at opening the data
+  hosts.same("comparing config, data and code", mine, LONG)  # others may be longer at opening the data
   hosts.decide("claiming the workdir", functools.partial(claim, workdir, config))
-  if hosts.count() > 1:
-    _must_be_shared(workdir)
+  if hosts.count > 1:
+    _must_be_shared(workdir, hosts)
 
 
 def claim(workdir: str | os.PathLike, config: Any) -> None:
@@ -94,15 +96,15 @@ def code() -> dict[str, str]:
   return {"sora_jax": __version__, "jax": jax.__version__, "sources": total.hexdigest()}
 
 
-def _must_be_shared(workdir: epath.Path) -> None:
+def _must_be_shared(workdir: epath.Path, hosts: Hosts) -> None:
   # A name that no host has looked for: network file systems remember what was not there.
   mark = workdir / hosts.agree("naming a mark", f"shared-{uuid.uuid4().hex}")
   hosts.decide("marking the workdir", functools.partial(storage.write_text, mark, ""))
   seen = hosts.gather("looking for the mark", mark.exists())
-  if hosts.is_first():
+  if hosts.is_first:
     mark.unlink()
   if blind := [host for host, sees in enumerate(seen) if not sees]:
-    raise hosts.HostsError(
+    raise HostsError(
       f"{hosts.named(blind)}: no sight of what {hosts.named([0])} writes in {workdir}. Hosts share one --workdir, in a "
       "bucket or on a file system that all have"
     )

@@ -1,7 +1,7 @@
-"""Told to end: a signal or a time limit is noted here, and a run ends itself where nothing is lost.
+"""Preemption: a signal or a time limit asks a run to stop. It is noted here, and the run stops where nothing is lost.
 
-Nothing is cut short. Who does long work asks between its pieces (a step, a unit) and stops there; what was made is on
-disk then, and the program's exit status REQUEUE says that the same command goes on. A signal that comes while XLA
+Nothing is cut short. Long work asks between its pieces (a step, a unit) and stops there; what was made is on disk
+then, and the program's exit status REQUEUE says that the same command resumes it. A signal that comes while XLA
 compiles is noted when it has compiled.
 """
 
@@ -27,22 +27,56 @@ IMPATIENT = 10.0  # seconds
 
 
 class Preempted(SoraError, RuntimeError):
-  """The run was told to end, and has; the message says what is saved."""
+  """The run was asked to stop, and has; the message says what is saved."""
 
 
-_noted: list[int] = []  # the signals that end nothing
-_told: list[int] = []  # those that came
-_terminals: list[int] = []  # of standard output and error
-_deadline = math.inf  # time.monotonic()
+class Preemption:
+  """What has asked this process to stop: the first signal after `listen`, or its time limit."""
 
+  def __init__(self) -> None:
+    self.signals: list[int] = []  # those that came
+    self._deadline = math.inf  # time.monotonic()
+    self._terminals: list[int] = []  # of standard output and error
+    self._last_interrupt = -math.inf
 
-def listen() -> None:
-  """From now on the signals are noted and end nothing; one that is ignored stays so. For a program's main thread."""
-  _terminals.extend(number for number in (1, 2) if os.isatty(number))
-  for number in SIGNALS:
-    if signal.getsignal(number) != signal.SIG_IGN:
-      signal.signal(number, _note)
-      _noted.append(number)
+  def listen(self) -> None:
+    """From now on signals are noted and end nothing; one that is ignored stays so. For a program's main thread."""
+    self._terminals = [number for number in (1, 2) if os.isatty(number)]
+    for number in SIGNALS:
+      if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, self._note)
+
+  def end_after(self, minutes: float, started: float) -> None:
+    """Sets a time limit, counted from `started` (time.monotonic()); 0 is none."""
+    self._deadline = started + 60 * minutes if minutes else math.inf
+
+  def reason(self) -> int:
+    """Why this process is to stop: the first signal's number, LIMIT, or 0 where it is not."""
+    return self.signals[0] if self.signals else LIMIT if time.monotonic() > self._deadline else 0
+
+  def _note(self, number: int, _: Any) -> None:
+    # A handler may run in the middle of anything, a print too: it only notes.
+    self.signals.append(number)
+    if number == signal.SIGINT and sys.stderr.isatty():
+      self._note_impatience()
+    if number == signal.SIGHUP:
+      self._leave_terminal()
+
+  def _leave_terminal(self) -> None:
+    """A write to a terminal that is gone is an error, and would end what is still to be saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    while self._terminals:
+      os.dup2(nowhere, self._terminals.pop())
+    os.close(nowhere)
+
+  def _note_impatience(self) -> None:
+    """Ctrl-C three times ends a program at once."""
+    now = time.monotonic()
+    again, self._last_interrupt = now - self._last_interrupt < IMPATIENT, now
+    if again:
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    often = "once" if again else f"twice more within {IMPATIENT:g} s"
+    os.write(2, f"\nsora: saves and ends after this step; Ctrl-C {often} ends it now, and nothing is saved\n".encode())
 
 
 def ignore() -> None:
@@ -51,34 +85,24 @@ def ignore() -> None:
     signal.signal(number, signal.SIG_IGN)
 
 
-def end_after(minutes: float, started: float) -> None:
-  """Sets a time limit, counted from `started` (time.monotonic()); 0 is none."""
-  global _deadline
-  _deadline = started + 60 * minutes if minutes else math.inf
-
-
-def asked() -> int:
-  """Why this process is to end: the first signal's number, LIMIT, or 0 where it is not."""
-  return _told[0] if _told else LIMIT if time.monotonic() > _deadline else 0
-
-
 def message(reason: int, what: str) -> str:
-  """What an interrupted run says last."""
-  others = {LIMIT: "the time limit (train.max_minutes)", ELSEWHERE: "another host, which was told to"}
+  """The last line of a preempted run."""
+  others = {LIMIT: "the time limit (train.max_minutes)", ELSEWHERE: "the preemption of another host"}
   return f"ended by {others.get(reason) or signal.Signals(reason).name}: {what}; the same command goes on from there"
 
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-  """Processes that are started in here never get the signals that this one notes: it ends them itself.
+  """Processes that are started in here never get the signals that this one listens to: it ends them itself.
 
   A signal that comes meanwhile reaches this process afterwards.
   """
-  if not _noted:
+  noted = [number for number in SIGNALS if isinstance(getattr(signal.getsignal(number), "__self__", None), Preemption)]
+  if not noted:
     yield
     return
   multiprocessing.resource_tracker.ensure_running()  # its own start would let the signals through again
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, _noted)
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, noted)
   try:
     yield
   finally:
@@ -95,34 +119,3 @@ def end_with_parent() -> None:
 def _end_after(sentinel: int) -> None:
   multiprocessing.connection.wait([sentinel])
   os._exit(1)
-
-
-_last_interrupt = -math.inf
-
-
-def _note(number: int, _: Any) -> None:
-  # A handler may run in the middle of anything, a print too: it only notes.
-  _told.append(number)
-  if number == signal.SIGINT and sys.stderr.isatty():
-    _note_impatience()
-  if number == signal.SIGHUP:
-    _leave_terminal()
-
-
-def _leave_terminal() -> None:
-  """A write to a terminal that is gone is an error, and would end what is still to be saved."""
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  while _terminals:
-    os.dup2(nowhere, _terminals.pop())
-  os.close(nowhere)
-
-
-def _note_impatience() -> None:
-  """Ctrl-C three times ends a program at once."""
-  global _last_interrupt
-  now = time.monotonic()
-  again, _last_interrupt = now - _last_interrupt < IMPATIENT, now
-  if again:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-  often = "once" if again else f"twice more within {IMPATIENT:g} s"
-  os.write(2, f"\nsora: saves and ends after this step; Ctrl-C {often} ends it now, and nothing is saved\n".encode())

@@ -14,8 +14,8 @@ import socket
 import time
 from typing import Any
 
-from sora_jax.runtime import preemption
-from sora_jax.runtime.cluster import HostsError
+from sora_jax.runtime.cluster import HostsError, Place
+from sora_jax.runtime.preemption import Preempted, Preemption, message
 
 MOST = 2**20  # bytes of a line
 PAUSE = 0.2  # seconds between tries to reach host 0
@@ -27,24 +27,21 @@ KEEP = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 Lines = dict[int, socket.socket]  # by host
 
 
-def call(address: str, count: int, index: int, seconds: float) -> tuple[list[str], Lines]:
+def call(place: Place, seconds: float, preemption: Preemption) -> tuple[list[str], Lines]:
   """Waits for all hosts.
-
-  Args:
-    address: HOST:PORT, where host 0 is.
 
   Returns:
     The names of their machines, by number, and the connections: of host 0 to all others, of the others to it.
 
   Raises:
     HostsError: on every host that has come; names those that have not.
-    Preempted: this process is told to end.
+    Preempted: this process is asked to stop.
   """
-  host, _, port = address.rpartition(":")
-  if index == 0:
-    answer, lines = _hear(address, int(port), count, time.monotonic() + seconds)
+  address, count = place.address, place.count
+  if place.index == 0:
+    answer, lines = _hear(address, count, time.monotonic() + seconds, preemption)
   else:
-    answer, lines = _tell(host.strip("[]"), int(port), index, seconds)
+    answer, lines = _tell(address, place.index, seconds, preemption)
   if "names" in answer:
     return answer["names"], lines
   for line in lines.values():
@@ -56,14 +53,14 @@ def call(address: str, count: int, index: int, seconds: float) -> tuple[list[str
   )
 
 
-def _hear(address: str, port: int, count: int, limit: float) -> tuple[dict[str, Any], Lines]:
+def _hear(address: str, count: int, limit: float, preemption: Preemption) -> tuple[dict[str, Any], Lines]:
   """Host 0: takes the calls, and answers all at once."""
   names, lines = {0: socket.gethostname()}, Lines()
-  with _server(address, port, count, limit) as server:
+  with _server(address, count, limit, preemption) as server:
     while (left := limit - time.monotonic()) > 0:
       if len(lines) == count - 1 and len(lines := _there(lines)) == count - 1:
         break
-      _end_if_told()
+      _stop_if_preempted(preemption)
       server.settimeout(min(left, SLICE))
       try:
         connection = server.accept()[0]
@@ -71,7 +68,7 @@ def _hear(address: str, port: int, count: int, limit: float) -> tuple[dict[str, 
         continue
       try:
         _keep(connection)
-        said = _line(connection, SLICE)
+        said = _line(connection, SLICE, preemption)
         caller = _number(said["host"], count)
         _send(connection, {"seconds": limit - time.monotonic()})
         names[caller], lines[caller] = str(said["name"]), connection
@@ -106,11 +103,12 @@ def _there(lines: Lines) -> Lines:
   return found
 
 
-def _server(address: str, port: int, count: int, limit: float) -> socket.socket:
+def _server(address: str, count: int, limit: float, preemption: Preemption) -> socket.socket:
+  port = int(address.rpartition(":")[2])
   both = socket.has_dualstack_ipv6()
   family = socket.AF_INET6 if both else socket.AF_INET
   while True:
-    _end_if_told()
+    _stop_if_preempted(preemption)
     try:
       return socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
     except OSError as error:
@@ -125,19 +123,21 @@ def _number(value: Any, count: int) -> int:
   return value
 
 
-def _tell(host: str, port: int, index: int, seconds: float) -> tuple[dict[str, Any], Lines]:
+def _tell(address: str, index: int, seconds: float, preemption: Preemption) -> tuple[dict[str, Any], Lines]:
   """The others: call until they are answered."""
+  host, _, port = address.rpartition(":")
   said = {"host": index, "name": socket.gethostname()}
   limit = time.monotonic() + seconds
   while (left := limit - time.monotonic()) > 0:
-    _end_if_told()
+    _stop_if_preempted(preemption)
     connection = None
     try:
-      connection = socket.create_connection((host, port), timeout=min(left, SLICE))
+      connection = socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, SLICE))
       _keep(connection)
       _send(connection, said)
-      waits = _line(connection, left + GRACE)["seconds"]  # longer than this host would, where host 0 has come later
-      answer = _line(connection, min(waits, seconds) + GRACE)
+      # Longer than this host would, where host 0 has come later.
+      waits = _line(connection, left + GRACE, preemption)["seconds"]
+      answer = _line(connection, min(waits, seconds) + GRACE, preemption)
       connection.settimeout(None)
       return answer, {0: connection}
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or still another's port
@@ -147,12 +147,12 @@ def _tell(host: str, port: int, index: int, seconds: float) -> tuple[dict[str, A
   return {"missing": [0]}, {}
 
 
-def _end_if_told() -> None:
+def _stop_if_preempted(preemption: Preemption) -> None:
   """Raises:
-  Preempted: this process is told to end.
+  Preempted: this process is asked to stop.
   """
-  if reason := preemption.asked():
-    raise preemption.Preempted(preemption.message(reason, "the hosts had not all come, and nothing is begun"))
+  if reason := preemption.reason():
+    raise Preempted(message(reason, "the hosts had not all come, and nothing is begun"))
 
 
 def _keep(connection: socket.socket) -> None:
@@ -168,16 +168,16 @@ def _send(connection: socket.socket, said: dict[str, Any]) -> None:
   connection.sendall(json.dumps(said).encode() + b"\n")
 
 
-def _line(connection: socket.socket, seconds: float) -> dict[str, Any]:
+def _line(connection: socket.socket, seconds: float, preemption: Preemption) -> dict[str, Any]:
   """The next line of JSON, an object.
 
   Raises:
     OSError, ValueError: it does not come in time, or is something else.
-    Preempted: this process is told to end.
+    Preempted: this process is asked to stop.
   """
   line, limit = b"", time.monotonic() + seconds
   while not line.endswith(b"\n"):
-    _end_if_told()
+    _stop_if_preempted(preemption)
     left = limit - time.monotonic()
     if left <= 0 or len(line) > MOST:
       raise ValueError("no line of ours")

@@ -13,13 +13,20 @@ from typing import Any
 from tqdm import tqdm
 
 from sora_jax.errors import InputError
-from sora_jax.runtime import preemption, stopping
+from sora_jax.runtime import preemption
 
 Work = Callable[[int], Any]  # a module's function, or functools.partial of one: it is sent to other processes
 
 
-def run(work: Work, units: Sequence[int], name: str, workers: int = 0, beam: Sequence[str] | None = None) -> None:
-  """Does every unit; a process that is told to end does the units it is at, and returns (`stopping.heard`).
+def run(
+  work: Work,
+  units: Sequence[int],
+  name: str,
+  workers: int = 0,
+  beam: Sequence[str] | None = None,
+  preempted: Callable[[], bool] = lambda: False,
+) -> None:
+  """Does every unit, or those that it has begun when it is asked to stop.
 
   Args:
     work: does one, and leaves its result on disk.
@@ -27,6 +34,7 @@ def run(work: Work, units: Sequence[int], name: str, workers: int = 0, beam: Seq
     name: on the progress bar.
     workers: processes; 0 does the work in this one.
     beam: the options of an Apache Beam pipeline ("--runner=DataflowRunner", ...), which does the work instead.
+    preempted: whether to stop, asked between units.
 
   Raises:
     Whatever a unit raises; units that are done stay done.
@@ -39,7 +47,7 @@ def run(work: Work, units: Sequence[int], name: str, workers: int = 0, beam: Seq
   with tqdm(total=len(units), desc=name, file=sys.stderr, unit="unit", mininterval=1.0) as bar:
     if workers <= 1:
       for unit in units:
-        if stopping.heard():
+        if preempted():
           return
         work(unit)
         bar.update()
@@ -53,7 +61,7 @@ def run(work: Work, units: Sequence[int], name: str, workers: int = 0, beam: Seq
         for done in concurrent.futures.as_completed(waiting):
           done.result()
           bar.update()
-          if stopping.heard():
+          if preempted():
             pool.shutdown(wait=True, cancel_futures=True)
             return
       except concurrent.futures.process.BrokenProcessPool:

@@ -1,7 +1,7 @@
 """The training loop of every model. It knows a task, an iterator of batches and a folder; nothing else.
 
-Side effects keep one order: read the last step's metrics (stop if they are not finite), log, save, preview, end if this
-run was told to, take the next batch, step.
+Side effects keep one order: read the last step's metrics (stop if they are not finite), log, save, preview, stop if
+this run is preempted, take the next batch, step.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from sora_jax import sharding
 from sora_jax.checkpoints import checkpoint
 from sora_jax.errors import SoraError
-from sora_jax.runtime import hosts, preemption, stopping
-from sora_jax.train import goodput
+from sora_jax.runtime.preemption import Preempted, message
+from sora_jax.runtime.run import Run
 from sora_jax.train.metrics import MetricsLog, progress
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import Task, TrainState, abstract_state, jit_step, make_state, make_step
@@ -73,6 +73,7 @@ class Summary:
   seconds: float
   tokens_per_second: float
   useful_tokens: float  # share of tokens that are not padding
+  goodput: dict[str, Any] = dataclasses.field(default_factory=dict)  # where the time of all starts went, by `Clock`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,22 +86,30 @@ class Batches:
 
 
 def fit(
-  task: Task, batches: Batches, config: LoopConfig, folder: epath.Path, mesh: Mesh, meta: dict
+  task: Task,
+  batches: Batches,
+  config: LoopConfig,
+  folder: epath.Path,
+  mesh: Mesh,
+  meta: dict,
+  run: Run | None = None,
 ) -> tuple[TrainState, Summary]:
   """Trains until `config.optimizer.steps`, from the newest checkpoint in `folder` if there is one.
 
   Args:
     meta: stored with every checkpoint (config, its hash, versions).
+    run: what this process is one of; by default it is alone, and nothing preempts it.
 
   Raises:
     NonFiniteLoss: names the step and the clips of the batch; the last checkpoint stays as it is.
-    Preempted: the run was told to end; its last step is saved.
+    Preempted: the run was asked to stop; its last step is saved.
     CheckpointError: the checkpoint in `folder` does not fit the task.
   """
-  clock = goodput.current()
+  run = run or Run()
+  hosts, clock, stopping = run.hosts, run.clock, run.stopping()
 
   def turn_to(phase: str, step: int = 0) -> None:
-    """What this host does from now on: where its time goes, and where the others find it when it is late."""
+    """What this host does from now on: where its time goes, and what the other hosts say of it when it is late."""
     clock.spend(phase)
     hosts.at(f"{config.name}: {phase}", step)
 
@@ -108,16 +117,18 @@ def fit(
   optimizer = make_optimizer(config.optimizer)
   total = config.optimizer.steps
   keeping = max(config.checkpoint_every, 1), config.keep, config.keep_every
-  with jax.set_mesh(mesh), checkpoint.manager(folder, *keeping) as steps:
+  with jax.set_mesh(mesh), checkpoint.manager(folder, *keeping, hosts=hosts) as steps:
+    hosts.same("finding the step to resume from", {"the newest step": steps.latest_step()})
     state, resumed_from, step_seconds = _begin(task, optimizer, config.seed, steps, batches, mesh, meta.get("config"))
-    if hosts.is_first() and (unsplit := sharding.unsplit(state.params, mesh)):
+    if hosts.is_first and (unsplit := sharding.unsplit(state.params, mesh)):
       print(f"warning: {unsplit}", file=sys.stderr)
     first = step = int(state.step)
     clock.take_up(config.name, step, step_seconds)
     meter, pending, train_step = _Meter(batches), None, None
-    told = stopping.agreed(step)
-    with contextlib.closing(MetricsLog(folder / "logs", first)) as log, progress(config.name, total, first) as bar:
-      while step < total and not told:
+    preempted = stopping.reason(step)
+    bar = progress(config.name, total, first, hosts.is_first)
+    with contextlib.closing(MetricsLog(folder / "logs", first, hosts.is_first)) as log, bar:
+      while step < total and not preempted:
         turn_to("data", step + 1)
         batch = next(batches.iterator)
         on_devices = sharding.to_devices(batch, mesh)
@@ -126,7 +137,7 @@ def fit(
           train_step = _compile(
             make_step(task, optimizer, config.ema_decay, config.accumulation), state, on_devices, mesh
           )
-          if told := stopping.agreed(step):
+          if preempted := stopping.reason(step):
             break
         turn_to("step", step + 1)
         state, metrics = train_step(state, on_devices)
@@ -135,9 +146,9 @@ def fit(
           meter.add(*pending)
           clock.reached(step - 1)
         pending = (step, batch, metrics)
-        told = stopping.agreed(step)
-        save_now = step == total or told or (config.checkpoint_every and step % config.checkpoint_every == 0)
-        log_now = step == total or told or (config.log_every and step % config.log_every == 0)
+        preempted = stopping.reason(step)
+        save_now = step == total or preempted or (config.checkpoint_every and step % config.checkpoint_every == 0)
+        log_now = step == total or preempted or (config.log_every and step % config.log_every == 0)
         preview_now = config.preview_every and (step == total or step % config.preview_every == 0)
         if save_now or log_now or preview_now:
           meter.add(*pending)
@@ -153,7 +164,7 @@ def fit(
             state = state._replace(params=task.finish(state.params), ema=task.finish(state.ema))
           saved = {**meta, "step_seconds": clock.step_seconds()}
           checkpoint.save(steps, state, batches.iterator.get_state(), saved, force=True)
-        if preview_now and (step == total or not told):
+        if preview_now and (step == total or not preempted):
           turn_to("eval", step)
           _preview(task, state.ema, log, step)
         bar.update()
@@ -163,7 +174,7 @@ def fit(
     clock.spend("other")
   if step < total:
     what = f"step {step} of {total} is saved" if step else f"no step of {total} was taken"
-    raise preemption.Preempted(preemption.message(told, f"{config.name}: {what}"))
+    raise Preempted(message(preempted, f"{config.name}: {what}"))
   return state, meter.summary(total, first, resumed_from)
 
 
@@ -178,7 +189,6 @@ def _begin(
 ) -> tuple[TrainState, int | None, float | None]:
   """The newest checkpoint's state and data position, or a fresh state; which step, and what its steps had taken."""
   newest = steps.latest_step()
-  hosts.same("finding the step to resume from", {"the newest step": newest})
   if newest is None:
     return make_state(task, optimizer, seed, mesh), None, 0.0
   like = abstract_state(task, optimizer, seed, mesh)

@@ -20,7 +20,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
-from sora_jax.runtime import hosts, storage
+from sora_jax.runtime import storage
 
 FILE = "metrics.jsonl"
 KINDS = LINES, BOARD, PICTURES = "lines of metrics", "TensorBoard events", "previews"
@@ -28,17 +28,21 @@ REMOTE_EVERY = 60.0  # seconds between writes to a bucket, where a file is writt
 
 
 class MetricsLog:
-  """Writes `metrics.jsonl`, TensorBoard events and preview pictures under a folder, on the first host.
+  """Writes `metrics.jsonl`, TensorBoard events and preview pictures under a folder.
 
   A resumed run cuts lines of steps that it will take again, so every step stands once, unless an earlier run still
   writes: until that one ends, at its next save, it adds lines of its own. On this machine a line is in the file when
   `scalars` returns, whatever happens to the process then; in a bucket when `flush` does.
   """
 
-  def __init__(self, folder: str | os.PathLike, first_step: int):
+  def __init__(self, folder: str | os.PathLike, first_step: int, writes: bool = True):
+    """
+    Args:
+      writes: one host of a run writes the files.
+    """
     self.folder, self.remote = epath.Path(folder), storage.is_remote(folder)
     self.lines: list[str] = []  # all of the file, of one in a bucket
-    self.silent = set() if hosts.is_first() else set(KINDS)
+    self.silent = set() if writes else set(KINDS)
     self.flushed = time.monotonic()
     self._try(KINDS, self._open, first_step)
     self._try((BOARD,), self._open_board, first_step)
@@ -146,8 +150,8 @@ def _step_of(line: str) -> float:
     return float("inf")
 
 
-def progress(name: str, total: int, done: int) -> tqdm:
-  """A bar with ETA on stderr of the first host; a line every half minute where stderr is no terminal."""
+def progress(name: str, total: int, done: int, shown: bool = True) -> tqdm:
+  """A bar with ETA on stderr; a line every half minute where stderr is no terminal."""
   interactive = sys.stderr.isatty()
   return tqdm(
     desc=name,
@@ -157,5 +161,5 @@ def progress(name: str, total: int, done: int) -> tqdm:
     mininterval=0.3 if interactive else 30.0,
     dynamic_ncols=interactive,
     ascii=not interactive,
-    disable=not hosts.is_first(),
+    disable=not shown,
   )

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from sora_jax.jobs.train import train
-from sora_jax.train import goodput
+from sora_jax.runtime import goodput
 from sora_jax.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -18,6 +20,7 @@ from tests import several
 TALK = """
 import json, time
 from sora_jax.runtime import hosts
+from sora_jax.runtime.preemption import Preemption
 
 heard = {}
 
@@ -30,23 +33,23 @@ def told(work):
 def fail():
   raise ValueError("no such file")
 
-with hosts.joined():
-  me = hosts.index()
-  heard["who"] = [me, hosts.count(), hosts.is_first()]
-  heard["agree"] = [hosts.agree("step", step + me) for step in (10, 20)]
-  heard["decide"] = hosts.decide("work", lambda: {"by": me})
-  heard["fail"] = told(lambda: hosts.decide("work", fail))
-  heard["gather"] = hosts.gather("number", [me, None])
-  heard["same"] = told(lambda: hosts.same("config", {"a": {"b": 1}, "c": [1]}))
-  heard["differ"] = told(lambda: hosts.same("run", {"config": {"steps": 6 + me, "rows": 2}, "code": f"x{me}"}))
-  heard["raised"] = [hosts.raised(False)]
-  hosts.barrier("before the flag")
-  hosts.raised(me == 1)
-  hosts.barrier("after the flag")
-  heard["raised"].append(hosts.raised(False))
+with hosts.joined(Preemption()) as group:
+  me = group.index
+  heard["who"] = [me, group.count, group.is_first]
+  heard["agree"] = [group.agree("step", step + me) for step in (10, 20)]
+  heard["decide"] = group.decide("work", lambda: {"by": me})
+  heard["fail"] = told(lambda: group.decide("work", fail))
+  heard["gather"] = group.gather("number", [me, None])
+  heard["same"] = told(lambda: group.same("config", {"a": {"b": 1}, "c": [1]}))
+  heard["differ"] = told(lambda: group.same("run", {"config": {"steps": 6 + me, "rows": 2}, "code": f"x{me}"}))
+  heard["raised"] = [group.raised(False)]
+  group.barrier("before the flag")
+  group.raised(me == 1)
+  group.barrier("after the flag")
+  heard["raised"].append(group.raised(False))
   time.sleep(4 * me)
   began = time.monotonic()
-  heard["late"] = told(lambda: hosts.barrier("tokenizer", 0.5))
+  heard["late"] = told(lambda: group.barrier("tokenizer", 0.5))
   heard["waited"] = time.monotonic() - began
   print(json.dumps(heard))
 """
@@ -99,15 +102,23 @@ class TestTwo:
 
 class TestAlone:
   def test_everything_is_local(self):
-    assert (hosts.index(), hosts.count(), hosts.is_first()) == (0, 1, True)
-    assert hosts.agree("x", 3) == 3 and hosts.gather("x", (1,)) == [(1,)] and hosts.decide("x", lambda: "y") == "y"
-    assert [hosts.raised(flag) for flag in (True, False)] == [True, False]
-    hosts.same("x", {"a": object()}), hosts.barrier("x"), hosts.at("x", 3)
+    alone = hosts.ALONE
+    assert (alone.index, alone.count, alone.is_first) == (0, 1, True)
+    assert alone.agree("x", 3) == 3 and alone.gather("x", (1,)) == [(1,)] and alone.decide("x", lambda: "y") == "y"
+    assert [alone.raised(flag) for flag in (True, False)] == [True, False]
+    alone.same("x", {"a": object()}), alone.barrier("x"), alone.at("x", 3), alone.leave("x", 3)
+    assert alone.collect("x", 60.0) == []
     with pytest.raises(ZeroDivisionError):
-      hosts.decide("x", lambda: 1 / 0)
+      alone.decide("x", lambda: 1 / 0)
+
+  def test_a_process_that_a_host_starts_is_alone(self):
+    group = hosts.Group(threading.Lock(), 1, dict(enumerate("ab")), threading.Lock())  # neither can be sent
+    sent = pickle.loads(pickle.dumps(group))
+    assert type(sent) is hosts.Hosts and (sent.index, sent.count) == (0, 1)
 
   def test_joining_nobody_imports_nothing(self):
-    code = "import sys\nfrom sora_jax.runtime import hosts\nwith hosts.joined(): pass\nprint('jax' in sys.modules)"
+    code = "import sys\nfrom sora_jax.runtime import hosts, run\n"
+    code += "with hosts.joined(run.Run().preemption): pass\nprint('jax' in sys.modules)"
     env = several.environment(1, 0, 1)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=True)
     assert done.stdout.strip() == "False"
@@ -119,20 +130,20 @@ class TestAlone:
       hosts.limit()
 
   def test_a_process_whose_others_never_start_names_them(self, tmp_path):
-    code = "from sora_jax.runtime import hosts\nwith hosts.joined(): pass"
+    code = "from sora_jax.runtime import hosts, preemption\nwith hosts.joined(preemption.Preemption()): pass"
     with several.started(several.python(code, 3), tmp_path, absent=(0, 2), SORA_HOST_SECONDS="1") as processes:
       (found,) = several.ended(processes, tmp_path, 60)
     assert found.code == 1 and "HostsError: waited 1 s for host 0 at 127.0.0.1:" in found.err
 
 
-# Two hosts are told to end, and the second one is killed when all is saved.
+# Two hosts are preempted, and the second one is killed when all is saved.
 KILLED = """
 import os, signal, sys, time
 from sora_jax.runtime import hosts, preemption
 
 try:
-  with hosts.joined():
-    if hosts.index():
+  with hosts.joined(preemption.Preemption()) as group:
+    if group.index:
       time.sleep(1)
       os.kill(os.getpid(), signal.SIGKILL)
     raise preemption.Preempted("step 3 is saved")
@@ -140,15 +151,16 @@ except preemption.Preempted:
   sys.exit(preemption.REQUEUE)
 """
 
-# A host that is told to end before the others have come.
+# A host that is preempted before the others have come.
 ALONE = """
 import sys
 from sora_jax.runtime import hosts, preemption
 
-preemption.listen()
+asked = preemption.Preemption()
+asked.listen()
 print("listens", flush=True)
 try:
-  with hosts.joined():
+  with hosts.joined(asked):
     pass
 except preemption.Preempted as error:
   print(error)
@@ -156,7 +168,7 @@ except preemption.Preempted as error:
 """
 
 
-class TestToldToEnd:
+class TestPreemption:
   """What is saved is saved, whatever becomes of the others: the status says that the same command goes on."""
 
   @pytest.mark.slow
@@ -170,17 +182,21 @@ class TestToldToEnd:
     told, statuses, names = [], [], dict(enumerate("ab"))
     watching = types.SimpleNamespace(status=1, fail=lambda *given: told.append(given))
 
-    def barrier(phase: str) -> None:
-      raise hosts.Overdue(f"waited 600 s for host 1 (b): {phase}")
+    class Left(hosts.Group):
+      def check_devices(self) -> None:
+        pass
 
-    monkeypatch.setattr(hosts, "_group", hosts._Group(None, 0, names, watching))
-    monkeypatch.setattr(hosts, "initialize", lambda: None)
-    monkeypatch.setattr(hosts, "barrier", barrier)
+      def barrier(self, phase: str, seconds: float | None = None) -> None:
+        raise hosts.Overdue(f"waited 600 s for host 1 (b): {phase}")
+
+    group = Left(None, 0, names, watching)
+    monkeypatch.setattr(hosts, "place", lambda env: "somewhere")
+    monkeypatch.setattr(hosts, "join", lambda *_: group)
     monkeypatch.setattr(os, "_exit", statuses.append)
-    with pytest.raises(preemption.Preempted, match="step 3 is saved"), hosts.joined():
+    with pytest.raises(preemption.Preempted, match="step 3 is saved"), hosts.joined(preemption.Preemption()):
       raise preemption.Preempted("step 3 is saved")
     assert told == [("waited 600 s for host 1 (b): the end of the run", False)]
-    hosts._leave()
+    group.leave_process()
     assert statuses == [preemption.REQUEUE]
 
   @pytest.mark.parametrize("who", [0, 1])
@@ -201,9 +217,10 @@ class TestDevices:
 
   @staticmethod
   def check(monkeypatch, seen: list[list], names: dict[int, str], known: range) -> None:
-    monkeypatch.setattr(hosts, "gather", lambda name, value: seen)
+    group = hosts.Group(None, 0, names, types.SimpleNamespace(at=lambda *_: None))
+    monkeypatch.setattr(group, "gather", lambda name, value: seen)
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(process_index=index) for index in known])
-    hosts._check_devices(hosts._Group(None, 0, names, None))
+    group.check_devices()
 
   def test_equal_ones_are_fine(self, monkeypatch):
     self.check(monkeypatch, [[4, "TPU v5", 0]] * 3, dict(enumerate("abc")), range(3))

@@ -14,20 +14,19 @@ from sora_jax.runtime import preemption
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_signal_is_noted_and_the_first_one_is_the_reason(listening, number):
-  assert not preemption.asked()
+  assert not listening.reason()
   os.kill(os.getpid(), number)
   os.kill(os.getpid(), signal.SIGTERM)
   os.kill(os.getpid(), signal.SIGTERM)
-  assert preemption.asked() == number
-  assert signal.Signals(number).name in preemption.message(preemption.asked(), "step 3 is saved")
+  assert listening.reason() == number
+  assert signal.Signals(number).name in preemption.message(listening.reason(), "step 3 is saved")
 
 
-def test_a_signal_that_was_ignored_stays_so(monkeypatch):
+def test_a_signal_that_was_ignored_stays_so():
   before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-  monkeypatch.setattr(preemption, "_noted", [])
   others = {number: signal.getsignal(number) for number in preemption.SIGNALS}
   try:
-    preemption.listen()
+    preemption.Preemption().listen()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
   finally:
     for number, handler in (others | {signal.SIGINT: before}).items():
@@ -36,12 +35,12 @@ def test_a_signal_that_was_ignored_stays_so(monkeypatch):
 
 def test_a_time_limit_counts_from_the_start_and_zero_is_none(listening):
   now = time.monotonic()
-  preemption.end_after(0.0, now - 1e6)
-  assert not preemption.asked()
-  preemption.end_after(1.0, now - 59)
-  assert not preemption.asked()
-  preemption.end_after(1.0, now - 61)
-  assert preemption.asked() == preemption.LIMIT
+  listening.end_after(0.0, now - 1e6)
+  assert not listening.reason()
+  listening.end_after(1.0, now - 59)
+  assert not listening.reason()
+  listening.end_after(1.0, now - 61)
+  assert listening.reason() == preemption.LIMIT
   assert "train.max_minutes" in preemption.message(preemption.LIMIT, "")
 
 
@@ -51,7 +50,7 @@ def test_children_that_are_started_shielded_live_on_and_others_do_not(listening)
   with preemption.shielded():
     shielded = subprocess.Popen(words, **pipes)
     os.kill(os.getpid(), signal.SIGTERM)
-  assert preemption.asked() == signal.SIGTERM  # it came when the shield was gone
+  assert listening.reason() == signal.SIGTERM  # it came when the shield was gone
   with shielded, subprocess.Popen(words, **pipes) as bare:
     for child in (shielded, bare):
       assert child.stdout.readline() == "here\n"
@@ -69,9 +68,10 @@ def test_who_does_not_listen_shields_nobody():
 WAITS = """
 import time
 from sora_jax.runtime import preemption
-preemption.listen()
+found = preemption.Preemption()
+found.listen()
 print("here", flush=True)
-while len(preemption._told) < 9:
+while len(found.signals) < 9:
   time.sleep(0.01)
 print("there")
 """
@@ -119,8 +119,8 @@ def test_without_a_terminal_no_number_of_signals_ends_it():
     assert child.communicate(timeout=30) == (b"there\n", b"") and child.returncode == 0
 
 
-def test_what_ignores_is_past_being_told():
-  code = WAITS.replace("preemption.listen()", "preemption.ignore()").replace("len(preemption._told) < 9", "not input()")
+def test_what_ignores_signals_is_not_preempted():
+  code = WAITS.replace("found.listen()", "preemption.ignore()").replace("len(found.signals) < 9", "not input()")
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
   with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
     assert child.stdout.readline() == "here\n"

@@ -1,4 +1,4 @@
-"""The roll call: all come and hear each other's names, or all that came hear who is missing."""
+"""The rendezvous: all come and hear each other's names, or all that came hear who is missing."""
 
 import concurrent.futures
 import contextlib
@@ -11,13 +11,18 @@ import time
 import pytest
 
 from sora_jax.runtime import preemption, rendezvous
-from sora_jax.runtime.cluster import HostsError
+from sora_jax.runtime.cluster import HostsError, Place
+from sora_jax.runtime.preemption import Preemption
 from tests import several
 
 
 @pytest.fixture
 def address() -> str:
   return f"127.0.0.1:{several.free_port()}"
+
+
+def call(address: str, count: int, index: int, seconds: float, preemption: Preemption | None = None):
+  return rendezvous.call(Place(address, count, index), seconds, preemption or Preemption())
 
 
 def called(address: str, count: int, who: list[int], seconds: float = 5.0, late: float = 0.0) -> list:
@@ -31,7 +36,7 @@ def called(address: str, count: int, who: list[int], seconds: float = 5.0, late:
   def one(index: int):
     time.sleep(late * who.index(index))
     try:
-      names, found = rendezvous.call(address, count, index, seconds)
+      names, found = call(address, count, index, seconds)
       lines.append(found)
       return names
     except HostsError as error:
@@ -59,7 +64,7 @@ def test_all_that_come_hear_all_names(address, order):
 def test_the_port_is_free_while_the_lines_are_kept_and_a_line_tells_who_is_gone(address):
   port = int(address.rpartition(":")[2])
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
-    calls = [pool.submit(rendezvous.call, address, 3, index, 5.0) for index in range(3)]
+    calls = [pool.submit(call, address, 3, index, 5.0) for index in range(3)]
     lines = [each.result()[1] for each in calls]
   assert [sorted(each) for each in lines] == [[1, 2], [0], [0]]
   with socket.create_server(("", port)):
@@ -130,19 +135,18 @@ def test_who_came_long_before_the_first_waits_as_long_as_it_does(address, monkey
 
 
 @pytest.mark.parametrize("where", ["hearing", "port kept", "no first host", "before the answer"])
-def test_who_is_told_to_end_does(address, monkeypatch, where):
-  told: list[int] = []
+def test_who_is_preempted_stops(address, monkeypatch, where):
+  asked = preemption.Preemption()
   monkeypatch.setattr(rendezvous, "SLICE", 0.2)
-  monkeypatch.setattr(preemption, "asked", lambda: told[0] if told else 0)
   with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
     if where in ("port kept", "before the answer"):
       silent = stack.enter_context(socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))))
-    waiting = pool.submit(rendezvous.call, address, 2, int(where in ("no first host", "before the answer")), 8.0)
+    waiting = pool.submit(call, address, 2, int(where in ("no first host", "before the answer")), 8.0, asked)
     if where == "before the answer":
       stack.enter_context(silent.accept()[0])
     time.sleep(0.3)
     assert not waiting.done()
-    told.append(signal.SIGTERM)
+    asked.signals.append(signal.SIGTERM)
     began = time.monotonic()
     with pytest.raises(preemption.Preempted, match="ended by SIGTERM: .* the same command goes on from there"):
       waiting.result()
@@ -158,7 +162,7 @@ def pair():
 
 def test_lines_that_come_together_are_read_one_by_one(pair):
   pair[1].sendall(b'{"seconds": 1}\n{"missing": [2]}\n')
-  assert [rendezvous._line(pair[0], 1.0) for _ in range(2)] == [{"seconds": 1}, {"missing": [2]}]
+  assert [rendezvous._line(pair[0], 1.0, Preemption()) for _ in range(2)] == [{"seconds": 1}, {"missing": [2]}]
 
 
 def test_a_line_that_never_ends_is_not_waited_for(pair):
@@ -166,7 +170,7 @@ def test_a_line_that_never_ends_is_not_waited_for(pair):
     pool.submit(lambda: [time.sleep(0.1) or pair[1].send(b" ") for _ in range(8)])
     began = time.monotonic()
     with pytest.raises(ValueError):
-      rendezvous._line(pair[0], 0.3)
+      rendezvous._line(pair[0], 0.3, Preemption())
     assert time.monotonic() - began < 0.7
 
 
@@ -176,11 +180,11 @@ def test_a_line_that_never_ends_is_not_waited_for(pair):
 )
 def test_strangers_are_not_counted(address, said):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    first = pool.submit(rendezvous.call, address, 2, 0, 10.0)
+    first = pool.submit(call, address, 2, 0, 10.0)
     stranger = reached(address)
     stranger.sendall(said)
     stranger.close() if not said else None
-    others = rendezvous.call(address, 2, 1, 10.0), first.result()
+    others = call(address, 2, 1, 10.0), first.result()
     assert [len(names) for names, _ in others] == [2, 2]
     for line in (stranger, *(line for _, lines in others for line in lines.values())):
       line.close()
@@ -189,4 +193,4 @@ def test_strangers_are_not_counted(address, said):
 def test_a_port_that_another_program_keeps_is_named(address):
   with socket.create_server(("", int(address.rpartition(":")[2]))):
     with pytest.raises(HostsError, match=f"host 0 can't listen at {address}: Address already in use"):
-      rendezvous.call(address, 2, 0, 0.5)
+      call(address, 2, 0, 0.5)

@@ -1,24 +1,23 @@
-"""All hosts end after the same step, whichever was told; one host asks nobody."""
+"""All hosts stop after the same step, whichever was preempted; one host asks nobody."""
 
 import re
 
 import pytest
 
-from sora_jax.runtime import hosts, preemption, stopping
+from sora_jax.runtime import preemption, stopping
+from sora_jax.runtime.hosts import ALONE, Hosts
+from sora_jax.runtime.stopping import Stopping
 
 
-class Fake:
-  """The hosts of a run, one after another in this process: each has its own steps, and hears of host 0's answers."""
+class Fake(Hosts):
+  """The hosts of a run, one after another in this process: each has its own steps, and gets host 0's answers."""
 
   def __init__(self, monkeypatch, count: int):
-    self.count, self.told, self.answers, self.now = count, {}, [], 0.0
+    self.count, self.answers, self.now = count, [], 0.0
     self.flag = False
-    monkeypatch.setattr(hosts, "count", lambda: count)
-    monkeypatch.setattr(hosts, "raised", self.raised)
-    monkeypatch.setattr(hosts, "agree", self.agree)
-    monkeypatch.setattr(preemption, "asked", lambda: self.told.get(self.index, 0))
     monkeypatch.setattr(stopping.time, "monotonic", lambda: self.now)
-    self.talks = [stopping._Talks() for _ in range(count)]
+    self.asked = [preemption.Preemption() for _ in range(count)]
+    self.talks = [Stopping(self, asked) for asked in self.asked]
     self.calls = [0] * count
 
   def raised(self, flag: bool) -> bool:
@@ -27,21 +26,21 @@ class Fake:
 
   def agree(self, name, value):
     """Host 0 runs first in every step, so its answer is there."""
-    if self.index == 0:
+    if self.turn == 0:
       self.answers.append(value)
-    self.calls[self.index] += 1
-    return self.answers[self.calls[self.index] - 1]
+    self.calls[self.turn] += 1
+    return self.answers[self.calls[self.turn] - 1]
 
-  def run(self, steps: int, told: dict[int, tuple[int, int]], seconds: float = 1.0) -> list[tuple[int, int]]:
-    """(last step, reason) of each host; `told` is {host: (step, signal)}."""
+  def run(self, steps: int, preempted: dict[int, tuple[int, int]], seconds: float = 1.0) -> list[tuple[int, int]]:
+    """(last step, reason) of each host; `preempted` is {host: (step, signal)}."""
     ended: dict[int, tuple[int, int]] = {}
     for step in range(1, steps + 1):
       self.now += seconds
       for host in range(self.count):
-        self.index = host
-        if host in told and told[host][0] == step:
-          self.told[host] = told[host][1]
-        if reason := self.talks[host].ask(step):
+        self.turn = host
+        if host in preempted and preempted[host][0] == step:
+          self.asked[host].signals.append(preempted[host][1])
+        if reason := self.talks[host].reason(step):
           ended[host] = (step, reason)
       if ended:
         break
@@ -50,7 +49,7 @@ class Fake:
 
 @pytest.mark.parametrize("who", [0, 1, 3])
 @pytest.mark.parametrize("step", [1, 7, 8])
-def test_one_that_is_told_ends_all_after_the_same_step(monkeypatch, who, step):
+def test_one_that_is_preempted_stops_all_after_the_same_step(monkeypatch, who, step):
   ends = Fake(monkeypatch, 4).run(60, {who: (step, 15)})
   lasts, reasons = zip(*ends, strict=True)
   assert len(set(lasts)) == 1 and step <= lasts[0] <= step + 2 * stopping.SECONDS
@@ -58,7 +57,7 @@ def test_one_that_is_told_ends_all_after_the_same_step(monkeypatch, who, step):
   assert reasons == tuple(15 if host == who else by_another for host in range(4))
 
 
-def test_nobody_told_nobody_ends(monkeypatch):
+def test_nobody_preempted_nobody_stops(monkeypatch):
   assert Fake(monkeypatch, 3).run(50, {}) == [(0, 0)] * 3
 
 
@@ -73,40 +72,46 @@ def test_first_steps_that_seem_to_take_no_time_do_not_put_it_off(monkeypatch):
   fake = Fake(monkeypatch, 2)
   fake.run(3, {}, 0.0)
   before = fake.calls[0]
-  fake.index = 0
+  fake.turn = 0
   steps = 0
   while fake.calls[0] < before + 2:
     steps += 1
     fake.now += 30.0
-    fake.talks[0].ask(3 + steps)
+    fake.talks[0].reason(3 + steps)
   assert steps <= 8
 
 
 def test_a_step_that_comes_after_an_earlier_loop_s_is_asked_at_once(monkeypatch):
   fake = Fake(monkeypatch, 2)
   fake.run(900, {}, 0.01)
-  fake.index = 0
+  fake.turn = 0
   before = fake.calls[0]
-  fake.talks[0].ask(1)
+  fake.talks[0].reason(1)
   assert fake.calls[0] == before + 1
 
 
-@pytest.mark.parametrize(("mine", "reason"), [(0, "another host, which was told to"), (15, "SIGTERM")])
-def test_a_phase_ends_on_all_hosts_if_one_was_told_before_any_of_them_came_there(monkeypatch, mine, reason):
+@pytest.mark.parametrize(("mine", "reason"), [(0, "the preemption of another host"), (15, "SIGTERM")])
+def test_a_phase_ends_on_all_hosts_if_one_was_preempted_before_any_of_them_came_there(mine, reason):
   """Whoever comes first must wait for what the others were told: flags that they have not set yet are no answer."""
-  monkeypatch.setattr(hosts, "raised", lambda flag: flag)
-  monkeypatch.setattr(hosts, "gather", lambda name, told: [told, 15])
-  monkeypatch.setattr(preemption, "_told", [mine] if mine else [])
+
+  class Two(Hosts):
+    count = 2
+
+    def gather(self, name: str, value: int, seconds: float | None = None) -> list[int]:
+      return [value, 15]
+
+  asked = preemption.Preemption()
+  asked.signals.extend([mine] if mine else [])
   with pytest.raises(preemption.Preempted, match=f"ended by {re.escape(reason)}: 3 units are saved"):
-    stopping.end_here("3 units are saved")
+    Stopping(Two(), asked).end_here("3 units are saved")
 
 
-def test_one_host_asks_nobody(monkeypatch):
-  monkeypatch.setattr(hosts, "agree", None)
-  monkeypatch.setattr(preemption, "_told", [])
-  assert stopping.agreed(1) == 0 and not stopping.heard()
-  stopping.end_here("nothing")
-  monkeypatch.setattr(preemption, "_told", [15])
-  assert stopping.agreed(1) == 15 and stopping.heard()
+def test_one_host_asks_nobody():
+  asked = preemption.Preemption()
+  alone = Stopping(ALONE, asked)
+  assert alone.reason(1) == 0 and not alone.preempted()
+  alone.end_here("nothing")
+  asked.signals.append(15)
+  assert alone.reason(1) == 15 and alone.preempted()
   with pytest.raises(preemption.Preempted, match="ended by SIGTERM: 3 units are saved; the same command goes on"):
-    stopping.end_here("3 units are saved")
+    alone.end_here("3 units are saved")

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from sora_jax.checkpoints.manager import CheckpointManager
-from sora_jax.runtime import hosts, watchdog
+from sora_jax.runtime import watchdog
+from sora_jax.runtime.hosts import Hosts
+from sora_jax.runtime.run import Run
 from sora_jax.runtime.watchdog import Post, Watchdog, told, verdict
 from tests.train import loop_test
 
@@ -253,11 +255,12 @@ def test_the_last_save_has_as_long_as_a_phase_s_first_step(tmp_path, monkeypatch
   """A bucket may be slow, and no step comes after it in which the save could end."""
   mine, waits = Watchdog(Store(), 0, {0: "a"}, 600.0, {}), []
   whole = CheckpointManager.wait_until_finished
-  monkeypatch.setattr(hosts, "at", mine.at)
   monkeypatch.setattr(
     CheckpointManager, "wait_until_finished", lambda steps: waits.append(mine._now[0]) or whole(steps)
   )
-  loop_test.run(tmp_path, loop_test.loop_config(checkpoint_every=every))
+  group = Hosts()
+  group.at = mine.at
+  loop_test.run(tmp_path, loop_test.loop_config(checkpoint_every=every), process=Run(group))
   mine.stop()
   ends = [each for each in waits if each.stage == max(each.stage for each in waits)]
   assert ends and {each.limit for each in ends} == {6 * 600.0}

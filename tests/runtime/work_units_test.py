@@ -82,14 +82,14 @@ def test_an_error_reaches_the_caller_and_what_is_done_stays_done(tmp_path: pathl
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_told_to_end_it_does_the_units_that_it_is_at(tmp_path: pathlib.Path, workers: int, monkeypatch):
-  monkeypatch.setattr(work_units.stopping, "heard", lambda: len(done(tmp_path)) >= 3)
-  work_units.run(functools.partial(leave, str(tmp_path), -1), range(400), "test", workers)
+def test_preempted_it_does_the_units_that_it_has_begun(tmp_path: pathlib.Path, workers: int):
+  preempted = lambda: len(done(tmp_path)) >= 3
+  work_units.run(functools.partial(leave, str(tmp_path), -1), range(400), "test", workers, preempted=preempted)
   found = done(tmp_path)
   assert 3 <= len(found) < 400 and all(len(who) == 1 for who in found.values())
 
 
-TOLD = """
+PREEMPTED = """
 import os, pathlib, signal, sys, time
 from sora_jax.runtime import preemption, work_units
 
@@ -104,22 +104,24 @@ def broken(unit):
   time.sleep(60)
 
 if __name__ == "__main__":
-  preemption.listen()
-  work_units.run({"slow": slow, "broken": broken}[sys.argv[2]], range(400), "test", 2)
-  print("asked", preemption.asked())
+  asked = preemption.Preemption()
+  asked.listen()
+  work = {"slow": slow, "broken": broken}[sys.argv[2]]
+  work_units.run(work, range(400), "test", 2, preempted=lambda: asked.reason() > 0)
+  print("asked", asked.reason())
 """
 
 
-def start_told(tmp_path: pathlib.Path, work: str) -> subprocess.Popen:
-  (tmp_path / "told.py").write_text(TOLD)
-  words = [sys.executable, "told.py", str(tmp_path), work]
+def start_listening(tmp_path: pathlib.Path, work: str) -> subprocess.Popen:
+  (tmp_path / "listening.py").write_text(PREEMPTED)
+  words = [sys.executable, "listening.py", str(tmp_path), work]
   environ = {**os.environ, "PYTHONPATH": str(ROOT)}
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
   return subprocess.Popen(words, cwd=tmp_path, env=environ, start_new_session=True, **pipes)
 
 
-def test_workers_finish_their_units_when_all_are_told_to_end(tmp_path: pathlib.Path):
-  with start_told(tmp_path, "slow") as process:
+def test_workers_finish_their_units_when_all_are_preempted(tmp_path: pathlib.Path):
+  with start_listening(tmp_path, "slow") as process:
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("begun-*"))) < 2:
       assert process.poll() is None and time.monotonic() < deadline
@@ -133,7 +135,7 @@ def test_workers_finish_their_units_when_all_are_told_to_end(tmp_path: pathlib.P
 
 
 def test_workers_that_are_shielded_end_with_one_that_was_killed(tmp_path: pathlib.Path):
-  with start_told(tmp_path, "broken") as process:
+  with start_listening(tmp_path, "broken") as process:
     _, err = process.communicate(timeout=50)
   assert process.returncode == 1 and "terminated abruptly" in err
 

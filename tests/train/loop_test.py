@@ -1,5 +1,5 @@
-"""The loop on a toy task: it learns, goes on bit for bit, stops at a bad batch and where it is told to, and keeps what
-it was told to keep."""
+"""The loop on a toy task: it learns, goes on bit for bit, stops at a bad batch and where it is preempted, and keeps
+what it is set to keep."""
 
 import json
 import os
@@ -15,8 +15,9 @@ import pytest
 
 from sora_jax import sharding
 from sora_jax.checkpoints import checkpoint
-from sora_jax.runtime import preemption
-from sora_jax.train import goodput, metrics
+from sora_jax.runtime import goodput, preemption
+from sora_jax.runtime.run import Run
+from sora_jax.train import metrics
 from sora_jax.train.loop import Batches, LoopConfig, NonFiniteLoss, fit
 from sora_jax.train.metrics import read_metrics
 from sora_jax.train.optimizer import OptimizerConfig
@@ -58,18 +59,19 @@ class Line:
 class Counter:
   """Batch i holds clips 10 i and 10 i + 1; its state is i. Batch `bad` is not finite; a batch past `last` is a kill.
 
-  `told` are the batches at which this process gets SIGTERM; `saves` counts how often the state was asked for.
+  `terminated` are the batches at which this process gets SIGTERM; `saves` counts how often the state was asked for.
   """
 
-  def __init__(self, bad: int = -1, last: int = 10**9, width: int = 4, told: tuple[int, ...] = ()):
-    self.number, self.bad, self.last, self.width, self.told = 0, bad, last, width, told
+  def __init__(self, bad: int = -1, last: int = 10**9, width: int = 4, terminated: tuple[int, ...] = ()):
+    self.number, self.bad, self.last, self.width = 0, bad, last, width
+    self.terminated = terminated
     self.saves: list[int] = []
 
   def __next__(self):
     self.number += 1
     if self.number > self.last:
       raise KeyboardInterrupt
-    if self.number in self.told:
+    if self.number in self.terminated:
       terminate()
     x = np.random.default_rng(self.number).normal(size=(8, self.width)).astype(np.float32)
     y = x.sum(1, keepdims=True) + 1
@@ -95,14 +97,20 @@ def loop_config(steps: int = 12, **changes) -> LoopConfig:
   return LoopConfig(name="toy", seed=0, optimizer=optimizer, ema_decay=0.9, **(given | changes))
 
 
-def run(folder: pathlib.Path, config: LoopConfig, iterator: Counter | None = None, task: Line | None = None):
+def run(
+  folder: pathlib.Path,
+  config: LoopConfig,
+  iterator: Counter | None = None,
+  task: Line | None = None,
+  process: Run | None = None,
+):
   iterator = iterator or Counter()
   batches = Batches(
     iterator,
     tokens=lambda batch: (6, 8),
     clips=lambda batch: [f"{10 * int(batch['number'][0]) + i}" for i in range(2)],
   )
-  return fit(task or Line(), batches, config, folder, sharding.make_mesh(), META)
+  return fit(task or Line(), batches, config, folder, sharding.make_mesh(), META, process)
 
 
 def steps_of(folder: pathlib.Path) -> list[int]:
@@ -232,18 +240,17 @@ def test_metrics_are_json_lines_of_plain_numbers(whole):
     assert all(isinstance(value, int | float) for value in json.loads(line).values())
 
 
-# Told to end.
+# Preemption.
 
 
-def end_and_go_on(
-  folder: pathlib.Path, whole, said: str, saved: list[int], iterator=None, task=None, **changes
+def stop_and_resume(
+  asked: preemption.Preemption, folder: pathlib.Path, whole, said: str, saved: list[int], **changes
 ) -> None:
-  """A run that is told to end says `said` and leaves the steps `saved`; taken up again it ends as one that was not."""
+  """A preempted run says `said` and leaves the steps `saved`; taken up again it ends as one that was not."""
+  given = {name: changes.pop(name, None) for name in ("iterator", "task")}
   with pytest.raises(preemption.Preempted, match=f"ended by .*toy: {said}; the same command goes on"):
-    run(folder, loop_config(**changes), iterator, task)
+    run(folder, loop_config(**changes), **given, process=Run(preemption=asked))
   assert (folder / "checkpoints").exists() and steps_of(folder) == saved
-  preemption._told.clear()
-  preemption.end_after(0, 0)
   _, summary = run(folder, loop_config(**changes))
   assert (summary.resumed_from, summary.step) == (saved[-1] if saved else None, 12)
   assert summary.steps_run == 12 - (saved[-1] if saved else 0)
@@ -251,46 +258,45 @@ def end_and_go_on(
 
 
 @pytest.mark.parametrize(("at", "saved"), [(2, [2]), (4, [4]), (6, [4, 6]), (11, [4, 8, 11])])
-def test_told_in_a_step_it_ends_after_that_step(listening, whole, tmp_path, at, saved):
-  iterator = Counter(told=(at, at))
-  end_and_go_on(tmp_path, whole, f"step {at} of 12 is saved", saved, iterator)
+def test_preempted_in_a_step_it_stops_after_that_step(listening, whole, tmp_path, at, saved):
+  iterator = Counter(terminated=(at, at))
+  stop_and_resume(listening, tmp_path, whole, f"step {at} of 12 is saved", saved, iterator=iterator)
   assert iterator.number == at
 
 
-def test_told_while_it_starts_it_takes_no_step(listening, whole, tmp_path):
+def test_preempted_while_it_starts_it_takes_no_step(listening, whole, tmp_path):
   terminate()
   iterator = Counter()
-  end_and_go_on(tmp_path, whole, "no step of 12 was taken", [], iterator)
+  stop_and_resume(listening, tmp_path, whole, "no step of 12 was taken", [], iterator=iterator)
   assert iterator.number == 0
 
 
-def test_told_while_the_step_compiles_it_takes_none(listening, whole, tmp_path):
-  end_and_go_on(tmp_path, whole, "no step of 12 was taken", [], task=Line(when_traced=terminate))
+def test_preempted_while_the_step_compiles_it_takes_none(listening, whole, tmp_path):
+  stop_and_resume(listening, tmp_path, whole, "no step of 12 was taken", [], task=Line(when_traced=terminate))
 
 
-def test_told_while_the_step_compiles_again_what_was_saved_stays(listening, whole, tmp_path):
+def test_preempted_while_the_step_compiles_again_what_was_saved_stays(listening, whole, tmp_path):
   with pytest.raises(KeyboardInterrupt):
     run(tmp_path, loop_config(), Counter(last=5))
   before = checkpoint.digest(tmp_path)
   iterator = Counter()
   with pytest.raises(preemption.Preempted, match="step 4 of 12 is saved"):
-    run(tmp_path, loop_config(), iterator, Line(when_traced=terminate))
+    run(tmp_path, loop_config(), iterator, Line(when_traced=terminate), Run(preemption=listening))
   assert checkpoint.digest(tmp_path) == before and not iterator.saves
-  preemption._told.clear()
   run(tmp_path, loop_config())
   assert checkpoint.digest(tmp_path) == checkpoint.digest(whole[0])
 
 
-def test_told_in_a_preview_it_ends_after_the_next_step(listening, whole, tmp_path):
+def test_preempted_in_a_preview_it_stops_after_the_next_step(listening, whole, tmp_path):
   task = Line(when_shown=terminate)
-  end_and_go_on(tmp_path, whole, "step 6 of 12 is saved", [4, 6], task=task, preview_every=5)
+  stop_and_resume(listening, tmp_path, whole, "step 6 of 12 is saved", [4, 6], task=task, preview_every=5)
   assert task.previews == 1
 
 
-def test_told_while_it_saves_it_saves_once_more(listening, whole, tmp_path):
+def test_preempted_while_it_saves_it_saves_once_more(listening, whole, tmp_path):
   iterator = Counter()
   iterator.saves = Loud(terminate)
-  end_and_go_on(tmp_path, whole, "step 5 of 12 is saved", [4, 5], iterator)
+  stop_and_resume(listening, tmp_path, whole, "step 5 of 12 is saved", [4, 5], iterator=iterator)
 
 
 class Loud(list):
@@ -305,25 +311,27 @@ class Loud(list):
     self.call()
 
 
-def test_told_in_the_last_step_it_is_done(listening, whole, tmp_path):
-  _, summary = run(tmp_path, loop_config(preview_every=5), Counter(told=(12,)), task := Line())
+def test_preempted_in_the_last_step_it_is_done(listening, whole, tmp_path):
+  _, summary = run(
+    tmp_path, loop_config(preview_every=5), Counter(terminated=(12,)), task := Line(), Run(preemption=listening)
+  )
   assert summary.step == 12 and task.previews == 3
   assert checkpoint.digest(tmp_path) == checkpoint.digest(whole[0])
 
 
-def test_the_time_limit_ends_it_too(listening, whole, tmp_path):
+def test_the_time_limit_stops_it_too(listening, whole, tmp_path):
   class Late(Counter):
     def __next__(self):
       if self.number == 5:
-        preemption.end_after(1.0, time.monotonic() - 61)
+        listening.end_after(1.0, time.monotonic() - 61)
       return super().__next__()
 
-  end_and_go_on(tmp_path, whole, "step 6 of 12 is saved", [4, 6], Late())
+  stop_and_resume(listening, tmp_path, whole, "step 6 of 12 is saved", [4, 6], iterator=Late())
 
 
-def test_a_step_that_is_not_finite_is_an_error_though_it_was_told_to_end(listening, tmp_path):
+def test_a_step_that_is_not_finite_is_an_error_though_it_was_preempted(listening, tmp_path):
   with pytest.raises(NonFiniteLoss, match="step 6"):
-    run(tmp_path, loop_config(), Counter(bad=6, told=(6,)))
+    run(tmp_path, loop_config(), Counter(bad=6, terminated=(6,)), process=Run(preemption=listening))
   assert steps_of(tmp_path) == [4]
 
 
@@ -401,21 +409,25 @@ def test_a_gradient_or_loss_that_is_not_finite_stops_it_and_nothing_is_written(t
 
 def test_steps_that_a_kill_threw_away_are_counted_when_it_goes_on(tmp_path):
   class Slow(Counter):
+    clock = None
+
     def get_state(self):
       self.slow = True  # once something is saved
       return super().get_state()
 
     def __next__(self):
       if getattr(self, "slow", False):
-        goodput.current().spend("step")  # the toy's own steps take no time
+        self.clock.spend("step")  # the toy's own steps take no time
         time.sleep(0.1)
       return super().__next__()
 
   for last in (7, 6):
-    with goodput.accounted(tmp_path / "logs"), pytest.raises(KeyboardInterrupt):
-      run(tmp_path, loop_config(log_every=1), Slow(last=last))
-  with goodput.accounted(tmp_path / "logs"):
-    run(tmp_path, loop_config(log_every=1))
+    with goodput.accounted(tmp_path / "logs") as clock, pytest.raises(KeyboardInterrupt):
+      slow = Slow(last=last)
+      slow.clock = clock
+      run(tmp_path, loop_config(log_every=1), slow, process=Run(clock=clock))
+  with goodput.accounted(tmp_path / "logs") as clock:
+    run(tmp_path, loop_config(log_every=1), process=Run(clock=clock))
   found = goodput.read(tmp_path / "logs")
   assert (found["starts"], found["lost_steps"]) == (3, 3 + 2)
   assert found["seconds"]["lost"] == pytest.approx(0.3, abs=0.15)

@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from etils import epath
 
-from sora_jax.runtime import hosts, storage
+from sora_jax.runtime import storage
 
 FILE = "goodput.json"
 PHASES = ("init", "compile", "data", "step", "eval", "checkpoint", "other", "lost")
@@ -27,15 +26,17 @@ BEAT, REMOTE_BEAT = 0.1, 15.0  # seconds between writes, at least
 SHARE = 0.005  # of the time since the start between writes, where that is longer
 
 
-class Account:
+class Clock:
   """The seconds of one run by phase; a new one goes on with what `folder` holds. One thread spends, others may look."""
 
-  def __init__(self, folder: str | os.PathLike | None = None, started: float | None = None):
+  def __init__(self, folder: str | os.PathLike | None = None, started: float | None = None, writes: bool = True):
     """
     Args:
       folder: where the file is; None keeps the account in memory.
       started: time.monotonic() at the process's beginning.
+      writes: one host of a run writes the file.
     """
+    self.writes = writes
     self.path = None if folder is None else epath.Path(folder) / FILE
     before = read(folder) if folder is not None else {}
     self.seconds: dict[str, float] = before.get("seconds") or dict.fromkeys(PHASES, 0.0)
@@ -103,7 +104,7 @@ class Account:
       }
 
   def write(self) -> None:
-    if self.path is None or not hosts.is_first():
+    if self.path is None or not self.writes:
       return
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,30 +121,23 @@ class Account:
       self.write()
 
 
-_account = Account()
-
-
-def current() -> Account:
-  """Of the run that this process does, or has done."""
-  return _account
-
-
 @contextlib.contextmanager
-def accounted(folder: str | os.PathLike, started: float | None = None) -> Iterator[None]:
-  """Keeps the account of a run in `folder` until the context ends."""
-  global _account
-  account = _account = Account(folder, started)
+def accounted(folder: str | os.PathLike, started: float | None = None, writes: bool = True) -> Iterator[Clock]:
+  """The clock of a run, which keeps its account in `folder` until the context ends."""
+  import jax  # here: a command notes signals before it takes the seconds to import that
+
+  clock = Clock(folder, started, writes)
   stop = threading.Event()
-  beats = threading.Thread(target=account.beat, args=(stop,), daemon=True)
-  jax.monitoring.register_event_duration_secs_listener(account.compiled)
+  beats = threading.Thread(target=clock.beat, args=(stop,), daemon=True)
+  jax.monitoring.register_event_duration_secs_listener(clock.compiled)
   beats.start()
   try:
-    yield
+    yield clock
   finally:
     stop.set()
     beats.join()
-    jax.monitoring.unregister_event_duration_listener(account.compiled)
-    account.write()
+    jax.monitoring.unregister_event_duration_listener(clock.compiled)
+    clock.write()
 
 
 def read(folder: str | os.PathLike) -> dict[str, Any]:

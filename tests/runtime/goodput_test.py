@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sora_jax.train import goodput
-from sora_jax.train.goodput import Account
+from sora_jax.runtime import goodput
+from sora_jax.runtime.goodput import Clock
 
 
 @pytest.fixture
 def clock(monkeypatch):
   """A clock that the test turns."""
 
-  class Clock:
+  class Turned:
     now = 1000.0
 
     def __call__(self) -> float:
@@ -24,19 +24,19 @@ def clock(monkeypatch):
     def wait(self, seconds: float) -> None:
       self.now += seconds
 
-  clock = Clock()
+  clock = Turned()
   monkeypatch.setattr(goodput.time, "monotonic", clock)
   return clock
 
 
-def spent(account: Account) -> dict[str, float]:
+def spent(account: Clock) -> dict[str, float]:
   """What is not zero."""
   found = account.summary()
   assert sum(found["seconds"].values()) == pytest.approx(found["wall_seconds"])
   return {name: pytest.approx(seconds) for name, seconds in found["seconds"].items() if abs(seconds) > 1e-9}
 
 
-def train(account: Account, clock, first: int, last: int, model: str = "m") -> None:
+def train(account: Clock, clock, first: int, last: int, model: str = "m") -> None:
   """Steps of 2 s, each with 1 s of waiting for data."""
   for step in range(first, last + 1):
     account.spend("data")
@@ -48,7 +48,7 @@ def train(account: Account, clock, first: int, last: int, model: str = "m") -> N
 
 
 def test_every_second_is_in_the_phase_it_was_spent_on(clock):
-  account = Account(started=clock.now - 5)
+  account = Clock(started=clock.now - 5)
   account.take_up("m", 0, 0.0)
   train(account, clock, 1, 3)
   account.spend("eval")
@@ -58,7 +58,7 @@ def test_every_second_is_in_the_phase_it_was_spent_on(clock):
 
 
 def test_what_xla_compiled_is_taken_out_of_the_phase_that_waited(clock):
-  account = Account(started=clock.now)
+  account = Clock(started=clock.now)
   account.spend("eval")
   clock.wait(10.0)
   account.compiled(goodput.COMPILED, 8.0, fun_name="sample")
@@ -67,7 +67,7 @@ def test_what_xla_compiled_is_taken_out_of_the_phase_that_waited(clock):
 
 
 def test_two_kills_in_one_run_and_what_they_threw_away(clock, tmp_path):
-  first = Account(tmp_path, clock.now)
+  first = Clock(tmp_path, clock.now)
   first.take_up("m", 0, 0.0)
   train(first, clock, 1, 10)
   saved = first.step_seconds()
@@ -75,14 +75,14 @@ def test_two_kills_in_one_run_and_what_they_threw_away(clock, tmp_path):
   first.write()
   clock.wait(100)  # the machine was away: no time of any process
 
-  second = Account(tmp_path, clock.now)
+  second = Clock(tmp_path, clock.now)
   clock.wait(3.0)
   second.take_up("m", 10, saved)
   assert spent(second) == {"init": 3, "data": 14, "step": 20, "lost": 8}
   train(second, clock, 11, 13)
   second.write()
 
-  third = Account(tmp_path, clock.now)
+  third = Clock(tmp_path, clock.now)
   third.take_up("m", 10, saved)  # of the same checkpoint again
   train(third, clock, 11, 20)
   found = third.summary()
@@ -91,25 +91,25 @@ def test_two_kills_in_one_run_and_what_they_threw_away(clock, tmp_path):
   assert found["models"]["m"] == {"step": 20, "seconds": 40.0}
 
 
-def test_a_run_that_was_told_to_end_loses_nothing(clock, tmp_path):
-  first = Account(tmp_path, clock.now)
+def test_a_preempted_run_loses_nothing(clock, tmp_path):
+  first = Clock(tmp_path, clock.now)
   first.take_up("m", 0, 0.0)
   train(first, clock, 1, 5)
   first.write()
-  second = Account(tmp_path, clock.now)
+  second = Clock(tmp_path, clock.now)
   second.take_up("m", 5, first.step_seconds())
   assert second.summary()["lost_steps"] == 0 and "lost" not in spent(second)
 
 
 def test_another_model_s_steps_are_not_lost_when_the_first_is_found_finished(clock, tmp_path):
-  first = Account(tmp_path, clock.now)
+  first = Clock(tmp_path, clock.now)
   first.take_up("autoencoder", 0, 0.0)
   train(first, clock, 1, 4)
   trained = first.step_seconds()
   first.take_up("transformer", 0, 0.0)
   train(first, clock, 1, 6)
   first.write()
-  second = Account(tmp_path, clock.now)
+  second = Clock(tmp_path, clock.now)
   second.take_up("autoencoder", 4, trained)
   assert second.summary()["lost_steps"] == 0
   second.take_up("transformer", 0, 0.0)
@@ -117,11 +117,11 @@ def test_another_model_s_steps_are_not_lost_when_the_first_is_found_finished(clo
 
 
 def test_a_checkpoint_of_which_nobody_noted_the_time_loses_none(clock, tmp_path):
-  first = Account(tmp_path, clock.now)
+  first = Clock(tmp_path, clock.now)
   first.take_up("m", 0, 0.0)
   train(first, clock, 1, 6)
   first.write()
-  second = Account(tmp_path, clock.now)
+  second = Clock(tmp_path, clock.now)
   second.take_up("m", 4, None)
   assert second.summary()["lost_steps"] == 2 and "lost" not in spent(second)
 
@@ -130,13 +130,12 @@ def test_a_checkpoint_of_which_nobody_noted_the_time_loses_none(clock, tmp_path)
 def test_an_account_that_can_t_be_read_begins_anew(tmp_path, content):
   (tmp_path / goodput.FILE).write_text(content)
   assert goodput.read(tmp_path) == {}
-  assert Account(tmp_path).summary()["starts"] == 1
+  assert Clock(tmp_path).summary()["starts"] == 1
 
 
 def test_a_run_s_account_is_on_disk_as_it_goes_and_true_to_the_clock(tmp_path):
   begin = time.monotonic()
-  with goodput.accounted(tmp_path / "logs", begin):
-    account = goodput.current()
+  with goodput.accounted(tmp_path / "logs", begin) as account:
     account.take_up("m", 0, 0.0)
     account.spend("step")
     time.sleep(0.5)
@@ -156,14 +155,14 @@ def test_a_run_s_account_is_on_disk_as_it_goes_and_true_to_the_clock(tmp_path):
 
 def test_a_folder_that_can_t_be_written_is_said_once(tmp_path, capsys):
   (tmp_path / "logs").write_text("no folder")
-  with goodput.accounted(tmp_path / "logs"):
+  with goodput.accounted(tmp_path / "logs") as account:
     time.sleep(0.5)
   said = capsys.readouterr().err
   assert said.count("can't be written") == 1 and "training goes on" in said
-  assert goodput.current().summary()["wall_seconds"] > 0.4
+  assert account.summary()["wall_seconds"] > 0.4
 
 
 def test_the_file_is_json_that_people_can_read(tmp_path):
-  account = Account(tmp_path)
+  account = Clock(tmp_path)
   account.write()
   assert list(json.loads((tmp_path / goodput.FILE).read_text())["seconds"]) == list(goodput.PHASES)
