@@ -47,7 +47,7 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   ),
   (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec(FSDP, None)),
   (r"embedding", PartitionSpec(None, FSDP)),
-  (r"bias|table|taps|latent_mean|latent_std|ns_coeffs", PartitionSpec()),
+  (r"bias|table|gain|taps|latent_mean|latent_std|ns_coeffs", PartitionSpec()),
 )
 
 

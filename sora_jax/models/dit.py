@@ -75,11 +75,15 @@ class Block(nnx.Module):
   def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
     D = config.width
     self.heads, self.backend = config.heads, config.attention
+    head_norm = lambda: layers.HeadNorm(config.heads, D // config.heads)
     self.qkv = layers.JoinedDense(D, 3, D, rngs)
+    self.query_norm, self.key_norm = head_norm(), head_norm()
     self.attention_out = layers.Dense(D, D, rngs)
     self.query = layers.Dense(D, D, rngs)
     self.key_value = layers.JoinedDense(config.text.width, 2, D, rngs)
-    self.cross = nnx.Dict(attention_out=layers.Dense(D, D, rngs, scale=0.0))
+    self.cross = nnx.Dict(
+      query_norm=head_norm(), key_norm=head_norm(), attention_out=layers.Dense(D, D, rngs, scale=0.0)
+    )
     self.feed_forward = layers.SwiGLU(D, rngs)
     # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
     self.table = nnx.Param(jnp.zeros((6, D), jnp.float32))
@@ -94,8 +98,8 @@ class Block(nnx.Module):
     x = x_BLD
 
     query, key, value = (y.reshape(B, L, K, H) for y in self.qkv(layers.modulate(x, scale1, shift1)))
-    query = layers.rotate(layers.rms_norm(query), cosine, sine)
-    key = layers.rotate(layers.rms_norm(key), cosine, sine)
+    query = layers.rotate(self.query_norm(query), cosine, sine)
+    key = layers.rotate(self.key_norm(key), cosine, sine)
     # Values turn with their token and back at the query, so what is gathered tells where it lay relative to the query
     # (Miyato et al. 2024, "GTA", section 3).
     value = layers.rotate(value, cosine, sine)
@@ -103,9 +107,9 @@ class Block(nnx.Module):
     mixed = layers.rotate(mixed, cosine, -sine).reshape(B, L, D)
     x = layers.add_gated(x, gate1, self.attention_out(mixed))
 
-    query = layers.rms_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))
+    query = self.cross.query_norm(self.query(layers.rms_norm(x)).reshape(B, L, K, H))
     key, value = (y.reshape(B, M, K, H) for y in self.key_value(text_BMD))
-    mixed = attention(query, layers.rms_norm(key), value, segments_BL, text_segments_BM, over=("tokens", None))
+    mixed = attention(query, self.cross.key_norm(key), value, segments_BL, text_segments_BM, over=("tokens", None))
     x = x + self.cross.attention_out(mixed.reshape(B, L, D))
 
     x = layers.add_gated(x, gate2, self.feed_forward(layers.modulate(x, scale2, shift2)))

@@ -33,6 +33,7 @@ class TextBlock(nnx.Module):
   def __init__(self, config: TextEncoderConfig, rngs: nnx.Rngs):
     self.heads = config.heads
     self.qkv = layers.JoinedDense(config.width, 3, config.width, rngs)
+    self.query_norm, self.key_norm = (layers.HeadNorm(config.heads, config.width // config.heads) for _ in range(2))
     self.attention_out = layers.Dense(config.width, config.width, rngs)
     self.feed_forward = layers.SwiGLU(config.width, rngs)
 
@@ -40,8 +41,8 @@ class TextBlock(nnx.Module):
     B, M, D = x_BMD.shape
     cosine, sine = jnp.cos(angles_BMh)[:, :, None], jnp.sin(angles_BMh)[:, :, None]
     query, key, value = (y.reshape(B, M, self.heads, D // self.heads) for y in self.qkv(layers.rms_norm(x_BMD)))
-    query = layers.rotate(layers.rms_norm(query), cosine, sine)
-    key = layers.rotate(layers.rms_norm(key), cosine, sine)
+    query = layers.rotate(self.query_norm(query), cosine, sine)
+    key = layers.rotate(self.key_norm(key), cosine, sine)
     mixed = attention(query, key, value, segments_BM, segments_BM)
     x = x_BMD + self.attention_out(mixed.reshape(B, M, D))
     return x + self.feed_forward(layers.rms_norm(x))

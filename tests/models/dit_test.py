@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sora_jax import sharding
 from sora_jax.models.dit import DiT, DiTConfig, pooled
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing.batch import RowShape, Segment, pack_row, stack
@@ -166,6 +167,17 @@ def test_padding_gets_no_gradient_and_gives_none(model):
   _, (at_all,) = model.gradients([A], everywhere)
   _, (at_mine,) = model.gradients([A], cotangents(A))
   np.testing.assert_array_equal(at_all, at_mine)
+
+
+def test_gains_of_queries_and_keys_are_learned_in_every_attention(model):
+  params, _ = model.gradients([A, B], cotangents(A, B))
+  gains = {
+    sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if "gain" in str(path)
+  }
+  attentions = ("blocks", "blocks/cross", "text_encoder/blocks")
+  assert set(gains) == {f"{where}/{what}_norm/gain" for where in attentions for what in ("query", "key")}
+  for name, gradient in gains.items():
+    assert np.abs(gradient).max(-1).min() > 0, name  # of each layer and head
 
 
 def test_the_caption_matters(model):

@@ -68,6 +68,34 @@ def test_rms_norm_of_zeros_has_a_finite_gradient():
   assert jnp.isfinite(jax.grad(lambda x: layers.rms_norm(x).sum())(jnp.zeros((2, 4)))).all()
 
 
+class TestHeadNorm:
+  @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+  def test_a_fresh_one_is_the_norm_alone(self, dtype):
+    x = normal(0, 2, 5, 3, 8).astype(dtype)
+    found = layers.HeadNorm(3, 8)(x)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, layers.rms_norm(x))
+
+  def test_each_head_has_a_gain_of_its_own(self):
+    norm, x = layers.HeadNorm(3, 8), normal(0, 2, 5, 3, 8)
+    norm.gain[...] = normal(1, 3, 8)
+    np.testing.assert_allclose(norm(x), layers.rms_norm(x) * norm.gain[...][None, None], rtol=1e-6)
+
+  def test_a_key_can_get_nearly_all_the_attention_of_8192(self):
+    """One key equals the query and the rest are at right angles to it: the norm alone gives it a quarter."""
+    one_hot = jnp.eye(64)[jnp.array([0] + [1] * 8191)][None, :, None]
+    segments, value = jnp.ones((1, 8192), int), jnp.zeros((1, 8192, 1, 64)).at[:, 0].set(1.0)
+
+    def share(gain):
+      norm = layers.HeadNorm(1, 64)
+      norm.gain[...] = jnp.full((1, 64), gain)
+      mixed = attention(norm(one_hot[:, :1]), norm(one_hot), value, segments[:, :1], segments, "dense")
+      return float(mixed[0, 0, 0, 0])
+
+    assert share(1.0) == pytest.approx(0.267, abs=0.01)
+    assert share(2.0) > 0.99
+
+
 def test_in_bfloat16_modulation_and_gates_are_rounded_once():
   draw = lambda seed: jax.random.normal(jax.random.key(seed), (4, 64))
   x, more = draw(0).astype(jnp.bfloat16), draw(1).astype(jnp.bfloat16)
