@@ -102,6 +102,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   train.warmup = 1000  # steps
   train.decay_share = 0.2  # last share of the steps, in which the rates fall to zero
   train.clip_norm = 1.0
+  train.weight_decay = 0.1  # times the rate: the share of each matrix that a step takes off (Liu et al. 2025)
   train.ema_decay = 0.9999
   train.checkpoint_every = 1000  # steps
   train.keep = 3  # newest checkpoints

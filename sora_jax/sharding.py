@@ -192,6 +192,16 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
   return jax.tree_util.tree_map_with_path(place, params)
 
 
+def laid_out(params: Any) -> Any:
+  """Parameters, or as many updates by the same names, laid out by PARAM_RULES; the same tree without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+
+  def place(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, param_spec(path_name(path), leaf.shape, mesh))
+
+  return params if mesh.empty else jax.tree_util.tree_map_with_path(place, params)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Batches are split over their first dimension."""
   return NamedSharding(mesh, PartitionSpec(AXIS_RULES["batch"]))

@@ -111,8 +111,8 @@ def newton_schulz(shape: tuple[int, ...]) -> float:
   """Muon's iterations x = a x + (b A + c A A) x with A = x x^T, on the short side (Jordan et al. 2024).
 
   Args:
-    shape: (layers, rows, columns), the columns in one dimension or several.
+    shape: (layers, rows, columns) or (layers, rows, parts, columns): each part is a matrix of its own.
   """
-  layers, rows, *columns = shape
-  short, long = sorted((rows, math.prod(columns)))
-  return NEWTON_SCHULZ * layers * (4.0 * short**2 * long + 2.0 * short**3)
+  layers, rows, *parts, columns = shape
+  short, long = sorted((rows, columns))
+  return NEWTON_SCHULZ * layers * math.prod(parts) * (4.0 * short**2 * long + 2.0 * short**3)

@@ -1,11 +1,14 @@
-"""The optimiser: Muon for the matrices inside blocks, AdamW for everything else; warm-up, constant, linear decay."""
+"""The optimiser: Muon for the matrices inside blocks, AdamW for everything else, weight decay for all matrices.
+
+Rates warm up, stay constant and fall linearly to zero.
+"""
 
 import re
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sora_jax import sharding
 from sora_jax.sharding import path_name
@@ -16,6 +19,9 @@ MUON_PATHS = re.compile(r"(^|/)blocks/(.*/)?kernel$")
 # An orthogonal update scaled to the root mean square that AdamW's updates have (Liu et al. 2025, eq. 4), so that both
 # rates are of one kind.
 CONSISTENT_RMS = 0.2
+# What weight decay takes: matrices. Biases, gains, modulation and embedding tables, filters of single channels and
+# latent statistics keep the size that the data gives them.
+DECAYED = re.compile(r"(^|/)kernel$")
 
 
 class OptimizerConfig(NamedTuple):
@@ -25,6 +31,7 @@ class OptimizerConfig(NamedTuple):
   decay_share: float  # the last share of the run over which the rates fall to zero
   steps: int
   clip_norm: float
+  weight_decay: float = 0.0  # of a matrix, each step, as a share of its rate
 
   @classmethod
   def of(cls, config: Any) -> "OptimizerConfig":
@@ -49,13 +56,11 @@ def schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
 def muon_dimensions(params: Any) -> Any:
   """Which axes of each parameter Muon takes for rows and columns of a matrix, or None for AdamW.
 
-  Stacked layers are a batch, and what a layer puts out side by side is of one matrix: queries, keys and values.
+  The other axes count matrices: stacked layers, and what a layer puts out side by side, as queries, keys and values.
   """
 
   def choose(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-    if MUON_PATHS.search(path_name(path)):
-      return MuonDimensionNumbers(reduction_axis=1, output_axis=tuple(range(2, leaf.ndim)))
-    return None
+    return MuonDimensionNumbers(1, leaf.ndim - 1) if MUON_PATHS.search(path_name(path)) else None
 
   return jax.tree_util.tree_map_with_path(choose, params)
 
@@ -67,26 +72,41 @@ def over_layers(inner: optax.GradientTransformation) -> optax.GradientTransforma
   """
 
   def spread(tree: Any) -> Any:
-    def place(path: tuple, leaf: jax.Array) -> jax.Array:
-      stacked = MUON_PATHS.search(path_name(path)) and leaf.ndim >= 3 and sharding.split("layers", leaf.shape[0])
+    def place(leaf: jax.Array) -> jax.Array:
+      stacked = leaf.ndim >= 3 and sharding.split("layers", leaf.shape[0])
       return sharding.constrain(leaf, "layers", *(None,) * (leaf.ndim - 1)) if stacked else leaf
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree.map(place, tree)
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     updates, state = inner.update(spread(updates), state, params)
-    return spread(updates), state
+    return sharding.laid_out(spread(updates)), state
 
   return optax.GradientTransformation(inner.init, update)
 
 
+def decayed(params: Any) -> Any:
+  """Which parameters weight decay takes."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: bool(DECAYED.search(path_name(path))), params)
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Gradient clipping by global norm, then Muon or AdamW a parameter."""
-  muon = optax.contrib.muon(
-    schedule(config.learning_rate, config),
-    adam_learning_rate=schedule(config.adam_learning_rate, config),
-    adam_b2=0.95,
-    consistent_rms=CONSISTENT_RMS,
-    muon_weight_dimension_numbers=muon_dimensions,
+  """Gradient clipping by global norm, then Muon or AdamW a parameter.
+
+  Both decay weights apart from the gradient, by rate x weight_decay a step (Loshchilov & Hutter 2019, algorithm 2;
+  for Muon Liu et al. 2025, eq. 3).
+  """
+  rate, adam_rate = (schedule(peak, config) for peak in (config.learning_rate, config.adam_learning_rate))
+  same_size = optax.stateless_with_tree_map(
+    lambda update, _: CONSISTENT_RMS * max(update.shape[1], update.shape[-1]) ** 0.5 * update
   )
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), over_layers(muon))
+  muon = optax.chain(
+    over_layers(scale_by_muon(weight_dimension_numbers=muon_dimensions)),
+    same_size,
+    optax.add_decayed_weights(config.weight_decay, decayed),
+    optax.scale_by_learning_rate(rate),
+  )
+  adam = optax.adamw(adam_rate, b2=0.95, weight_decay=config.weight_decay, mask=decayed)
+  kind = lambda path, _: "muon" if MUON_PATHS.search(path_name(path)) else "adam"
+  by_kind = optax.partition({"muon": muon, "adam": adam}, lambda params: jax.tree_util.tree_map_with_path(kind, params))
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), by_kind)

@@ -13,6 +13,7 @@ from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing.batch import RowShape, pack_row, stack
 from sora_jax.plan import flops
 from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 ROWS = flops.Rows(2, RowShape(tokens=128, text=32, segments=4), clip=128.0)
 # Many narrow heads: what the formulas leave out (rotary turns, sums of weights) is then the least part.
@@ -81,9 +82,17 @@ PARAMS = {"blocks": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 32, 3, 32), jnp.
 
 def test_muon_s_iterations_are_counted():
   found = flops.count(PARAMS, MODEL, ROWS, "none").optimizer
-  x = np.zeros((32, 96))
-  one = 2 * (x @ x.T).size * 96 + 2 * 32 * 32 * 32 + 2 * x.size * 32  # A = x x^T, A A, and the two times x
-  assert found == 2 * 5 * one
+  x = np.zeros((32, 32))
+  one = 2 * (x @ x.T).size * 32 + 2 * 32 * 32 * 32 + 2 * x.size * 32  # A = x x^T, A A, and the two times x
+  assert found == 2 * 3 * 5 * one  # layers; queries, keys and values; iterations
+
+
+def test_muon_s_products_are_those_of_a_trace():
+  params = {"blocks": {"gate_up": {"kernel": jax.ShapeDtypeStruct((2, 32, 2, 96), jnp.float32)}}}
+  optimizer = make_optimizer(OptimizerConfig(0.1, 0.1, 1, 0.2, 10, 1.0))
+  update = lambda params: optimizer.update(params, optimizer.init(params), params)[0]
+  counted = flops.count(params, MODEL, ROWS, "none").optimizer
+  assert counted == pytest.approx(products(jax.make_jaxpr(update)(params).jaxpr), rel=1e-3)
 
 
 def test_the_clip_that_a_token_is_in():

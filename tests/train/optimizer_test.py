@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from sora_jax.models.abstract import abstract
+from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Stage
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.sharding import path_name
@@ -56,9 +57,38 @@ class TestMuonDimensions:
     assert not [name for name in left if "blocks/" in name and name.endswith("/kernel")]
     assert {"patch_in/kernel", "patch_out/kernel", "modulation/kernel", "blocks/table"} <= left
     for name, dimensions, axes in rows:
-      if axes is not None:  # stacked matrices: the layer's axis is not mixed
+      if axes is not None:  # neither layers nor what they put out side by side is mixed
         assert dimensions == (4 if re.search("qkv|key_value|gate_up", name) else 3)
-        assert (axes.reduction_axis, axes.output_axis) == (1, tuple(range(2, dimensions)))
+        assert (axes.reduction_axis, axes.output_axis) == (1, dimensions - 1)
+
+
+def small_models() -> dict:
+  """Parameters of a transformer and an autoencoder, all ones."""
+  text = TextEncoderConfig(vocabulary=300, width=8, depth=1, heads=1)
+  dit = DiTConfig(channels=4, width=16, depth=2, heads=2, text=text, wavelengths=((1.0, 9.0),) * 3)
+  coder = AutoencoderConfig(channels=4, stages=(Stage((2, 2, 2), 8, 2),))
+  shapes = {"dit": abstract(DiT, dit)[1], "autoencoder": abstract(Autoencoder, coder)[1]}
+  return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+
+
+class TestWeightDecay:
+  def test_matrices_shrink_by_their_rate_times_the_decay_and_nothing_else_does(self):
+    config = CONFIG._replace(learning_rate=0.2, adam_learning_rate=0.1, weight_decay=0.5)
+    start, optimizer = small_models(), make_optimizer(config)
+    nothing = jax.tree.map(jnp.zeros_like, start)
+    updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(start), start)
+    rates = {"muon": float(schedule(0.2, config)(0)), "adam": float(schedule(0.1, config)(0))}
+    kinds = set()
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+      name = path_name(path)
+      kind = ("muon" if "blocks/" in name else "adam") if name.endswith("kernel") else name.rsplit("/")[-1]
+      kinds.add(kind)
+      np.testing.assert_allclose(update, -0.5 * rates.get(kind, 0.0), rtol=1e-5, err_msg=name)
+    assert kinds == {"muon", "adam", "gain", "bias", "table", "taps", "embedding", "latent_mean", "latent_std"}
+
+  def test_the_setting_of_a_run_arrives(self, tiny_config):
+    tiny_config.train.weight_decay = 0.25
+    assert OptimizerConfig.of(tiny_config).weight_decay == 0.25
 
 
 def params():
@@ -96,6 +126,21 @@ class TestOptimizer:
     updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(start), start)
     spread = lambda matrix: np.ptp(np.log(np.linalg.svd(np.asarray(matrix), compute_uv=False)), axis=-1).max()
     assert spread(updates["blocks"]["query"]["kernel"]) < 1.0 < spread(stretched)
+
+  @pytest.mark.parametrize("size", [1.0, 100.0])
+  def test_queries_keys_and_values_are_matrices_of_their_own(self, size):
+    """One's update has the same size however large the others' gradients are, and no part of theirs."""
+    optimizer, rng = make_optimizer(CONFIG), np.random.default_rng(0)
+    start = {"blocks": {"qkv": {"kernel": jnp.zeros((2, 8, 3, 8))}}}
+    drawn = jnp.asarray(rng.normal(size=(2, 8, 3, 8)), jnp.float32)
+    gradient = {"blocks": {"qkv": {"kernel": drawn.at[:, :, 0].multiply(size)}}}
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(start), start)
+    moved = updates["blocks"]["qkv"]["kernel"]
+    rms = np.sqrt(np.mean(np.square(moved), axis=(0, 1, 3)))
+    np.testing.assert_allclose(rms, 0.2 * float(schedule(CONFIG.learning_rate, CONFIG)(0)), rtol=0.25)
+    for part in range(3):  # every part is orthogonal by itself
+      values = np.linalg.svd(moved[:, :, part], compute_uv=False)
+      assert np.ptp(np.log(values), axis=-1).max() < 1.0
 
   def test_a_gradient_above_the_limit_counts_as_one_at_it(self):
     optimizer = make_optimizer(CONFIG)
