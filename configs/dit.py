@@ -84,7 +84,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.diffusion = diffusion = ml_collections.ConfigDict()
   diffusion.prediction = "x"  # "x" (clean patches) or "v"; the loss is on velocity either way
   diffusion.weighting = "clip"  # mean over clips of each clip's mean, or "token"
-  diffusion.time_logit = (0.8, 0.8)  # mean and deviation of the logit of the noise level (0 clean, 1 noise)
+  diffusion.time_logit = (0.8, 0.8)  # mean and std of the logit of the noise level (0 clean, 1 noise)
+  diffusion.uniform_share = 0.1  # share of clips whose noise level is uniform: sampling visits the ends too
   diffusion.base_tokens = 1024  # clips with more tokens get more noise
   diffusion.caption_drop = 0.1  # share of clips
   diffusion.condition_share = 0.2  # share of clips that train with some frames given

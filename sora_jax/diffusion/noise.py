@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PURPOSES = {"time": 1, "noise": 2, "caption_drop": 3, "posterior": 4}
+PURPOSES = {"time": 1, "noise": 2, "caption_drop": 3, "posterior": 4, "uniform_time": 5}
 
 
 def clip_keys(key: jax.Array, clip_index: np.ndarray | jax.Array, purpose: str) -> jax.Array:

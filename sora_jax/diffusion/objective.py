@@ -17,11 +17,15 @@ MIN_TIME = 0.05  # errors divide by t; below this level they divide by this (Li 
 
 
 class NoiseLevels(NamedTuple):
-  """How noise levels are drawn: logit-normal, then moved by a clip's size."""
+  """How noise levels are drawn: logit-normal or, for a share of the clips, uniform; then moved by a clip's size.
+
+  Sampling passes through all levels from 1 to 0, and a logit-normal draw almost never falls near the ends.
+  """
 
   mean: float
-  deviation: float
+  std: float
   base_tokens: float
+  uniform_share: float = 0.0
 
 
 def segment_tokens(batch: PackedBatch) -> jax.Array:
@@ -33,7 +37,11 @@ def segment_tokens(batch: PackedBatch) -> jax.Array:
 def draw_times(batch: PackedBatch, key: jax.Array, levels: NoiseLevels) -> jax.Array:
   """One noise level a clip, float32 (B, S)."""
   normal_BS = noise.clip_normal(noise.clip_keys(key, batch.clip_index_BS, "time"))
-  t_BS = schedules.logit_normal(normal_BS, levels.mean, levels.deviation)
+  t_BS = schedules.logit_normal(normal_BS, levels.mean, levels.std)
+  # One draw says whether a clip is of the share, and if so, its place within the share is the level.
+  uniform_BS = noise.clip_uniform(noise.clip_keys(key, batch.clip_index_BS, "uniform_time"))
+  share = levels.uniform_share
+  t_BS = jnp.where(uniform_BS < share, uniform_BS / max(share, 1e-6), t_BS)
   return schedules.shift(t_BS, schedules.size_shift(segment_tokens(batch), levels.base_tokens))
 
 

@@ -14,9 +14,9 @@ def size_shift(tokens: jax.Array, base_tokens: float) -> jax.Array:
   return jnp.sqrt(jnp.maximum(tokens / base_tokens, 1.0))
 
 
-def logit_normal(normal: jax.Array, mean: float, deviation: float) -> jax.Array:
+def logit_normal(normal: jax.Array, mean: float, std: float) -> jax.Array:
   """Standard normal draws -> noise levels in (0, 1), logit-normal (Esser et al. 2024, eq. 19)."""
-  return jax.nn.sigmoid(mean + deviation * normal)
+  return jax.nn.sigmoid(mean + std * normal)
 
 
 def time_grid(steps: int) -> jax.Array:

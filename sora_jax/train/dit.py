@@ -24,9 +24,9 @@ class DiffusionConfig(NamedTuple):
   @classmethod
   def of(cls, config: Any) -> "DiffusionConfig":
     section = config.diffusion
-    mean, deviation = section.time_logit
     # A clip with some tokens left out gets the noise of the whole clip.
-    levels = objective.NoiseLevels(mean, deviation, section.base_tokens * (1.0 - config.data.token_drop))
+    base_tokens = section.base_tokens * (1.0 - config.data.token_drop)
+    levels = objective.NoiseLevels(*section.time_logit, base_tokens, section.uniform_share)
     return cls(section.prediction, section.weighting, levels, section.caption_drop)
 
 

@@ -11,7 +11,7 @@ from sora_jax.packing.batch import RowShape, Segment, pack_row, stack
 
 CHANNELS = 4
 ROW = RowShape(tokens=16, text=4, segments=4)
-LEVELS = objective.NoiseLevels(mean=0.8, deviation=0.8, base_tokens=4)
+LEVELS = objective.NoiseLevels(mean=0.8, std=0.8, base_tokens=4, uniform_share=0.2)
 
 
 def make_clip(index: int, tokens: int, given: int = 0, weight: float = 1.0) -> Segment:
@@ -173,6 +173,34 @@ def test_levels_differ_between_clips_and_steps():
   first, second = np.asarray(times(batch, 0)), np.asarray(times(batch, 1))
   assert first[0, 0] != first[0, 1] and first[0, 0] != second[0, 0]
   assert (first > 0).all() and (first < 1).all()
+
+
+def drawn_times(count: int, tokens: int = 4, **changes) -> np.ndarray:
+  """Noise levels of as many clips."""
+  batch = make_batch(*([make_clip(i, tokens)] for i in range(2)))
+  batch = jax.tree.map(lambda x: np.repeat(x[:1], count, axis=0), batch)
+  batch = batch._replace(clip_index_BS=np.arange(4 * count, dtype=np.int32).reshape(count, 4))
+  return np.asarray(objective.draw_times(batch, jax.random.key(1), LEVELS._replace(**changes))[:, 0])
+
+
+class TestUniformShare:
+  def test_both_ends_that_sampling_visits_are_drawn(self):
+    without, some = drawn_times(4000, uniform_share=0.0), drawn_times(4000, uniform_share=0.2)
+    assert np.mean(without < 0.1) < 1e-3 and np.mean(without > 0.98) < 1e-3
+    assert np.mean(some < 0.1) == pytest.approx(0.2 * 0.1, abs=0.01)
+    assert np.mean(some > 0.98) == pytest.approx(0.2 * 0.02, abs=0.003)
+
+  def test_all_uniform_is_uniform(self):
+    t = drawn_times(4000, uniform_share=1.0)
+    np.testing.assert_allclose(np.quantile(t, [0.01, 0.25, 0.5, 0.75, 0.99]), [0.01, 0.25, 0.5, 0.75, 0.99], atol=0.03)
+
+  def test_the_others_keep_their_levels(self):
+    without, some = drawn_times(1000, uniform_share=0.0), drawn_times(1000, uniform_share=0.2)
+    assert np.mean(without != some) == pytest.approx(0.2, abs=0.05)
+
+  def test_larger_clips_get_more_noise_there_too(self):
+    small, large = (drawn_times(4000, tokens=tokens, uniform_share=1.0) for tokens in (4, 16))
+    np.testing.assert_allclose(large, 2 * small / (1 + small), atol=1e-6)
 
 
 def test_tokens_of_segments_are_counted():
