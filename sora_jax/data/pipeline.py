@@ -28,7 +28,6 @@ from sora_jax.video.io import UnreadableFile
 # What a draw is for; part of its key, so that one draw never depends on another.
 CAPTION, CONDITION, CROP, ORDER, DROP = range(5)
 CACHED_BYTES = 2**30  # of decoded frames kept for crops
-CONDITIONS = ("first", "first", "first", "last", "both", "any")  # which latent frames a conditioning mask gives
 
 
 class Crops:
@@ -204,19 +203,14 @@ class PackedRows:
 
 
 def condition_mask(frames: int, share: float, rng: np.random.Generator) -> np.ndarray:
-  """Which token frames are given, bool (frames,): none for most clips; never all."""
-  given = np.zeros(frames, bool)
+  """Which token frames are conditions, bool (frames,): for a share of the clips the first ones, up to half of them.
+
+  First frames alone: the autoencoder is causal, so later ones were encoded with a past that a condition at sampling
+  does not have.
+  """
   if frames == 1 or rng.random() >= share:
-    return given
-  kind = CONDITIONS[rng.integers(len(CONDITIONS))]
-  most = int(rng.integers(1, max(frames // 2, 1) + 1))
-  if kind == "any":
-    given[rng.choice(frames, most, replace=False)] = True
-  if kind in ("first", "both"):
-    given[: most if kind == "first" else 1] = True
-  if kind in ("last", "both") and frames > 2:
-    given[-(most if kind == "last" else 1) :] = True
-  return given
+    return np.zeros(frames, bool)
+  return np.arange(frames) < rng.integers(1, frames // 2 + 1)
 
 
 def crop_batches(crops: Crops, batch: int, reading: Reading) -> Stream:
