@@ -85,7 +85,17 @@ class Sampling:
 
   @classmethod
   def of(cls, config: Any) -> "Sampling":
+    """Of a run's config.
+
+    Raises:
+      InputError: `first_frame` with tokens that a first frame does not fill.
+    """
     section = config.sample
+    if section.first_frame and config.model.patch[0] > 1:
+      raise InputError(
+        f"sample.first_frame=True needs model.patch to begin with 1: it is {tuple(config.model.patch)}, and a first "
+        "frame fills no token of it"
+      )
     return cls(section.steps, section.method, section.guidance, tuple(section.interval), section.first_frame)
 
 
@@ -210,12 +220,17 @@ class Generator:
     return self.codec.encode(request.condition_THWC[None])[0][: min(whole, frames)]
 
   def _segment(self, request: Request, condition_thwC: np.ndarray, number: int) -> Segment:
-    """A clip to make as a segment: its prompt tokens are given, the rest are zeros that the sampler replaces."""
+    """A clip to make as a segment: tokens of its condition, and zeros that the sampler replaces.
+
+    Raises:
+      InputError: the condition ends inside a token.
+    """
+    self._check_condition(len(condition_thwC), request)
     shape = (request.frames, request.height, request.width)
     latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
     latent[: len(condition_thwC)] = condition_thwC
     nt, nh, nw = self.grid.token_shape(*shape)
-    clean = np.arange(nt) < len(condition_thwC) // self.grid.patch[0]
+    clean = np.arange(nt) < -(-len(condition_thwC) // self.grid.patch[0])
     return Segment(
       tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
       positions_N3=self.grid.positions(*shape, request.fps),
@@ -224,6 +239,15 @@ class Generator:
       size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
       index=number,
     )
+
+  def _check_condition(self, latent_frames: int, request: Request) -> None:
+    patch, time = self.grid.patch[0], self.grid.compression[0]
+    if latent_frames % patch and latent_frames < self._latent_shape(request)[0]:
+      whole = -(-latent_frames // patch) * patch
+      raise InputError(
+        f"the given frames end inside a token, which has {patch} latent frames (model.patch): give the first "
+        f"{1 + (whole - 1) * time} frames of the clip, or use a model whose patch begins with 1"
+      )
 
   def _row(self, segments: Sequence[Segment]) -> RowShape:
     """The row that training used, or for a longer clip the next multiple of 128 tokens."""

@@ -118,6 +118,8 @@ def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[so
   """
   if config.task not in ("dit", "autoencoder"):
     raise InputError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
+  if config.task == "dit":
+    Sampling.of(config)  # the first preview may be hours away
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)

@@ -8,7 +8,10 @@ import pytest
 
 from sora_jax.checkpoints.checkpoint import CheckpointError
 from sora_jax.clips import Clip
+from sora_jax.errors import InputError
 from sora_jax.inference.generator import GROUP_TOKENS, Generator, Request, Sampling, sheet
+from sora_jax.jobs.train import train
+from sora_jax.models.dit import DiTConfig
 
 VIDEO = Request("a red circle moves leftwards", 16, 16, 5, 8.0, 11)
 WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
@@ -103,6 +106,37 @@ class TestSample:
   def test_a_bad_sampling_setting_is_named(self, generator, sampling, change, message):
     with pytest.raises(ValueError, match=message):
       generator.sample([IMAGE], dataclasses.replace(sampling, **change))
+
+
+class TestTemporalPatch:
+  """A token of two latent frames: a condition fills it whole, or is refused; nothing of it is dropped in silence."""
+
+  @pytest.fixture(scope="class")
+  def of_two(self, generator) -> Generator:
+    config = generator.config.copy_and_resolve_references()
+    config.model.patch = (2, 1, 1)
+    model = DiTConfig.of(config, generator.tokenizer.vocabulary)
+    return Generator(generator.codec, model, None, generator.tokenizer, config)
+
+  def segment(self, generator, frames):
+    request = dataclasses.replace(VIDEO, condition_THWC=np.zeros((frames, 16, 16, 3), np.float32))
+    return generator._segment(request, generator._given_latent(request), 0)
+
+  def test_a_first_frame_that_no_token_holds_is_refused(self, of_two):
+    with pytest.raises(InputError, match=r"2 latent frames \(model.patch\): give the first 3 frames"):
+      self.segment(of_two, 1)
+
+  @pytest.mark.parametrize(("frames", "given"), [(3, [True, False]), (5, [True, True])])
+  def test_frames_that_fill_tokens_are_given(self, of_two, frames, given):
+    np.testing.assert_array_equal(self.segment(of_two, frames).condition_N.reshape(2, -1).all(-1), given)
+
+  def test_a_config_whose_first_frames_fill_no_token_is_refused_before_training(self, tiny_config, tmp_path):
+    tiny_config.model.patch, tiny_config.sample.first_frame = (2, 1, 1), True
+    with pytest.raises(
+      InputError, match=r"sample.first_frame=True needs model.patch to begin with 1: it is \(2, 1, 1\)"
+    ):
+      train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class TestRequest:
