@@ -26,7 +26,8 @@ class DiffusionConfig(NamedTuple):
     section = config.diffusion
     # A clip with some tokens left out gets the noise of the whole clip.
     base_tokens = section.base_tokens * (1.0 - config.data.token_drop)
-    levels = objective.NoiseLevels(*section.time_logit, base_tokens, section.uniform_share)
+    mean, std = section.time_logit
+    levels = objective.NoiseLevels(mean, std, base_tokens, section.uniform_share)
     return cls(section.prediction, section.weighting, levels, section.caption_drop)
 
 
