@@ -22,11 +22,11 @@ from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
+from sora_jax.video.containers import EXTENSIONS
 
 CAPTIONS = ("captions.jsonl", "captions.csv")  # the first of them that is there is read
 UNNAMED = "no caption"  # why a file that no line names isn't used
 _Path = Any  # pathlib.Path, or epath.Path of an address: alike, but of no common type
-_EXTENSIONS = frozenset(".mp4 .m4v .mov .webm .mkv .gif .png .jpg .jpeg .webp".split())
 
 
 class NothingUsable(InputError):
@@ -216,7 +216,7 @@ def _unnamed(root: _Path, named: set[pathlib.PurePath]) -> list[str]:
       continue
     paths = (pathlib.Path(where, name) for name in files)
     found += [
-      path for path in paths if path.suffix.lower() in _EXTENSIONS and pathlib.Path(os.path.realpath(path)) not in named
+      path for path in paths if path.suffix.lower() in EXTENSIONS and pathlib.Path(os.path.realpath(path)) not in named
     ]
   names = (path.relative_to(root).as_posix() for path in found)
   return sorted(name.encode("utf-8", "replace").decode("utf-8") for name in names)

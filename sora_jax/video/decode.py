@@ -1,12 +1,12 @@
 """Untrusted video and image files -> pictures with their times; the lower half of `io.py`.
 
-What a file is, is told by its first bytes and never by its name; only the named containers and codecs are
-opened, from local regular files, under the limits below; whatever goes wrong inside a decoder becomes
+Only the containers and codecs of `containers.py` are opened, from local regular files, under the limits below;
+whatever goes wrong inside a decoder becomes
 `UnreadableFile` with a reason of one line. Decoding runs in this process on one thread: the same file gives
 the same pictures, and a loader already runs many files at once.
 
-What is not done here: sound, pixel aspect ratio (a stored pixel is a pixel), and Dolby Vision's own colours.
-HDR video becomes SDR. Transparent pictures are laid on black. Of an animated PNG the default picture is read.
+What is not done here: sound, deinterlacing, clean apertures, and Dolby Vision's own colours. HDR video becomes SDR.
+Transparent pictures are laid on black. Of an animated PNG the default picture is read.
 
 Shape letters: H height, W width, C colours (red, green, blue).
 """
@@ -17,7 +17,6 @@ import errno
 import heapq
 import itertools
 import os
-import stat
 import struct
 from collections.abc import Iterator
 
@@ -27,32 +26,27 @@ from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
-from sora_jax.errors import InputError
-from sora_jax.video.orientation import Matrix, Stored, sideways
-from sora_jax.video.stills import image_pixels, webp_delays
+from sora_jax.video.containers import CODECS, IMAGE, UNSEEKABLE, UnreadableFile, kind_of
+from sora_jax.video.orientation import QUARTER, UNTURNED, Matrix, Stored, pixel_aspect, shown_size
+from sora_jax.video.packets import TooLongError, demuxed, from_key_frame, shown
+from sora_jax.video.stills import ORIENTATION, SIDEWAYS, image_pixels, stated_aspect, webp_delays
 from sora_jax.video.timestamps import HEAD, Clock, clock_of, find_clock, rate_of, tick_of, timed, walk
 
 MAX_PIXELS = 8192 * 8192 // 2  # of one frame: 8K video fits
 MAX_FRAMES = 20_000  # decoded by one read
 MAX_FPS = 1000
-MAX_WALK_BYTES = 64 * 2**20  # files above this are taken at their header's word by `probe`
+MAX_WALK_BYTES = 8 * 2**30  # of packets that `probe` reads; a track above this is taken at its index's or header's word
 MAX_IMAGE_BYTES = 256 * 2**20  # of an image file: its pixels, uncompressed and of 16 bits, take no more
 MAX_HEAD_BYTES = 16 * 2**20  # of the packets that a clip's clock is told by
 
-_CODECS = frozenset("h264 hevc vp8 vp9 av1 mpeg4 mjpeg prores ffv1 rawvideo png gif".split())
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders pass over a second, transparent layer
-_STILLS = frozenset((b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"miaf"))  # brands of HEIF
 _OPTIONS = {
   "protocol_whitelist": "file",
-  "codec_whitelist": ",".join(sorted(_CODECS | {"libdav1d"})),  # this option takes decoder names
+  "codec_whitelist": ",".join(sorted(CODECS | {"libdav1d"})),  # this option takes decoder names
   "max_pixels": str(MAX_PIXELS),
 }
 _SEEK_MARGIN = 1.0  # seconds before `start`, so that frames leaning on an earlier group have settled
 _STILL = 1e-6  # seconds that a still is "shown": one frame at any rate
-
-
-class UnreadableFile(InputError):
-  """A file that gives no frames; the message is the reason, in one line, without the file's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Probe:
   """What a file holds.
 
   Attributes:
-    height, width: of the shown picture, after the display matrix (video) or EXIF orientation (images).
+    height, width: of the shown picture, in square pixels, after the display matrix or EXIF orientation.
     seconds: from the first frame to the end of the last one; 0 for a still image.
     fps: mean rate by the timestamps, (frames - 1) / (last - first); 0 for a still image.
     frames: number of frames; 1 for a still image. Damaged frames are counted.
@@ -84,8 +78,8 @@ def probe(path: str | os.PathLike) -> Probe:
     UnreadableFile: not a known video or image, above a limit, or its first frames don't decode.
   """
   with one_line_reasons():
-    kind = _sniff(path)
-    return _probe_image(path) if kind == "image" else _probe_video(path, kind)
+    kind = kind_of(path)
+    return _probe_image(path) if kind == IMAGE else _probe_video(path, kind)
 
 
 @contextlib.contextmanager
@@ -95,8 +89,8 @@ def pictures(path: str | os.PathLike, start: float) -> Iterator[tuple[float, Ite
   The pictures begin at the first one, or at any one not later than `start` seconds after it. Use it inside
   `one_line_reasons`: it raises what the decoders raise.
   """
-  kind = _sniff(path)
-  if kind == "image":
+  kind = kind_of(path)
+  if kind == IMAGE:
     with _open_image(path) as image:
       delays = webp_delays(path) if image.format == "WEBP" else []
       stamps = list(itertools.accumulate(delays, initial=0))
@@ -104,7 +98,7 @@ def pictures(path: str | os.PathLike, start: float) -> Iterator[tuple[float, Ite
       yield clock.tolerance, _image_pictures(image, [clock(stamp) for stamp in stamps])
     return
   with _open_video(path, kind) as (container, stream):
-    packets = container.demux(stream)
+    packets = demuxed(container, stream)
     head = _head(packets)
     stamps = [packet.pts for packet in head if packet.size and packet.pts is not None and not packet.is_discard]
     clock = clock_of(stream, stamps)
@@ -132,30 +126,6 @@ def one_line_reasons() -> Iterator[None]:
     raise UnreadableFile(f"{type(error).__name__}: {text}".removesuffix(": ")) from error
 
 
-def _sniff(path: str | os.PathLike) -> str:
-  """The kind of a file by its first bytes: mov, matroska or gif (demuxer names), or image."""
-  status = os.stat(path)
-  if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device would never end
-    raise UnreadableFile("not a regular file")
-  if not status.st_size:
-    raise UnreadableFile("the file is empty")
-  with open(path, "rb") as file:
-    head = file.read(64)
-  if head[:6] in (b"GIF87a", b"GIF89a"):
-    return "gif"
-  if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff":
-    return "image"
-  if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-    return "image"
-  if head[:4] == b"\x1aE\xdf\xa3":
-    return "matroska"
-  brands = head[8 : int.from_bytes(head[:4])] if head[4:8] == b"ftyp" else b""
-  still = not _STILLS.isdisjoint(brands[at : at + 4] for at in range(0, len(brands), 4))
-  if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot") and not still:
-    return "mov"
-  raise UnreadableFile("not one of mp4, mov, webm, mkv, gif, png, jpeg, webp")
-
-
 def _check_pixels(height: int, width: int) -> None:
   if height < 1 or width < 1 or height * width > MAX_PIXELS:
     raise UnreadableFile(f"a picture of {width}x{height} is outside 1..{MAX_PIXELS} pixels: make it smaller")
@@ -175,9 +145,8 @@ def _open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 def _probe_image(path: str | os.PathLike) -> Probe:
   with _open_image(path) as image:
-    height, width = image.height, image.width
-    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the orientations that swap the sides
-      height, width = width, height
+    height, width = shown_size(image.height, image.width, *_turn_and_aspect(image))
+    _check_pixels(height, width)
     delays = webp_delays(path) if image.format == "WEBP" else []
   if len(delays) < 2:
     return Probe(height, width, seconds=0.0, fps=0.0, frames=1)
@@ -186,10 +155,16 @@ def _probe_image(path: str | os.PathLike) -> Probe:
   return Probe(height, width, last + delays[-1] / 1000, (len(delays) - 1) / last, len(delays))
 
 
+def _turn_and_aspect(image: Image.Image) -> tuple[Matrix, float]:
+  turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+  return QUARTER if turned else UNTURNED, pixel_aspect(stated_aspect(image))
+
+
 def _image_pictures(image: Image.Image, times: list[float]) -> Iterator[Picture]:
   """`times` are those of the frames, and of the end of the last one; a lone frame is a still."""
+  how = _turn_and_aspect(image)
   if len(times) < 3:
-    yield 0.0, _STILL, image_pixels(image)
+    yield 0.0, _STILL, Stored(image_pixels(image), *how)
     return
   for index, (time, end) in enumerate(itertools.pairwise(times)):
     if index == MAX_FRAMES:
@@ -201,7 +176,7 @@ def _image_pictures(image: Image.Image, times: list[float]) -> Iterator[Picture]
       if not index:
         raise
       return
-    yield time, end - time, pixels_HWC
+    yield time, end - time, Stored(pixels_HWC, *how)
 
 
 # Videos and GIF, by PyAV.
@@ -219,8 +194,8 @@ def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple[InputConta
     stream = next((each for each in tracks if each is best), tracks[0])
     codec = stream.codec_context
     name = codec.codec.canonical_name if codec else "unknown"
-    if name not in _CODECS:
-      raise UnreadableFile(f"codec {name} is not one of {', '.join(sorted(_CODECS))}")
+    if name not in CODECS:
+      raise UnreadableFile(f"codec {name} is not one of {', '.join(sorted(CODECS))}")
     _check_pixels(codec.height, codec.width)
     codec.options = {"max_pixels": _OPTIONS["max_pixels"]}
     codec.thread_count = 1
@@ -239,11 +214,15 @@ def _head(packets: Iterator[av.Packet]) -> list[av.Packet]:
   return head
 
 
-def _decode(stream: av.VideoStream, packets: Iterator[av.Packet], in_turn: bool = False) -> Iterator[av.VideoFrame]:
+def _decode(
+  stream: av.VideoStream, packets: Iterator[av.Packet], in_turn: bool = False, lag: int | None = None
+) -> Iterator[av.VideoFrame]:
   """Frames in the order of showing; damaged packets are skipped, a damaged container ends the clip.
 
   Args:
     in_turn: frames take the packets' stamps in turn, whichever packet they are of.
+    lag: by how much the decoding time at which a frame comes out is above its stamp. Where given, the packets begin
+      midway: frames before the first that comes out lacked what they lean on, and their stamps are left.
   """
   stamps: list[int] = []
   decoder = _decoder(stream)
@@ -266,6 +245,9 @@ def _decode(stream: av.VideoStream, packets: Iterator[av.Packet], in_turn: bool 
       frames = []
     for frame in frames:
       _check_pixels(frame.height, frame.width)  # a stream may change its size midway
+      while lag is not None and frame.dts is not None and stamps and stamps[0] < frame.dts - lag:
+        heapq.heappop(stamps)
+      lag = None
       if stamps:
         frame.pts = heapq.heappop(stamps)
       yield frame
@@ -297,51 +279,62 @@ def _video_pictures(
   first = next(frames, None)
   if first is None:
     return
-  matrix, pts = _display_matrix(first), first.pts
+  matrix, pts, aspect = _display_matrix(first), first.pts, _aspect(stream)
   frames = itertools.chain([first], frames)
   if container.format.name == "gif":
     second = next(itertools.islice(frames, 1, None), None)
     if second is None:
-      yield 0.0, _STILL, (first, matrix)
+      yield 0.0, _STILL, Stored(first, matrix, aspect)
       return
     frames = itertools.chain([first, second], frames)
   elif start > 2 * _SEEK_MARGIN and pts is not None:
-    frames = _sought(container, stream, pts, start, in_turn)
+    lag = first.dts - pts if in_turn and first.dts is not None else None
+    frames = _sought(container, stream, pts, start, (in_turn, lag))
   del first
   for time, duration, frame in timed(frames, stream, clock, pts):
-    yield time, duration, (frame, matrix)
+    yield time, duration, Stored(frame, matrix, aspect)
 
 
 def _sought(
-  container: InputContainer, stream: av.VideoStream, pts: int, start: float, in_turn: bool
+  container: InputContainer, stream: av.VideoStream, pts: int, start: float, turns: tuple[bool, int | None]
 ) -> Iterator[av.VideoFrame]:
-  """Frames from no later than `start` seconds after the stamp `pts`, the file's first."""
+  """Frames from no later than `start` seconds after the stamp `pts`, the file's first; `turns`: see `_decode`."""
   tick = float(tick_of(stream))
+  if (kind := container.format.name) in UNSEEKABLE:
+    path = container.name.removeprefix("file:")
+    return _searched(path, kind, pts + int((start - _SEEK_MARGIN) / tick), turns)
   with contextlib.suppress(av.FFmpegError):
     container.seek(pts + int((start - _SEEK_MARGIN) / tick), stream=stream, backward=True)
-    frames = _decode(stream, container.demux(stream), in_turn)
+    frames = _decode(stream, demuxed(container, stream), *turns)
     landed = next(frames, None)
     if landed is not None and landed.pts is not None and landed.pts <= pts + start / tick:
       return itertools.chain([landed], frames)
   container.seek(pts, stream=stream, backward=True)  # no index to seek by: from the head
-  return _decode(stream, container.demux(stream), in_turn)
+  return _decode(stream, demuxed(container, stream), turns[0])
+
+
+def _searched(path: str, kind: str, until: int, turns: tuple[bool, int | None]) -> Iterator[av.VideoFrame]:
+  """Frames from the last key frame no later than the timestamp `until`, found by reading all packets before."""
+  with _open_video(path, kind) as (container, stream):
+    yield from _decode(stream, from_key_frame(demuxed(container, stream), until), *turns)
 
 
 def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
   with _open_video(path, kind) as (container, stream):
-    frame = next(_decode(stream, container.demux(stream)), None)
+    frame = next(_decode(stream, demuxed(container, stream)), None)
     if frame is None:
       raise UnreadableFile("no frame decodes")
-    height, width, origin = frame.height, frame.width, frame.pts
-    if sideways(_display_matrix(frame)):
-      height, width = width, height
+    (height, width), origin = shown_size(frame.height, frame.width, _display_matrix(frame), _aspect(stream)), frame.pts
+    _check_pixels(height, width)
   try:
     with _open_video(path, kind) as (container, stream):
-      long = os.path.getsize(path) > MAX_WALK_BYTES
-      times = (None if long else walk(_packets(container, stream), stream, origin)) or _header_times(container, stream)
+      times = walk(shown(container, stream, MAX_WALK_BYTES), stream, origin) or _header_times(container, stream)
+  except TooLongError:
+    with _open_video(path, kind) as (container, stream):
+      times = _header_times(container, stream)
   except (av.FFmpegError, EOFError):  # a cut file: some of its last packets lack what they lean on
     with _open_video(path, kind) as (container, stream):
-      frames = _decode(stream, container.demux(stream))
+      frames = _decode(stream, demuxed(container, stream))
       times = walk(frames, stream, origin) or _header_times(container, stream)
   if kind == "gif" and times[2] == 1:
     times = 0.0, 0.0, 1
@@ -350,25 +343,26 @@ def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
   return Probe(height, width, *times)
 
 
-def _packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-  count = 0
-  for packet in container.demux(stream):
-    count += packet.size > 0
-    if packet.size and not packet.is_discard:
-      yield packet
-  if count < stream.frames:
-    raise EOFError("fewer packets than the header lists")
-
-
 def _header_times(container: InputContainer, stream: av.VideoStream) -> tuple[float, float, int]:
+  """(seconds, fps, frames) of a track that is too long to be read: by its index, or where it has none, its header."""
+  listed = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+  tick = float(tick_of(stream))
+  if container.format.name.startswith("mov") and len(listed) > 1 and max(listed) > min(listed):
+    fps = (len(listed) - 1) / (max(listed) - min(listed)) / tick
+    return len(listed) / fps, fps, len(listed)
   if stream.duration:
-    seconds = float(stream.duration * tick_of(stream))
+    seconds = stream.duration * tick
   elif container.duration:
     seconds = container.duration / av.time_base
   else:
     raise UnreadableFile("the file is long and doesn't state its duration: cut it, or write it again")
   frames = stream.frames or max(1, round(seconds * rate_of(stream)))
   return seconds, frames / seconds, frames
+
+
+def _aspect(stream: av.VideoStream) -> float:
+  """Of a pixel: as the container says, or where it is silent, the codec. The first frame has been decoded."""
+  return pixel_aspect(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio)
 
 
 def _display_matrix(frame: av.VideoFrame) -> Matrix:
@@ -385,4 +379,4 @@ def _display_matrix(frame: av.VideoFrame) -> Matrix:
     if data.type.name == "DISPLAYMATRIX":
       a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
       return a, b, c, d
-  return 65536, 0, 0, 65536
+  return UNTURNED

@@ -22,7 +22,8 @@ from PIL import Image
 from sora_jax import clips
 from sora_jax.errors import InputError
 from sora_jax.video import decode, orientation
-from sora_jax.video.decode import Probe, UnreadableFile, probe
+from sora_jax.video.containers import UnreadableFile
+from sora_jax.video.decode import Probe, probe
 from sora_jax.video.timestamps import last_duration
 
 __all__ = [
@@ -71,7 +72,7 @@ def read(
     fps: wanted frames per second, above 0. A still image gives one frame at any rate.
     max_frames: at most this many frames, >= 1.
     start: seconds after the first frame, >= 0. Past the end gives the last frame alone.
-    size: (height, width) to resize each frame to while decoding; None keeps the size of the first frame.
+    size: (height, width) to resize each frame to while decoding; None keeps the size that the first frame is shown at.
 
   Returns:
     uint8 frames_THWC, (T, H, W, 3), 1 <= T <= max_frames.
@@ -99,8 +100,8 @@ class _Shown:
     """Shows the picture until there are `count` frames; True when the clip is full."""
     count = min(count, self.max_frames)
     if count > len(self.frames):
+      self.size = self.size or orientation.size_of(picture)
       pixels = orientation.pixels(picture)
-      self.size = self.size or pixels.shape[:2]
       if count * math.prod(self.size) * 3 > MAX_BYTES:
         height, width = self.size
         raise UnreadableFile(f"{count} frames of {width}x{height} pass {MAX_BYTES} bytes: ask for fewer or smaller")

@@ -1,20 +1,55 @@
-"""Decoded frames of video -> upright RGB pixels. `decode.py` makes the frames.
+"""Decoded frames of video -> upright RGB pixels, and the size that they are shown at. `decode.py` makes the frames.
 
 Shape letters: H height, W width, C colours (red, green, blue).
 """
 
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from sora_jax.video import tonemap
 from sora_jax.video.stills import on_black
 
 # (a, b, c, d) of a display matrix: shown x = a x + c y, shown y = b x + d y, in 1/65536.
 Matrix = tuple[int, int, int, int]
-# A frame that is turned when it is shown, or upright pixels (H, W, 3).
-Stored = tuple[av.VideoFrame, Matrix] | np.ndarray
+UNTURNED: Matrix = (65536, 0, 0, 65536)
+QUARTER: Matrix = (0, 65536, -65536, 0)
+MAX_ASPECT = 16  # of a pixel, either way: beyond, it is a damaged header
+HD_LINES, HD_COLUMNS = 720, 1280  # from which on either way players take an untagged video for BT.709
+_UNTAGGED = 2  # matrix and primaries by their numbers in ITU-T H.273
+_MATRIX_OF = {1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601}  # by primaries
+_MATRIX_OF |= {7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
 _WIDER = np.rint(np.clip((np.arange(256) - 16.0) * 255 / 219, 0, 255)).astype(np.uint8)  # limited range -> full range
+
+
+class Stored(NamedTuple):
+  """A picture before it is shown.
+
+  Attributes:
+    picture: a frame as it is stored, or upright pixels (H, W, 3).
+    matrix: how a frame is turned when it is shown; how upright pixels have been turned.
+    aspect: width of a pixel by its height, before the turn.
+  """
+
+  picture: av.VideoFrame | np.ndarray
+  matrix: Matrix = UNTURNED
+  aspect: float = 1.0
+
+
+def pixel_aspect(stated: Fraction | float | None) -> float:
+  """The aspect of a pixel that a file states; square where it states none, or nonsense."""
+  aspect = float(stated or 1)
+  return aspect if math.isfinite(aspect) and 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else 1.0
+
+
+def shown_size(height: int, width: int, matrix: Matrix = UNTURNED, aspect: float = 1.0) -> tuple[int, int]:
+  """(height, width) in square pixels, upright, of a stored picture: its lines stay, and its width follows the aspect."""
+  width = max(1, round(width * aspect))
+  return (width, height) if sideways(matrix) else (height, width)
 
 
 def sideways(matrix: Matrix) -> bool:
@@ -23,23 +58,45 @@ def sideways(matrix: Matrix) -> bool:
   return b + c > a + d
 
 
-def pixels(picture: Stored) -> np.ndarray:
-  """Upright uint8 (H, W, 3) of a picture; a turn that isn't a right angle goes to the nearest one."""
-  if isinstance(picture, np.ndarray):
-    return picture
-  frame, matrix = picture
+def size_of(stored: Stored) -> tuple[int, int]:
+  """(height, width) that a picture is shown at."""
+  if isinstance(stored.picture, np.ndarray):
+    height, width = stored.picture.shape[:2]
+    if sideways(stored.matrix):
+      height, width = width, height
+    return shown_size(height, width, stored.matrix, stored.aspect)
+  return shown_size(stored.picture.height, stored.picture.width, stored.matrix, stored.aspect)
+
+
+def pixels(stored: Stored) -> np.ndarray:
+  """Upright uint8 (H, W, 3) of a picture, a pixel for each that is stored; a turn that isn't a right angle goes to the
+  nearest one."""
+  frame = stored.picture
+  if isinstance(frame, np.ndarray):
+    return frame
   if any(component.is_alpha for component in frame.format.components):
-    upright = on_black(frame.to_ndarray(format="rgba"))
+    upright = on_black(frame.to_ndarray(format="rgba", **_from(frame)))
   elif frame.color_trc in (tonemap.PQ, tonemap.HLG):
-    upright = tonemap.to_sdr(frame.to_ndarray(format="rgb48le"), frame.color_trc)
+    upright = tonemap.to_sdr(frame.to_ndarray(format="rgb48le", **_from(frame)), frame.color_trc)
   else:
     upright = _rgb(frame)
-  a, b, c, d = matrix
-  if sideways(matrix):
+  a, b, c, d = stored.matrix
+  if sideways(stored.matrix):
     upright, flip_x, flip_y = upright.swapaxes(0, 1), c < 0, b < 0
   else:
     flip_x, flip_y = a < 0, d < 0
   return upright[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def _from(frame: av.VideoFrame) -> dict[str, int]:
+  """The colour matrix of a frame that states none, as an argument of PyAV: by its primaries, else by its size."""
+  if frame.colorspace != _UNTAGGED or frame.format.is_rgb:
+    return {}
+  if frame.color_trc in (tonemap.PQ, tonemap.HLG):
+    return {"src_colorspace": int(Colorspace.BT2020)}
+  large = frame.height >= HD_LINES or frame.width >= HD_COLUMNS
+  likely = Colorspace.ITU709 if large else Colorspace.ITU601
+  return {"src_colorspace": int(_MATRIX_OF.get(frame.color_primaries, likely))}
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -48,10 +105,10 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
   Left alone, swscale makes 253 of the white of deep pixels and of those of an odd height, and takes all grey for
   full-range.
   """
-  name = frame.format.name
+  name, colours = frame.format.name, _from(frame)
   if name.startswith("yuv4") and name[7:]:  # such as yuv420p10le
     frame = frame.reformat(format=name[:7])
   chroma = Interpolation.FULL_CHR_H_INT if frame.height % 2 else 0
-  rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC | chroma)
+  rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC | chroma, **colours)
   limited = name.startswith("gray") and frame.color_range == ColorRange.MPEG
   return _WIDER[rgb] if limited else rgb

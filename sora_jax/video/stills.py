@@ -5,6 +5,7 @@ Shape letters: H height, W width, C colours (red, green, blue).
 
 import functools
 import io
+import math
 import os
 import struct
 
@@ -12,6 +13,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 MAX_CHUNKS = 200_000  # of a WebP that are looked at
+ORIENTATION, ACROSS, DOWN = 0x0112, 0x011A, 0x011B  # tags of EXIF: how it is turned, and its two resolutions
+SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that swap the sides
+SQUARE = 0.02  # by which densities that are rounded to whole numbers may differ
 DEFAULT_DELAY = 100  # milliseconds: what players show for a picture whose stated delay is 0
 
 
@@ -28,6 +32,22 @@ def webp_delays(path: str | os.PathLike) -> list[int]:
         delays.append(int.from_bytes(head[20:23], "little") or DEFAULT_DELAY)
       file.seek(size + size % 2 + 8 - len(head), os.SEEK_CUR)
   return delays
+
+
+def stated_aspect(image: Image.Image) -> float:
+  """Width of a stored pixel by its height: by JFIF's densities, PNG's pHYs or EXIF's resolutions, else 1."""
+  exif = image.getexif()
+  stated = [image.info.get("jfif_density") if image.format == "JPEG" else image.info.get("aspect")]
+  stated += [image.info.get("dpi") if image.format == "PNG" else None, (exif.get(ACROSS), exif.get(DOWN))]
+  for pair in stated:
+    try:
+      across, down = map(float, pair or ())
+      aspect = down / across
+    except (TypeError, ValueError, ZeroDivisionError):
+      continue
+    if across > 0 and down > 0 and abs(math.log(aspect)) > SQUARE:
+      return aspect
+  return 1.0
 
 
 def image_pixels(image: Image.Image) -> np.ndarray:

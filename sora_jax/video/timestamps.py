@@ -14,7 +14,7 @@ import av
 
 MILLISECOND = 0.001
 HEAD = 64  # stamps that a clock is found by
-MAX_WALK_PACKETS = 200_000
+MAX_WALK_PACKETS = 5_000_000
 SURE = 0.4  # of a frame's time: the coarsest count that still tells a constant rate from a varying one
 ENOUGH = 8  # stamps, that a rate which nobody claims is believed
 _NTSC = 1000 / 1001
@@ -145,9 +145,10 @@ def walk(
 
   Headers are often wrong: cut files, edit lists, variable rates.
   """
-  count, unstamped = 0, 0
-  stamps: list[tuple[int, int]] = []
+  count, before, after = 0, 0, 0  # all, and those without a timestamp before the first and after the last that has one
+  stamped, first, last = 0, (math.inf, 0), (-math.inf, 0)
   head: list[int] = []
+  claims: set[int] = set()
   for item in items:
     if item.pts is not None and len(head) < HEAD:
       head.append(item.pts)
@@ -156,16 +157,19 @@ def walk(
     count += 1
     if count > MAX_WALK_PACKETS:
       return None
-    if item.pts is not None:
-      stamps.append((item.pts, item.duration or 0))
-    elif not stamps:
-      unstamped += 1
+    if item.pts is None:
+      before, after = (before, after + 1) if stamped else (before + 1, 0)
+      continue
+    stamp = item.pts, item.duration or 0
+    stamped, after = stamped + 1, 0
+    first, last = min(first, stamp), max(last, stamp)
+    if len(claims) < 2:
+      claims.add(stamp[1])
   rate, tick = rate_of(stream), float(tick_of(stream))
-  if not stamps:
+  if not stamped:
     return max(count, 1) / rate, rate, max(count, 1)
   clock = clock_of(stream, head)
-  (first, _), (last, claimed) = min(stamps), max(stamps)
-  lasts = clock(last) - clock(first)
-  fps = (len(stamps) - 1) / lasts if lasts > 0 else rate if count == 1 else math.inf
-  claims = {claim * tick for _, claim in stamps}
-  return unstamped / rate + lasts + last_duration(claimed * tick, claims, 1 / fps), fps, count
+  lasts = clock(int(last[0])) - clock(int(first[0]))
+  fps = (count - before - after - 1) / lasts if lasts > 0 else rate if count == 1 else math.inf
+  claimed = last_duration(last[1] * tick, {claim * tick for claim in claims}, 1 / fps)
+  return (before + after) / rate + lasts + claimed, fps, count

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sora_jax.video import orientation
+from sora_jax.video.orientation import Stored
 
-UNTURNED = (65536, 0, 0, 65536)
 LIMITED, FULL = 1, 2  # ranges by their numbers in FFmpeg
 
 
@@ -28,7 +28,7 @@ def flat(layout: str, bits: int, luma: int, height: int = 16, colour_range: int 
 )
 def test_greys_of_a_limited_range_are_stretched_to_the_full_one(layout, bits, height):
   for luma, shown in ((0, 0), (16, 0), (126, 128), (235, 255), (255, 255)):
-    pixels = orientation.pixels((flat(layout, bits, luma, height), UNTURNED))
+    pixels = orientation.pixels(Stored(flat(layout, bits, luma, height)))
     assert pixels.shape == (height, 16, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - shown).max() <= (1 if shown == 128 else 0)
 
@@ -36,13 +36,15 @@ def test_greys_of_a_limited_range_are_stretched_to_the_full_one(layout, bits, he
 @pytest.mark.parametrize(("layout", "bits"), [("yuv420p", 8), ("yuv420p10le", 10), ("gray", 8), ("gray10le", 10)])
 def test_greys_of_the_full_range_stay(layout, bits):
   for luma in (0, 16, 126, 235, 255):
-    pixels = orientation.pixels((flat(layout, bits, luma, colour_range=FULL), UNTURNED))
+    pixels = orientation.pixels(Stored(flat(layout, bits, luma, colour_range=FULL)))
     assert np.abs(pixels.astype(int) - luma).max() <= 1
 
 
 def test_a_matrix_turns_and_mirrors():
   stored = np.random.default_rng(0).integers(0, 256, (8, 16, 3)).astype(np.uint8)
-  shown = lambda a, b, c, d: orientation.pixels((av.VideoFrame.from_ndarray(stored, format="rgb24"), (a, b, c, d)))
+  shown = lambda a, b, c, d: orientation.pixels(
+    Stored(av.VideoFrame.from_ndarray(stored, format="rgb24"), (a, b, c, d))
+  )
   np.testing.assert_array_equal(shown(1, 0, 0, 1), stored)
   np.testing.assert_array_equal(shown(-1, 0, 0, -1), stored[::-1, ::-1])
   np.testing.assert_array_equal(shown(0, 1, -1, 0), np.rot90(stored, -1))
@@ -52,4 +54,4 @@ def test_a_matrix_turns_and_mirrors():
 
 def test_arrays_are_upright_already():
   pixels = np.zeros((2, 3, 3), np.uint8)
-  assert orientation.pixels(pixels) is pixels
+  assert orientation.pixels(Stored(pixels)) is pixels
