@@ -195,7 +195,7 @@ def _open_video(path: str | os.PathLike, kind: str) -> Iterator[tuple[InputConta
     codec = stream.codec_context
     name = codec.codec.canonical_name if codec else "unknown"
     if name not in CODECS:
-      raise UnreadableFile(f"codec {name} is not one of {', '.join(sorted(CODECS))}")
+      raise UnreadableFile(f"codec {name} is not one of those that are read: encode it again, as H.264 for example")
     _check_pixels(codec.height, codec.width)
     codec.options = {"max_pixels": _OPTIONS["max_pixels"]}
     codec.thread_count = 1

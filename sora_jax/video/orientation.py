@@ -47,7 +47,7 @@ def pixel_aspect(stated: Fraction | float | None) -> float:
 
 
 def shown_size(height: int, width: int, matrix: Matrix = UNTURNED, aspect: float = 1.0) -> tuple[int, int]:
-  """(height, width) in square pixels, upright, of a stored picture: its lines stay, and its width follows the aspect."""
+  """(height, width) in square pixels, upright, of a stored picture: lines stay, the width follows the aspect."""
   width = max(1, round(width * aspect))
   return (width, height) if sideways(matrix) else (height, width)
 

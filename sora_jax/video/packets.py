@@ -1,4 +1,4 @@
-"""The packets of a track as its container gives them, their timestamps mended where containers are known to break them."""
+"""The packets of a track, their timestamps mended where containers are known to break them."""
 
 from collections.abc import Iterator
 

@@ -48,12 +48,14 @@ class Clock(NamedTuple):
     return time
 
 
-def find_clock(stamps: Iterable[int], tick: float, rates: Iterable[float] = ()) -> Clock:
+def find_clock(stamps: Iterable[int], tick: float, rates: Iterable[float] = (), coarse: float = 0.0) -> Clock:
   """The clock that explains `stamps`, the first ones of a file, in any order.
 
   Args:
     tick: seconds.
     rates: frames a second that the file claims, the likeliest first. They are believed as far as the stamps agree.
+    coarse: seconds that stamps may be off where the container says so rarely when a frame is shown that most of them
+      are sums of rounded durations.
   """
   ordered = sorted(set(stamps))
   if len(ordered) < 2:
@@ -61,7 +63,7 @@ def find_clock(stamps: Iterable[int], tick: float, rates: Iterable[float] = ()) 
   first = ordered[0]
   times = [(stamp - first) * tick for stamp in ordered]
   in_milliseconds = all(abs(time - round(time / MILLISECOND) * MILLISECOND) <= tick / 2 + _FLOAT for time in times)
-  grain = max(tick, MILLISECOND) if in_milliseconds else tick
+  grain = max(tick, MILLISECOND) if in_milliseconds else max(tick, coarse)
   for rate in _candidates(rates, COMMON if len(times) >= ENOUGH else ()):
     off = [time - round(time * rate) / rate for time in times] if 0 < rate * grain <= SURE else []
     # Rounding moves no two stamps further apart than a grain.
@@ -118,7 +120,8 @@ def clock_of(stream: av.VideoStream, stamps: Iterable[int]) -> Clock:
   if stream.codec_context.name == "gif":  # it claims none: the demuxer makes one up from the first delays
     return find_clock(stamps, float(tick_of(stream)))
   rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
-  return find_clock(stamps, float(tick_of(stream)), [float(rate) for rate in rates if rate])
+  coarse = MILLISECOND if stream.container.format.name == "mpeg" else 0.0
+  return find_clock(stamps, float(tick_of(stream)), [float(rate) for rate in rates if rate], coarse)
 
 
 def timed(

@@ -13,13 +13,15 @@ import av
 import numpy as np
 from PIL import Image
 
+from sora_jax.video import containers
 from sora_jax.video import io as video_io
 
 # What is expected of a file, in the place of the reason why it is dropped; DROPPED is for any reason.
 KEPT, DROPPED, EITHER = "", "DROPPED", "EITHER"
-UNKNOWN = "unreadable: not one of mp4, mov, webm, mkv, gif, png, jpeg, webp"
+UNKNOWN = f"unreadable: {containers.UNKNOWN}"
 SIZE = (48, 64)
 CIPHER = f"encryption_scheme=cenc-aes-ctr encryption_key={7:032x} encryption_kid={9:032x}"  # a muxer's options
+ENDLESS = ("webm", "mpg", "ts", "flv", "wmv", "ogv", "m2v", "mxf", "rm")  # what follows may be more of the video
 Kinds = dict[str, tuple[bytes, str]]  # name: (content, what is expected)
 
 
@@ -30,12 +32,14 @@ def moving(count: int, height: int = SIZE[0], width: int = SIZE[1]) -> np.ndarra
   ).astype(np.uint8)
 
 
-def encoded(name: str, codec: str, pix_fmt: str = "yuv420p", options: str = "", muxer: str = "") -> bytes:
+def encoded(
+  name: str, codec: str, pix_fmt: str = "yuv420p", options: str = "", muxer: str = "", rate: int = 12
+) -> bytes:
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, name)
     pairs = [dict(each.split("=", 1) for each in text.split()) for text in (options, muxer)]
     with av.open(path, "w", options=pairs[1]) as container:
-      stream = container.add_stream(codec, rate=12, options=pairs[0])
+      stream = container.add_stream(codec, rate=rate, options=pairs[0])
       stream.height, stream.width, stream.pix_fmt = *SIZE, pix_fmt
       for pixels in moving(12):
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)))
@@ -61,6 +65,15 @@ def whole() -> dict[str, bytes]:
     "mov": encoded("a.mov", "mjpeg", "yuvj420p"),
     "mkv": encoded("a.mkv", "libx264"),
     "webm": encoded("a.webm", "libvpx-vp9", options="deadline=realtime cpu-used=8"),
+    "avi": encoded("a.avi", "mpeg4"),
+    "mpg": encoded("a.mpg", "mpeg1video", options="b=1000000 bf=2", rate=25),
+    "ts": encoded("a.ts", "libx264"),
+    "flv": encoded("a.flv", "flv"),
+    "wmv": encoded("a.wmv", "wmv2"),
+    "ogv": encoded("a.ogv", "libvpx"),
+    "m2v": encoded("a.m2v", "mpeg2video", rate=25),
+    "mxf": encoded("a.mxf", "mpeg2video", rate=25),
+    "rm": encoded("a.rm", "rv20"),
     "gif": video_io.encode(moving(12), 12, "gif"),
     "webp": video_io.encode(moving(12), 12, "webp"),
     "png": image("PNG"),
@@ -168,7 +181,7 @@ def damaged_files() -> Kinds:
     third = len(data) // 3
     kinds[f"zeros_amid.{name}"] = data[:third] + bytes(third) + data[2 * third :], EITHER
     kinds[f"zeros_before.{name}"] = bytes(64) + data, UNKNOWN
-    kinds[f"more_after.{name}"] = data + np.random.default_rng(0).bytes(999), KEPT if name != "webm" else EITHER
+    kinds[f"more_after.{name}"] = data + np.random.default_rng(0).bytes(999), EITHER if name in ENDLESS else KEPT
     kinds[f"twice.{name}"] = data + data, EITHER
     for seed, most in itertools.product(range(4), (len(data), 700)):
       rng = np.random.default_rng(seed)
@@ -202,10 +215,13 @@ def foreign_files(secret: str, address: str) -> Kinds:
     "wide.mp4": "w\0o\0r\0d\0s\0",
   }
   kinds = {name: (text.encode(), UNKNOWN) for name, text in texts.items()}
-  heads = [b"RIFF\x24\0\0\0WAVEfmt ", b"RIFF\x24\0\0\0AVI LIST", b"ID3\4\0", b"OggS\0\2", b"%PDF-1.7", b"PK\3\4", b"MZ"]
+  heads = [b"RIFF\x24\0\0\0WAVEfmt ", b"ID3\4\0", b"%PDF-1.7", b"PK\3\4", b"MZ"]
   heads += [b"\x7fELF", b"8BPS\0\1", b"\xff\x0a", b"\0\0\0\x18ftypheic", b"\0\0\0\x1cftypavif", b"\x1f\x8b\x08", b"\0"]
-  heads += [b"FLV\1", b"\x47" + bytes(187), b"BM", b"II*\0", b"\x30\x26\xb2\x75"]
+  heads += [b"\x47" + bytes(187), b"BM", b"II*\0", b"\x30\x26\xb2\x75"]
   kinds |= {f"head_{k}.mp4": (head + bytes(300), UNKNOWN) for k, head in enumerate(heads)}
+  heads = [b"RIFF\x24\0\0\0AVI LIST", b"OggS\0\2", b"FLV\1", b"\0\0\1\xba\x44", b"\0\0\1\xb3", b".RMF\0\0", b"DKIF\0\0"]
+  heads += [b"YUV4MPEG2 W9999999 H9999999\n", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", (b"\x47" + bytes(187)) * 9]
+  kinds |= {f"head_alone_{k}.mp4": (head + bytes(300), DROPPED) for k, head in enumerate(heads)}
   kinds["pages.mp4"] = image("TIFF", save_all=True, append_images=[Image.fromarray(moving(2)[1])]), UNKNOWN
   kinds["random.mp4"] = np.random.default_rng(0).bytes(50_000), UNKNOWN
   refers = box(b"rdrf", four(0), b"url ", four(len(address) + 7), address.encode() + b"/a.mov\0")

@@ -69,6 +69,13 @@ def test_a_tick_of_a_whole_frame_rounds_nothing():
   assert clock(7) == pytest.approx(7 / 30)
 
 
+def test_sums_of_rounded_durations():
+  """A program stream states a time now and then; between, each frame adds 3,753 or 3,754 ticks to the one before."""
+  marks = [round(k // 14 * 14 * 3753.75) + k % 14 * 3753 for k in range(64)]
+  clock = find_clock(marks, 1 / 90_000, [24000 / 1001], coarse=0.001)
+  assert [clock(mark) * 24000 / 1001 for mark in marks] == pytest.approx(range(64))
+
+
 def test_one_stamp_or_none_is_a_clock_too():
   assert find_clock([], 0.001)(5) == pytest.approx(0.005)
   assert find_clock([40], 0.001, [30.0])(73) == pytest.approx(0.033)
@@ -108,6 +115,10 @@ class Stream:
 
   class codec_context:  # noqa: N801
     name = "h264"
+
+  class container:  # noqa: N801
+    class format:  # noqa: N801
+      name = "mov"
 
 
 def times(marks: list[int | None]) -> list[float]:
