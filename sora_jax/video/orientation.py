@@ -75,9 +75,9 @@ def pixels(stored: Stored) -> np.ndarray:
   if isinstance(frame, np.ndarray):
     return frame
   if any(component.is_alpha for component in frame.format.components):
-    upright = on_black(frame.to_ndarray(format="rgba", **_from(frame)))
+    upright = on_black(frame.to_ndarray(format="rgba", src_colorspace=_likely_matrix(frame)))
   elif frame.color_trc in (tonemap.PQ, tonemap.HLG):
-    upright = tonemap.to_sdr(frame.to_ndarray(format="rgb48le", **_from(frame)), frame.color_trc)
+    upright = tonemap.to_sdr(frame.to_ndarray(format="rgb48le", src_colorspace=_likely_matrix(frame)), frame.color_trc)
   else:
     upright = _rgb(frame)
   a, b, c, d = stored.matrix
@@ -88,15 +88,15 @@ def pixels(stored: Stored) -> np.ndarray:
   return upright[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
-def _from(frame: av.VideoFrame) -> dict[str, int]:
-  """The colour matrix of a frame that states none, as an argument of PyAV: by its primaries, else by its size."""
+def _likely_matrix(frame: av.VideoFrame) -> int | None:
+  """The colour matrix of a frame that states none, by its primaries, else by its size; None where it states one."""
   if frame.colorspace != _UNTAGGED or frame.format.is_rgb:
-    return {}
+    return None
   if frame.color_trc in (tonemap.PQ, tonemap.HLG):
-    return {"src_colorspace": int(Colorspace.BT2020)}
+    return int(Colorspace.BT2020)
   large = frame.height >= HD_LINES or frame.width >= HD_COLUMNS
   likely = Colorspace.ITU709 if large else Colorspace.ITU601
-  return {"src_colorspace": int(_MATRIX_OF.get(frame.color_primaries, likely))}
+  return int(_MATRIX_OF.get(frame.color_primaries, likely))
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -105,10 +105,10 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
   Left alone, swscale makes 253 of the white of deep pixels and of those of an odd height, and takes all grey for
   full-range.
   """
-  name, colours = frame.format.name, _from(frame)
+  name, matrix = frame.format.name, _likely_matrix(frame)
   if name.startswith("yuv4") and name[7:]:  # such as yuv420p10le
     frame = frame.reformat(format=name[:7])
   chroma = Interpolation.FULL_CHR_H_INT if frame.height % 2 else 0
-  rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC | chroma, **colours)
+  rgb = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC | chroma, src_colorspace=matrix)
   limited = name.startswith("gray") and frame.color_range == ColorRange.MPEG
   return _WIDER[rgb] if limited else rgb

@@ -55,12 +55,12 @@ def from_key_frame(packets: Iterator[av.Packet], until: int) -> Iterator[av.Pack
   size = 0
   for packet in packets:
     stamp = packet.dts if packet.pts is None else packet.pts
-    starts = packet.is_keyframe and stamp is not None
-    if starts and stamp <= until:
+    late = packet.is_keyframe and stamp is not None and stamp > until
+    if packet.is_keyframe and stamp is not None and not late:
       group, size = [], 0
     group.append(packet)
     size += packet.size
-    if not packet.size or size > MAX_GROUP_BYTES or (starts and stamp > until):
+    if not packet.size or size > MAX_GROUP_BYTES or late:
       break
   yield from group
   yield from packets
