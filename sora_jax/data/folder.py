@@ -1,23 +1,21 @@
 """Own data: a folder of videos and images with a `captions.jsonl` or a `captions.csv`, on this machine or in a bucket.
 
 One JSON object a line, or a CSV table with a header: `file`, a path inside the folder, and either `caption`, or `short`
-and `long`. Other keys are ignored. Nothing in the folder is trusted: a line or file that can't be used is dropped with
-its line number and reason, and the rest goes on.
+and `long`; `tables.py` has the other names that these may have. Other keys are ignored. Nothing in the folder is
+trusted: a line or file that can't be used is dropped with its line number and reason, and the rest goes on.
 """
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from sora_jax.data.files import MAX_CAPTION, Dropped, Entry, FileSource, Fit, View, describe_dropped, is_clean
+from sora_jax.data.tables import by_name, csv_rows, json_rows, listed
 from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video import io as video_io
@@ -58,13 +56,16 @@ def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
   entries, dropped = [], []
   used: set[pathlib.PurePath] = set()
   named: set[pathlib.PurePath] = set()
-  lines = io.BytesIO(
-    storage.read_bytes(captions)
-  )  # an object in a bucket may be less of a file than these readers need
-  for number, row, reason in _csv_rows(lines) if captions.suffix == ".csv" else _json_rows(lines):
+  content = storage.read_bytes(captions)
+  for number, given, reason in csv_rows(content) if captions.suffix == ".csv" else json_rows(content):
+    row = by_name(given)
     try:
       if reason:
         raise _RefusedError(reason)
+      if "file" not in row:
+        raise _RefusedError(f'no "file" key: it has {listed(given)}')
+      if len(row) == 1:
+        raise _RefusedError(f"caption missing: it has {listed(given)}")
       entries.append(_entry(root, number, row, used, named))
     except _RefusedError as refused:
       file = row.get("file")
@@ -90,64 +91,6 @@ def _find_captions(folder: str | os.PathLike) -> epath.Path:
   )
 
 
-# (line, from 1; what it says; why it can't be read, or nothing)
-_Row = tuple[int, dict, str]
-
-
-def _json_rows(lines: io.BytesIO) -> Iterator[_Row]:
-  for number, line in enumerate(lines, 1):
-    line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    if not line.strip():
-      continue
-    try:
-      yield number, _parse(line), ""
-    except _RefusedError as refused:
-      yield number, {}, str(refused)
-
-
-def _parse(line: bytes) -> dict:
-  try:
-    row = json.loads(line.decode("utf-8"))
-  except UnicodeDecodeError as error:
-    raise _RefusedError("not UTF-8") from error
-  except (ValueError, RecursionError) as error:
-    detail = error.msg if isinstance(error, json.JSONDecodeError) else "nested or long beyond reason"
-    raise _RefusedError(f"bad JSON: {detail}") from error
-  if not isinstance(row, dict):
-    raise _RefusedError("not a JSON object")
-  return row
-
-
-def _csv_rows(lines: io.BytesIO) -> Iterator[_Row]:
-  """Rows of a table; the number is that of a row's first line."""
-  text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
-  table = csv.reader(text, strict=True)
-  header, before = None, 0
-  while True:
-    number, before = before + 1, before
-    try:
-      row = next(table, None)
-    except csv.Error as error:  # such as a field beyond reason
-      yield number, {}, f"bad CSV: {error}"
-      before = table.line_num
-      continue
-    before = table.line_num
-    if row is None:
-      return
-    if not row:
-      continue
-    if header is None:
-      header = [name.strip() for name in row]
-      continue
-    found = dict(zip(header, row, strict=False))
-    if any("\udc80" <= character <= "\udcff" for value in row for character in value):
-      yield number, {}, "not UTF-8"
-    elif len(row) != len(header):
-      yield number, found, f"bad CSV: {len(row)} values for {len(header)} columns"
-    else:
-      yield number, found, ""
-
-
 def _entry(root: _Path, line: int, row: dict, used: set[pathlib.PurePath], named: set[pathlib.PurePath]) -> Entry:
   """Checks one line; adds its file to `named` when it is in the folder, and to `used` when it is taken."""
   file, path = _inside(root, row)
@@ -167,8 +110,6 @@ def _entry(root: _Path, line: int, row: dict, used: set[pathlib.PurePath], named
 
 def _inside(root: _Path, row: dict) -> tuple[str, pathlib.PurePath]:
   """(tidy relative name, real path) of a line's file, which must lie in the folder, links followed."""
-  if "file" not in row:
-    raise _RefusedError('no "file" key')
   file = row["file"]
   if not isinstance(file, str) or not file or not is_clean(file):
     raise _RefusedError("bad file name")
@@ -191,8 +132,6 @@ def _inside(root: _Path, row: dict) -> tuple[str, pathlib.PurePath]:
 
 def _captions(row: dict) -> dict[str, str]:
   given = {key: row[key] for key in ("caption", "short", "long") if key in row}
-  if not given:
-    raise _RefusedError("caption missing")
   for text in given.values():
     if not isinstance(text, str):
       raise _RefusedError("caption is not text")
