@@ -61,6 +61,8 @@ def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
     row = by_name(given)
     try:
       if reason:
+        with contextlib.suppress(_RefusedError):
+          named.add(_inside(root, {"file": "", **row})[1])
         raise _RefusedError(reason)
       if "file" not in row:
         raise _RefusedError(f'no "file" key: it has {listed(given)}')

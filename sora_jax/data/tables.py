@@ -49,8 +49,10 @@ def json_rows(content: bytes) -> Iterator[Row]:
       continue
     try:
       for row in _objects(line.decode("utf-8")):
-        fits = isinstance(row, dict)
-        yield number, row if fits else {}, "" if fits else "not a JSON object"
+        if isinstance(row, dict):
+          yield number, row, ""
+        else:
+          yield number, {}, "not a JSON object"
     except UnicodeDecodeError:
       yield number, {}, "not UTF-8"
     except (ValueError, RecursionError) as error:
@@ -113,10 +115,14 @@ def _record(lines: list[str], at: int, separator: str, header: list[str]) -> tup
   try:
     row = next(table)
   except csv.Error as error:
-    return [], 1, f"bad CSV: {error}{', in a quote that is not closed' if table.line_num > 1 else ''}"
+    return (
+      _alone(lines[at], separator, header),
+      1,
+      f"bad CSV: {error}{', in a quote that is not closed' if table.line_num > 1 else ''}",
+    )
   used = table.line_num
   if any(_is_row(line, separator, header) for line in lines[at + 1 : at + used]):
-    return [], 1, "bad CSV: a quote that is not closed on its line, before other rows"
+    return _alone(lines[at], separator, header), 1, "bad CSV: a quote that is not closed on its line, before other rows"
   if any("\udc80" <= character <= "\udcff" for value in row for character in value):
     return [], used, "not UTF-8"
   if row and len(row) != len(header):
@@ -124,8 +130,16 @@ def _record(lines: list[str], at: int, separator: str, header: list[str]) -> tup
   return row, used, ""
 
 
+def _alone(line: str, separator: str, header: list[str]) -> list[str]:
+  """The values of a line, read as if its last quote were closed; none where they aren't as many as the columns."""
+  try:
+    row = next(csv.reader([line], delimiter=separator))
+  except csv.Error:
+    return []
+  return row if len(row) == len(header) else []
+
+
 def _is_row(line: str, separator: str, header: list[str]) -> bool:
   """Whether a line within a quoted value is a row of its own: as many values, the file among them."""
-  row = next(csv.reader([line], delimiter=separator))
-  file = by_name(dict(zip(header, row, strict=False))).get("file", "")
-  return len(row) == len(header) and PurePosixPath(file.strip()).suffix.lower() in EXTENSIONS
+  file = by_name(dict(zip(header, _alone(line, separator, header), strict=False))).get("file", "")
+  return PurePosixPath(file.strip()).suffix.lower() in EXTENSIONS

@@ -213,8 +213,9 @@ class TestTables:
     [
       (b"fade.mp4", "fade.mp4", "bad CSV: 1 values for 2 columns"),
       (b"fade.mp4,a,b", "fade.mp4", "bad CSV: 3 values for 2 columns"),
-      (b'fade.mp4,"a" b', "", "bad CSV: "),
-      (b'fade.mp4,"a', "", "bad CSV: "),
+      (b'fade.mp4,"a" b', "fade.mp4", "bad CSV: "),
+      (b'fade.mp4,"a', "fade.mp4", "bad CSV: "),
+      (b'"fade.mp4,a', "", "bad CSV: "),
       (b"fade.mp4," + b"x" * 200_000, "", "bad CSV: field larger than field limit"),
       (b"fade.mp4," + b"x" * 10_001, "fade.mp4", "caption too long: 10001 characters"),
       (b"fade.mp4,caf\xe9", "", "not UTF-8"),
@@ -234,6 +235,10 @@ class TestTables:
     assert [entry[:2] for entry in used] == [("still.png", 2), ("more/wide.gif", 4)]
     ((got_file, number, got_reason),) = bad
     assert (got_file, number) == (file, 3) and got_reason.startswith(reason) and "\n" not in got_reason
+
+  def test_a_file_of_a_bad_row_is_lost_once(self, own: pathlib.Path):
+    read_csv(own, 'file,caption\nstill.png,A wall.\nfade.mp4,"a\nmore/wide.gif,A strip.\n')
+    assert [(each.file, each.line) for each in folder.scan(own)[1]] == [("fade.mp4", 3)]
 
   def test_an_open_quote_is_given_up_after_a_field_beyond_reason(self, own: pathlib.Path):
     rows = "".join(f"gone{k}.mp4,x\n" for k in range(20_000))
