@@ -1,12 +1,15 @@
 """Captions -> token ids: a SentencePiece model trained on the run's own captions.
 
-Byte fallback spells out words that training never saw, so every string has ids and none is an error.
+Byte fallback spells out words that training never saw, and characters too rare for a piece of their own, so every
+string has ids and none is an error.
 """
 
+import collections
 import io
 import os
 import pathlib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import sentencepiece
 from etils import epath
@@ -15,6 +18,7 @@ from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
 PAD, START, UNKNOWN = 0, 1, 2
+FIXED = 256 + 3  # pieces that every vocabulary has: the bytes, and the three above
 
 
 class Tokenizer:
@@ -29,28 +33,26 @@ class Tokenizer:
     """A byte-pair model of at most `vocabulary` pieces, the 256 bytes included; the same captions give the same bytes.
 
     Raises:
-      ValueError: no caption has a word in it.
+      InputError: no caption has a word in it, or the vocabulary has no room for a single character.
     """
     captions = [caption for caption in captions if caption.strip()]
     if not captions:
       raise InputError("no caption to train a tokenizer on: every caption is empty")
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(captions),
-      model_writer=buffer,
-      model_type="bpe",
-      vocab_size=vocabulary,
-      hard_vocab_limit=False,
-      byte_fallback=True,
-      character_coverage=0.9995,
-      pad_id=PAD,
-      bos_id=START,
-      unk_id=UNKNOWN,
-      eos_id=-1,
-      num_threads=1,
-      minloglevel=2,
-    )
-    return cls(buffer.getvalue())
+    if vocabulary < (least := FIXED + 2):
+      raise InputError(
+        f"a vocabulary of {vocabulary} has no room beside the {FIXED} pieces that every one has: "
+        f"set config.model.vocabulary to {least} or more"
+      )
+    room, used = vocabulary - FIXED, captions
+    while True:
+      try:
+        return cls(_train(used, vocabulary))
+      except RuntimeError as error:
+        if "Vocabulary size is smaller" not in str(error) or room < 1:
+          detail = " ".join(str(error).split())
+          raise InputError(f"no tokenizer of {vocabulary} pieces can be made of these captions: {detail}") from error
+      room -= max(room // 50, 1)  # one for the space between words, and what SentencePiece counts otherwise
+      used = _of_commonest(captions, room)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -86,3 +88,34 @@ class Tokenizer:
 
   def decode(self, ids: list[int]) -> str:
     return self._processor.decode([i for i in ids if i not in (PAD, START)])
+
+
+def _train(captions: Sequence[str], vocabulary: int) -> bytes:
+  buffer = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(captions),
+    model_writer=buffer,
+    model_type="bpe",
+    vocab_size=vocabulary,
+    hard_vocab_limit=False,
+    byte_fallback=True,
+    character_coverage=0.9995,
+    max_sentence_length=max(
+      10, 1 + max(len(caption.encode()) for caption in captions)
+    ),  # longer ones would be left out
+    pad_id=PAD,
+    bos_id=START,
+    unk_id=UNKNOWN,
+    eos_id=-1,
+    num_threads=1,
+    minloglevel=2,
+  )
+  return buffer.getvalue()
+
+
+def _of_commonest(captions: Sequence[str], most: int) -> list[str]:
+  """The captions with a space for each character that is not one of the `most` commonest."""
+  whole = [unicodedata.normalize("NFKC", caption) for caption in captions]
+  counts = collections.Counter(character for caption in whole for character in caption)
+  order = sorted(counts, key=lambda character: (-counts[character], character))
+  return [caption.translate(dict.fromkeys(map(ord, order[most:]), " ")) for caption in whole]

@@ -3,10 +3,12 @@
 import pathlib
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from sora_jax.data.tokenizer import START, Tokenizer
+from sora_jax.errors import InputError
 
 CAPTIONS = ["a red circle moves leftwards", "a blue square moves rightwards", "a green cross on a dark background"] * 3
 
@@ -85,3 +87,43 @@ def test_a_model_cut_short_is_named(tokenizer, tmp_path: pathlib.Path):
   (tmp_path / "cut.model").write_bytes(tokenizer.model[: len(tokenizer.model) // 2])
   with pytest.raises(ValueError, match="cut.model"):
     Tokenizer.load(tmp_path / "cut.model")
+
+
+def chinese(count: int = 120, kinds: int = 380) -> list[str]:
+  """Captions of more characters than a small vocabulary has room for, some common and most rare."""
+  rng = np.random.default_rng(0)
+  places = np.minimum(rng.geometric(0.01, (count, 30)), kinds)
+  return ["".join(chr(0x4E00 + place) for place in row) for row in places.tolist()]
+
+
+@pytest.mark.parametrize("vocabulary", [261, 300, 512])
+def test_rare_characters_fall_back_to_bytes(vocabulary: int):
+  captions = chinese()
+  assert len(set("".join(captions))) > 256
+  tokenizer = Tokenizer.train(captions, vocabulary)
+  assert tokenizer.vocabulary <= vocabulary
+  assert all(tokenizer.decode(tokenizer.encode(caption, 10**4)) == caption for caption in captions)
+  common, rare = chr(0x4E00 + 1), chr(0x4E00 + 5000)
+  if vocabulary > 300:
+    assert len(tokenizer.encode(common * 4, 99)) < len(tokenizer.encode(rare * 4, 99)) == 2 + 4 * 3
+  assert Tokenizer.train(captions, vocabulary).model == tokenizer.model
+
+
+@pytest.mark.parametrize("words", [1, 40, 900])
+def test_long_captions_are_trained_on(words: int):
+  """SentencePiece leaves out what is longer than 4,192 bytes, unless it is told otherwise."""
+  rng = np.random.default_rng(0)
+  captions = [" ".join(rng.choice(["brown", "dog", "waves", "camera", "slowly"], words)) for _ in range(4)]
+  tokenizer = Tokenizer.train([*captions, "x" * 9999], 512)
+  assert len(tokenizer.encode("brown dog waves camera slowly", 99)) < 12
+
+
+@pytest.mark.parametrize("captions", [["a\tb"], ["\u2581"], ["\u200b"], ["\x01"], ["a\nb"], ["<unk>"], ["\u2585 x"]])
+def test_odd_captions_are_trained_on_too(captions: list[str]):
+  assert Tokenizer.train(captions, 300).encode("a", 9)
+
+
+@pytest.mark.parametrize("vocabulary", [0, 100, 260])
+def test_a_vocabulary_without_room_is_named(vocabulary: int):
+  with pytest.raises(InputError, match=rf"vocabulary of {vocabulary} .* set config.model.vocabulary to 261 or more"):
+    Tokenizer.train(["a red circle"], vocabulary)
