@@ -18,6 +18,7 @@ from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
 PAD, START, UNKNOWN = 0, 1, 2
+RESERVED = {0x2581: " ", 0x2585: " "}  # which SentencePiece uses itself: it leaves out captions that have the second
 FIXED = 256 + 3  # pieces that every vocabulary has: the bytes, and the three above
 
 
@@ -35,7 +36,7 @@ class Tokenizer:
     Raises:
       InputError: no caption has a word in it, or the vocabulary has no room for a single character.
     """
-    captions = [caption for caption in captions if caption.strip()]
+    captions = [text for caption in captions if (text := caption.translate(RESERVED)).strip()]
     if not captions:
       raise InputError("no caption to train a tokenizer on: every caption is empty")
     if vocabulary < (least := FIXED + 2):
@@ -48,6 +49,8 @@ class Tokenizer:
       try:
         return cls(_train(used, vocabulary))
       except RuntimeError as error:
+        if "sentences_.empty()" in str(error):
+          raise InputError("no caption to train a tokenizer on: none has a character that is shown") from error
         if "Vocabulary size is smaller" not in str(error) or room < 1:
           detail = " ".join(str(error).split())
           raise InputError(f"no tokenizer of {vocabulary} pieces can be made of these captions: {detail}") from error

@@ -57,7 +57,7 @@ def test_the_limit_cuts_and_counts_the_start(tokenizer, limit):
   assert tokenizer.encode("a green cross on a dark background", limit) == whole[:limit]
 
 
-@pytest.mark.parametrize("captions", [[], ["", "  \n"]])
+@pytest.mark.parametrize("captions", [[], ["", "  \n"], ["\u200b"], ["\x01"], ["\u2581 \u2585"]])
 def test_captions_without_a_word_are_refused(captions):
   with pytest.raises(ValueError, match="caption"):
     Tokenizer.train(captions, 320)
@@ -109,7 +109,7 @@ def test_rare_characters_fall_back_to_bytes(vocabulary: int):
   assert Tokenizer.train(captions, vocabulary).model == tokenizer.model
 
 
-@pytest.mark.parametrize("words", [1, 40, 900])
+@pytest.mark.parametrize("words", [20, 900])
 def test_long_captions_are_trained_on(words: int):
   """SentencePiece leaves out what is longer than 4,192 bytes, unless it is told otherwise."""
   rng = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_long_captions_are_trained_on(words: int):
   assert len(tokenizer.encode("brown dog waves camera slowly", 99)) < 12
 
 
-@pytest.mark.parametrize("captions", [["a\tb"], ["\u2581"], ["\u200b"], ["\x01"], ["a\nb"], ["<unk>"], ["\u2585 x"]])
+@pytest.mark.parametrize("captions", [["a\tb"], ["\u2581a"], ["\u200b", "a"], ["\x01 a"], ["a\nb"], ["<unk>"], ["\u2585 x"]])
 def test_odd_captions_are_trained_on_too(captions: list[str]):
   assert Tokenizer.train(captions, 300).encode("a", 9)
 
