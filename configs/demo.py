@@ -18,7 +18,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.autoencoder.update(channels=8, stages=(((2, 4, 4), 64, 6),), crop=(7, 24, 24), batch=8)
   config.autoencoder.update(steps=1500, learning_rate=1e-2, kl_weight=1e-6)
   config.model.update(patch=(1, 1, 1), width=64, depth=3, heads=2)
-  config.model.update(text_width=32, text_depth=1, text_heads=1, vocabulary=512)
+  # So many pieces that own captions of 100 words fit row_text: with 512, a word of them takes 2 or 3.
+  config.model.update(text_width=32, text_depth=1, text_heads=1, vocabulary=2048)
   config.model.update(seconds=(0.5, 4.0), pixels=(16.0, 128.0), dtype="float32", remat="none")
   config.diffusion.update(base_tokens=20, condition_share=0.7)
   config.train.update(steps=3300, rows=10, ranks=1, row_tokens=264, row_text=180, row_segments=7)

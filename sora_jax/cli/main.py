@@ -264,7 +264,7 @@ def data(words: list[str]) -> dict:
 def _data_check(name: str) -> dict:
   from sora_jax.curation import check
 
-  found = check.check(name)
+  found = check.check(name, FLAGS.config)
   _name_dropped(found["dropped"])
   if not found["kept"]:
     if FLAGS.json:

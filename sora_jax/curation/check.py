@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from sora_jax.data.caption_limits import captions_of, cut_captions
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import NothingUsable
 from sora_jax.data.sources import Source, open_native, small_frames
+from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.video.io import UnreadableFile
 
 SIDE = 64  # pixels of the longer side that is decoded to
@@ -22,16 +24,18 @@ FRAMES = 4096  # most frames that are looked at in one file
 PERCENTILES = (0, 50, 100)
 
 
-def check(name: str | os.PathLike) -> dict[str, Any]:
+def check(name: str | os.PathLike, config: Any = None) -> dict[str, Any]:
   """Statistics of a source, and everything that training would drop.
 
   Args:
     name: as `open_native` takes it.
+    config: of a training run, whose tokenizer and limit then tell which captions it would cut.
 
   Returns:
     `clips` (lines and files that no line names), `kept`, `dropped` ([{file, line, reason}], in the order of the lines);
     and of what is kept `images`, `videos`, `seconds` and `frames` of all videos, the commonest `sizes` with their
-    counts, and the least, middle and greatest of `width`, `height`, `fps` and `caption_characters`.
+    counts, and the least, middle and greatest of `width`, `height`, `fps` and `caption_characters`; with a config
+    also `captions_cut` ({limit, clips, longest, files: [{file, line, ids}]}).
 
   Raises:
     ValueError: no such source.
@@ -46,7 +50,17 @@ def check(name: str | os.PathLike) -> dict[str, Any]:
   kept = [index for index, bad in enumerate(looked) if bad is None]
   dropped = sorted([*dropped, *filter(None, looked)], key=lambda each: each.line or math.inf)
   found = {"clips": len(kept) + len(dropped), "kept": len(kept)}
-  return found | statistics(source, kept) | {"dropped": [vars(each) for each in dropped]}
+  cut = {"captions_cut": _cut(source, kept, config)} if source and kept and config is not None else {}
+  return found | statistics(source, kept) | cut | {"dropped": [vars(each) for each in dropped]}
+
+
+def _cut(source: Source, kept: list[int], config: Any) -> dict[str, Any]:
+  """The captions that training with the config would cut, which are named on stderr too."""
+  tokenizer = Tokenizer.train(captions_of(source, kept), config.model.vocabulary)
+  found = cut_captions(source, tokenizer, config.train.row_text, kept)
+  if message := found.message():
+    print(message, file=sys.stderr)
+  return found.summary()
 
 
 def damage(source: Source, index: int) -> Dropped | None:

@@ -89,6 +89,10 @@ class Tokenizer:
     """START and the text's ids, cut to `limit` ids in all."""
     return [START, *self._processor.encode(text)][:limit]
 
+  def count(self, text: str) -> int:
+    """How many ids a text has where nothing is cut."""
+    return 1 + len(self._processor.encode(text))
+
   def decode(self, ids: list[int]) -> str:
     return self._processor.decode([i for i in ids if i not in (PAD, START)])
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from sora_jax import __version__
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import from_uint8
+from sora_jax.data.caption_limits import cut_prompt
 from sora_jax.data.sizes import parse_size
 from sora_jax.errors import InputError
 from sora_jax.inference.generator import Generator, Request, Sampling
@@ -95,6 +97,9 @@ def make(order: Order, only: int | None = None) -> dict:
     Request(prompt, width, height, order.frames, fps, order.seed + number, given)
     for number, prompt in enumerate(order.prompts)
   ]
+  for prompt in order.prompts:
+    if message := cut_prompt(prompt, generator.tokenizer, generator.config.train.row_text):
+      print(message, file=sys.stderr)
   clips = generator.sample(requests, sampling)
   written = [number for number in range(len(clips)) if only in (None, number)]
   for number in written:

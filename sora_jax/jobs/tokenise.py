@@ -15,19 +15,46 @@ import numpy as np
 from etils import epath
 
 from sora_jax import __version__
-from sora_jax.data import latents
+from sora_jax.data import caption_limits, latents
 from sora_jax.data.captions import STYLES, Texts
 from sora_jax.data.latents import LatentStore
+from sora_jax.data.sources import Source
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.runtime import storage
 from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 
-KEY, IDS = "text.json", "text.npz"
+MODEL, KEY, IDS = "tokenizer.model", "text.json", "text.npz"
+
+
+def try_tokenizer(config: Any, source: Source, workdir: epath.Path, hosts: Hosts = ALONE) -> Tokenizer | None:
+  """On the first host the tokenizer in the workdir, or one trained now on the source's captions and not yet kept.
+
+  It is made before anything is: a vocabulary that is too small shows here, and binds no workdir.
+  """
+  path = workdir / MODEL
+  made: list[Tokenizer] = []
+
+  def make() -> None:
+    if path.exists():
+      made.append(Tokenizer.load(path))
+    else:
+      made.append(Tokenizer.train(caption_limits.captions_of(source), config.model.vocabulary))
+
+  hosts.decide("training the tokenizer", make, LONG)
+  return made[0] if made else None
+
+
+def keep_tokenizer(tokenizer: Tokenizer, source: Source, config: Any, workdir: epath.Path) -> None:
+  """Writes it into the workdir where there is none yet, and says on stderr which captions are cut."""
+  if not (workdir / MODEL).exists():
+    tokenizer.save(workdir / MODEL)
+  if message := caption_limits.cut_captions(source, tokenizer, config.train.row_text).message():
+    print(message, file=sys.stderr)
 
 
 def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path, hosts: Hosts = ALONE) -> Tokenizer:
   """The one in the workdir, or one trained now on the store's captions."""
-  path = workdir / "tokenizer.model"
+  path = workdir / MODEL
 
   def make() -> None:
     if not path.exists():

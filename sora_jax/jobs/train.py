@@ -34,7 +34,7 @@ from sora_jax.errors import InputError, SoraError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
 from sora_jax.jobs import precompute
-from sora_jax.jobs.tokenise import get_tokenizer, kept_texts
+from sora_jax.jobs.tokenise import get_tokenizer, keep_tokenizer, kept_texts, try_tokenizer
 from sora_jax.jobs.workdir import code, open_workdir
 from sora_jax.models.abstract import abstract
 from sora_jax.models.attention import attention
@@ -126,11 +126,14 @@ def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[so
   source = sources.open_source(config.data, config.seed, budget(config))
   if config.autoencoder.checkpoint:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
-  # Not before: a mistyped source or checkpoint must not bind the folder to it.
+  tokenizer = try_tokenizer(config, source, workdir, hosts) if config.task == "dit" else None
+  # Not before: a mistyped source, checkpoint or vocabulary must not bind the folder to it.
   open_workdir(workdir, config, source.fingerprint, hosts)
   if hosts.is_first:
     report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
+  if tokenizer:
+    keep_tokenizer(tokenizer, source, config, workdir)
   hosts.at("preparing the autoencoder")
   return source, mesh
 

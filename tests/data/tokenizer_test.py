@@ -118,7 +118,9 @@ def test_long_captions_are_trained_on(words: int):
   assert len(tokenizer.encode("brown dog waves camera slowly", 99)) < 12
 
 
-@pytest.mark.parametrize("captions", [["a\tb"], ["\u2581a"], ["\u200b", "a"], ["\x01 a"], ["a\nb"], ["<unk>"], ["\u2585 x"]])
+@pytest.mark.parametrize(
+  "captions", [["a\tb"], ["\u2581a"], ["\u200b", "a"], ["\x01 a"], ["a\nb"], ["<unk>"], ["\u2585 x"]]
+)
 def test_odd_captions_are_trained_on_too(captions: list[str]):
   assert Tokenizer.train(captions, 300).encode("a", 9)
 

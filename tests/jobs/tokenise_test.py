@@ -2,11 +2,14 @@
 
 import pickle
 
+import ml_collections
 import numpy as np
 import pytest
+from etils import epath
 
 from sora_jax.data.captions import Texts
 from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.errors import InputError
 from sora_jax.jobs import tokenise
 from sora_jax.jobs.tokenise import kept_texts
 from tests.data import captions_test
@@ -54,3 +57,41 @@ def test_stopping_while_ids_are_written_leaves_no_key(tmp_path, tokenizer, monke
     kept_texts(tmp_path, CAPTIONS, tokenizer, 5)
   assert not (tmp_path / tokenise.KEY).exists()
   assert_ids(kept_texts(tmp_path, CAPTIONS, tokenizer, 9), tokenizer, 9)
+
+
+class Source:
+  def __init__(self, captions: list[str]):
+    self.texts = captions
+
+  def __len__(self) -> int:
+    return len(self.texts)
+
+  def captions(self, index: int) -> dict[str, str]:
+    return {"short": self.texts[index], "long": self.texts[index]}
+
+  def where(self, index: int) -> tuple[str, int]:
+    return f"{index}.png", index + 1
+
+
+def limits(vocabulary: int, row_text: int) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({"model": {"vocabulary": vocabulary}, "train": {"row_text": row_text}})
+
+
+def test_a_tokenizer_is_tried_before_the_workdir_is_touched(tmp_path):
+  source, workdir = Source(["a dog", "a cat " * 40]), epath.Path(tmp_path / "run")
+  with pytest.raises(InputError, match=r"config\.model\.vocabulary"):
+    tokenise.try_tokenizer(limits(100, 9), source, workdir)
+  made = tokenise.try_tokenizer(limits(300, 9), source, workdir)
+  assert made and not workdir.exists()
+
+
+def test_it_is_kept_and_what_its_limit_cuts_is_said_at_every_start(tmp_path, capsys):
+  source, workdir = Source(["a dog", "a cat " * 40]), epath.Path(tmp_path)
+  for _ in range(2):
+    made = tokenise.try_tokenizer(limits(300, 9), source, workdir)
+    tokenise.keep_tokenizer(made, source, limits(300, 9), workdir)
+    said = capsys.readouterr().err
+    assert "captions of 1 of 2 clips are cut at config.train.row_text=9 ids: 1.png (line 2, " in said
+  assert Tokenizer.load(workdir / tokenise.MODEL).model == made.model
+  tokenise.keep_tokenizer(made, source, limits(300, 999), workdir)
+  assert not capsys.readouterr().err
