@@ -35,9 +35,9 @@ from sora_jax.video.timestamps import HEAD, Clock, clock_of, find_clock, rate_of
 MAX_PIXELS = 8192 * 8192 // 2  # of one frame: 8K video fits
 MAX_FRAMES = 20_000  # decoded by one read
 MAX_FPS = 1000
-MAX_WALK_BYTES = 8 * 2**30  # of packets that `probe` reads; a track above this is taken at its index's or header's word
+MAX_WALK_BYTES = 8 * 2**30  # of packets that `probe` reads; of a longer track it reads the index or header alone
 MAX_IMAGE_BYTES = 256 * 2**20  # of an image file: its pixels, uncompressed and of 16 bits, take no more
-MAX_HEAD_BYTES = 16 * 2**20  # of the packets that a clip's clock is told by
+MAX_HEAD_BYTES = 16 * 2**20  # of the packets that are read to find the clock of a clip
 
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders pass over a second, transparent layer
 _OPTIONS = {
@@ -93,24 +93,24 @@ def pictures(path: str | os.PathLike, start: float) -> Iterator[tuple[float, Ite
   if kind == IMAGE:
     with _open_image(path) as image:
       delays = webp_delays(path) if image.format == "WEBP" else []
-      stamps = list(itertools.accumulate(delays, initial=0))
-      clock = find_clock(stamps[:HEAD], 0.001)
-      yield clock.tolerance, _image_pictures(image, [clock(stamp) for stamp in stamps])
+      timestamps = list(itertools.accumulate(delays, initial=0))
+      clock = find_clock(timestamps[:HEAD], 0.001)
+      yield clock.tolerance, _image_pictures(image, [clock(timestamp) for timestamp in timestamps])
     return
   with _open_video(path, kind) as (container, stream):
     packets = demuxed(container, stream)
     head = _head(packets)
-    stamps = [packet.pts for packet in head if packet.size and packet.pts is not None and not packet.is_discard]
-    clock = clock_of(stream, stamps)
+    timestamps = [packet.pts for packet in head if packet.size and packet.pts is not None and not packet.is_discard]
+    clock = clock_of(stream, timestamps)
     # Some writers store when a frame is decoded and not when it is shown, though these differ.
-    in_turn = bool(stream.codec_context.has_b_frames) and stamps == sorted(stamps)
+    in_turn = bool(stream.codec_context.has_b_frames) and timestamps == sorted(timestamps)
     frames = _decode(stream, itertools.chain(head, packets), in_turn)
     yield clock.tolerance, _video_pictures(container, stream, frames, clock, start, in_turn)
 
 
 @contextlib.contextmanager
 def one_line_reasons() -> Iterator[None]:
-  """Turns whatever a decoder raises on bad bytes into UnreadableFile; the list of types has no end."""
+  """Turns whatever a decoder raises on bad bytes into UnreadableFile: the types that it may raise can't be listed."""
   try:
     yield
   except UnreadableFile:
@@ -220,11 +220,11 @@ def _decode(
   """Frames in the order of showing; damaged packets are skipped, a damaged container ends the clip.
 
   Args:
-    in_turn: frames take the packets' stamps in turn, whichever packet they are of.
-    lag: by how much the decoding time at which a frame comes out is above its stamp. Where given, the packets begin
-      midway: frames before the first that comes out lacked what they lean on, and their stamps are left.
+    in_turn: frames take the packets' timestamps in increasing order, whichever packet each frame comes from.
+    lag: the decoding time of the packet that makes a frame come out, less the frame's timestamp. It is given where the
+      packets begin midway: frames that refer to earlier ones are then dropped, and their timestamps must be too.
   """
-  stamps: list[int] = []
+  timestamps: list[int] = []
   decoder = _decoder(stream)
   for count in itertools.count():
     if count > MAX_FRAMES:
@@ -238,18 +238,18 @@ def _decode(
     if packet is not None and packet.has_sidedata("encryption_info"):
       raise UnreadableFile("the track is encrypted")
     if in_turn and packet is not None and packet.pts is not None and not packet.is_discard:
-      heapq.heappush(stamps, packet.pts)
+      heapq.heappush(timestamps, packet.pts)
     try:
       frames = decoder.decode(packet)
     except av.FFmpegError:
       frames = []
     for frame in frames:
       _check_pixels(frame.height, frame.width)  # a stream may change its size midway
-      while lag is not None and frame.dts is not None and stamps and stamps[0] < frame.dts - lag:
-        heapq.heappop(stamps)
+      while lag is not None and frame.dts is not None and timestamps and timestamps[0] < frame.dts - lag:
+        heapq.heappop(timestamps)
       lag = None
-      if stamps:
-        frame.pts = heapq.heappop(stamps)
+      if timestamps:
+        frame.pts = heapq.heappop(timestamps)
       yield frame
     if packet is None or not packet.size:  # the end: the decoder has been drained
       return
@@ -298,7 +298,7 @@ def _video_pictures(
 def _sought(
   container: InputContainer, stream: av.VideoStream, pts: int, start: float, turns: tuple[bool, int | None]
 ) -> Iterator[av.VideoFrame]:
-  """Frames from no later than `start` seconds after the stamp `pts`, the file's first; `turns`: see `_decode`."""
+  """Frames from no later than `start` seconds after `pts`, the file's first; `turns` go to `_decode`."""
   tick = float(tick_of(stream))
   if (kind := container.format.name) in UNSEEKABLE:
     path = container.name.removeprefix("file:")
@@ -339,7 +339,7 @@ def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
   if kind == "gif" and times[2] == 1:
     times = 0.0, 0.0, 1
   if times[1] > MAX_FPS:
-    raise UnreadableFile(f"{times[1]:.4g} frames a second, more than {MAX_FPS}: its stamps are damaged")
+    raise UnreadableFile(f"{times[1]:.4g} frames a second, more than {MAX_FPS}: its timestamps are damaged")
   return Probe(height, width, *times)
 
 

@@ -54,9 +54,9 @@ def from_key_frame(packets: Iterator[av.Packet], until: int) -> Iterator[av.Pack
   group: list[av.Packet] = []
   size = 0
   for packet in packets:
-    stamp = packet.dts if packet.pts is None else packet.pts
-    late = packet.is_keyframe and stamp is not None and stamp > until
-    if packet.is_keyframe and stamp is not None and not late:
+    timestamp = packet.dts if packet.pts is None else packet.pts
+    late = packet.is_keyframe and timestamp is not None and timestamp > until
+    if packet.is_keyframe and timestamp is not None and not late:
       group, size = [], 0
     group.append(packet)
     size += packet.size

@@ -1,8 +1,9 @@
-"""Stamps of frames -> the times that they stand for.
+"""Timestamps of frames -> the times that they stand for.
 
-Most files count milliseconds, or were copied from one that did, so the frames of 30 a second lie at 33, 67, 100 ms. Who
-asks for frame 2 by its true time, 66.67 ms, would get frame 1. Where a constant rate explains the first stamps, each
-stamp stands for the time that this rate gives its frame. Where none does, the rate varies, and stamps are as they say.
+Most files count milliseconds, or were copied from one that did, so the frames of 30 a second lie at 33, 67, 100 ms. A
+reader that asks for frame 2 by its true time, 66.67 ms, would get frame 1. Where a constant rate explains the first
+timestamps, each timestamp therefore means the time that this rate gives its frame. Where none does, the rate varies and
+timestamps are taken as they are.
 """
 
 import fractions
@@ -13,22 +14,22 @@ from typing import NamedTuple
 import av
 
 MILLISECOND = 0.001
-HEAD = 64  # stamps that a clock is found by
+HEAD = 64  # timestamps that a clock is found by
 MAX_WALK_PACKETS = 5_000_000
 SURE = 0.4  # of a frame's time: the coarsest count that still tells a constant rate from a varying one
-ENOUGH = 8  # stamps, that a rate which nobody claims is believed
+ENOUGH = 8  # timestamps from which on a rate is believed that the file does not claim
 _NTSC = 1000 / 1001
 COMMON = (24.0, 25.0, 30.0, 50.0, 60.0, 24 * _NTSC, 30 * _NTSC, 60 * _NTSC, 12.0, 15.0, 20.0, 48.0, 100.0, 120.0)
 _FLOAT = 1e-6  # seconds that sums of floats may be off
 
 
 class Clock(NamedTuple):
-  """The times of stamps, in seconds since the stamp `first`.
+  """The times of timestamps, in seconds since the timestamp `first`.
 
   Attributes:
     tick: seconds.
     period: seconds of a frame, where the rate is constant and known; else 0.
-    low, high: how far from its true time a stamp of that rate may lie.
+    low, high: how far from its true time a timestamp of that rate may lie.
     tolerance: by how much a time may be late because it was rounded.
   """
 
@@ -39,8 +40,8 @@ class Clock(NamedTuple):
   high: float = 0.0
   tolerance: float = _FLOAT
 
-  def __call__(self, stamp: int) -> float:
-    time = (stamp - self.first) * self.tick
+  def __call__(self, timestamp: int) -> float:
+    time = (timestamp - self.first) * self.tick
     if self.period:
       meant = round(time / self.period) * self.period
       if self.low <= time - meant <= self.high:
@@ -48,27 +49,26 @@ class Clock(NamedTuple):
     return time
 
 
-def find_clock(stamps: Iterable[int], tick: float, rates: Iterable[float] = (), coarse: float = 0.0) -> Clock:
-  """The clock that explains `stamps`, the first ones of a file, in any order.
+def find_clock(timestamps: Iterable[int], tick: float, rates: Iterable[float] = (), coarse: float = 0.0) -> Clock:
+  """The clock that explains `timestamps`, the first ones of a file, in any order.
 
   Args:
     tick: seconds.
-    rates: frames a second that the file claims, the likeliest first. They are believed as far as the stamps agree.
-    coarse: seconds that stamps may be off where the container says so rarely when a frame is shown that most of them
-      are sums of rounded durations.
+    rates: frames a second that the file claims, the likeliest first. They are believed as far as the timestamps agree.
+    coarse: seconds by which timestamps may be off in a container that stores few: most are sums of rounded durations.
   """
-  ordered = sorted(set(stamps))
+  ordered = sorted(set(timestamps))
   if len(ordered) < 2:
     return Clock(tick, min(ordered, default=0))
   first = ordered[0]
-  times = [(stamp - first) * tick for stamp in ordered]
+  times = [(timestamp - first) * tick for timestamp in ordered]
   in_milliseconds = all(abs(time - round(time / MILLISECOND) * MILLISECOND) <= tick / 2 + _FLOAT for time in times)
   grain = max(tick, MILLISECOND) if in_milliseconds else max(tick, coarse)
   for rate in _candidates(rates, COMMON if len(times) >= ENOUGH else ()):
     off = [time - round(time * rate) / rate for time in times] if 0 < rate * grain <= SURE else []
-    # Rounding moves no two stamps further apart than a grain.
+    # Rounding moves no two timestamps further apart than a grain.
     if off and max(off) - min(off) <= grain + _FLOAT:
-      tolerance = _FLOAT if rate in COMMON else _FLOAT + grain / 2  # many a claim is a mean of rounded stamps
+      tolerance = _FLOAT if rate in COMMON else _FLOAT + grain / 2  # many a claim is a mean of rounded timestamps
       return Clock(tick, first, 1 / rate, max(off) - grain - _FLOAT, min(off) + grain + _FLOAT, tolerance)
   return Clock(tick, first, tolerance=_FLOAT + (grain / 2 if _is_rounded(times, grain) else 0.0))
 
@@ -111,17 +111,17 @@ def rate_of(stream: av.VideoStream) -> float:
 
 
 def tick_of(stream: av.VideoStream) -> fractions.Fraction:
-  """Seconds that a stamp counts."""
+  """Seconds that a timestamp counts."""
   assert stream.time_base is not None  # every demuxer sets one
   return stream.time_base
 
 
-def clock_of(stream: av.VideoStream, stamps: Iterable[int]) -> Clock:
+def clock_of(stream: av.VideoStream, timestamps: Iterable[int]) -> Clock:
   if stream.codec_context.name == "gif":  # it claims none: the demuxer makes one up from the first delays
-    return find_clock(stamps, float(tick_of(stream)))
+    return find_clock(timestamps, float(tick_of(stream)))
   rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
   coarse = MILLISECOND if stream.container.format.name == "mpeg" else 0.0
-  return find_clock(stamps, float(tick_of(stream)), [float(rate) for rate in rates if rate], coarse)
+  return find_clock(timestamps, float(tick_of(stream)), [float(rate) for rate in rates if rate], coarse)
 
 
 def timed(
@@ -134,7 +134,7 @@ def timed(
     if frame.pts is None:
       time += step
     else:
-      if origin is None:  # the first stamp, which may come after frames without
+      if origin is None:  # the first timestamp, which may come after frames without
         origin, offset = frame.pts, time + step
       time = max(time, offset + clock(frame.pts) - clock(origin))
     yield time, (frame.duration or 0) * tick, frame
@@ -143,13 +143,13 @@ def timed(
 def walk(
   items: Iterator[av.Packet | av.VideoFrame], stream: av.VideoStream, origin: int | None
 ) -> tuple[float, float, int] | None:
-  """(seconds, fps, frames) by the stamps of packets, cheaply, or of frames, from the first picture; None above the
+  """(seconds, fps, frames) by the timestamps of packets, cheaply, or of frames, from the first picture; None above the
   limit.
 
   Headers are often wrong: cut files, edit lists, variable rates.
   """
   count, before, after = 0, 0, 0  # all, and those without a timestamp before the first and after the last that has one
-  stamped, first, last = 0, (math.inf, 0), (-math.inf, 0)
+  counted, first, last = 0, (math.inf, 0), (-math.inf, 0)
   head: list[int] = []
   claims: set[int] = set()
   for item in items:
@@ -161,15 +161,15 @@ def walk(
     if count > MAX_WALK_PACKETS:
       return None
     if item.pts is None:
-      before, after = (before, after + 1) if stamped else (before + 1, 0)
+      before, after = (before, after + 1) if counted else (before + 1, 0)
       continue
-    stamp = item.pts, item.duration or 0
-    stamped, after = stamped + 1, 0
-    first, last = min(first, stamp), max(last, stamp)
+    timestamp = item.pts, item.duration or 0
+    counted, after = counted + 1, 0
+    first, last = min(first, timestamp), max(last, timestamp)
     if len(claims) < 2:
-      claims.add(stamp[1])
+      claims.add(timestamp[1])
   rate, tick = rate_of(stream), float(tick_of(stream))
-  if not stamped:
+  if not counted:
     return max(count, 1) / rate, rate, max(count, 1)
   clock = clock_of(stream, head)
   lasts = clock(int(last[0])) - clock(int(first[0]))
