@@ -9,6 +9,7 @@ from sora_jax.video.containers import DISCONTINUOUS, ELEMENTARY
 from sora_jax.video.timestamps import tick_of
 
 MAX_GROUP_BYTES = 256 * 2**20  # of the packets since a key frame that are held while a start is looked for
+MAX_DRIFT = 0.2  # seconds between when a frame is due and its time, that are put right
 MAX_GAP, MAX_STEP_BACK = 10.0, 0.1  # seconds between two decoding times; beyond, a clock has started anew
 
 
@@ -22,13 +23,32 @@ def demuxed(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
   name = container.format.name
   if name == "avi" or name in ELEMENTARY:
     return map(_decoded_in_order, packets)
-  return continuous(packets, float(tick_of(stream))) if name in DISCONTINUOUS else packets
+  tick = float(tick_of(stream))
+  if name == "mpeg" and stream.codec_context.name in ("mpeg1video", "mpeg2video"):
+    packets = steady(packets, tick)
+  return continuous(packets, tick) if name in DISCONTINUOUS else packets
 
 
 def _decoded_in_order(packet: av.Packet) -> av.Packet:
   """AVI and bare codecs say when a packet is decoded. FFmpeg's guess when it is shown fails for some codecs."""
   packet.pts = packet.dts
   return packet
+
+
+def steady(packets: Iterator[av.Packet], tick: float) -> Iterator[av.Packet]:
+  """MPEG-1 and MPEG-2 frames one duration after another, timed by decoding; a true gap stays.
+
+  A program stream states a time for every 2 kB or so. Where several small frames lie between, FFmpeg gives the time to
+  the wrong one now and then. The durations are right: they are the codec's own.
+  """
+  last, step = None, 0
+  for packet in packets:
+    if packet.size:
+      if last is not None and (packet.dts is None or abs(packet.dts - last - step) * tick <= MAX_DRIFT):
+        packet.dts = last + step
+      packet.pts, last = packet.dts, packet.dts
+      step = packet.duration or step
+    yield packet
 
 
 def continuous(packets: Iterator[av.Packet], tick: float) -> Iterator[av.Packet]:

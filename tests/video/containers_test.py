@@ -281,3 +281,39 @@ def decodes(name: str) -> bool:
   except av.codec.codec.UnknownCodecError:
     return name in {"flv1", "msmpeg4v3", "cscd", "tscc"}  # codecs of which the decoder is called otherwise
   return True
+
+
+@pytest.mark.parametrize(
+  ("name", "codec", "sound", "rate"),
+  [
+    ("a.avi", "mpeg4", "libmp3lame", 44_100),
+    ("a.mpg", "mpeg1video", "mp2", 44_100),
+    ("a.vob", "mpeg2video", "ac3", 48_000),
+    ("a.ts", "libx264", "aac", 44_100),
+    ("a.m2ts", "libx264", "ac3", 48_000),
+    ("a.flv", "flv", "libmp3lame", 44_100),
+    ("a.3gp", "h263", "aac", 44_100),
+  ],
+)
+def test_sound_changes_nothing(tmp_path: pathlib.Path, name: str, codec: str, sound: str, rate: int):
+  size, count = CIF if codec == "h263" else SIZE, 100
+  with av.open(str(tmp_path / name), "w") as container:
+    audio, video = container.add_stream(sound, rate=rate), container.add_stream(codec, rate=25)
+    video.height, video.width, video.pix_fmt = *size, "yuv420p"
+    context, samples = video.codec_context, audio.codec_context.frame_size or 1152
+    context.gop_size, context.bit_rate, context.max_b_frames = 12, 2_000_000, 0 if codec in ("h263", "flv") else 2
+    times = sorted([*((k / 25, 0) for k in range(count)), *((t / rate, 1) for t in range(0, rate * 4, samples))])
+    for time, is_sound in times:
+      if is_sound:
+        silence = av.AudioFrame(audio.codec_context.format.name, audio.codec_context.layout.name, samples)
+        for plane in silence.planes:
+          plane.update(bytes(plane.buffer_size))
+        silence.sample_rate, silence.pts = rate, round(time * rate)
+        container.mux(audio.encode(silence))
+      else:
+        frame = av.VideoFrame.from_ndarray(grey(round(time * 25), *size), format="rgb24")
+        container.mux(video.encode(frame.reformat(format="yuv420p")))
+    container.mux([*video.encode(None), *audio.encode(None)])
+  found = decode.probe(tmp_path / name)
+  assert (found.frames, found.fps) == (count, pytest.approx(25, rel=1e-4))
+  assert numbers(video_io.read(tmp_path / name, fps=25, max_frames=199)) == [k % 32 for k in range(count)]

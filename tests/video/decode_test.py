@@ -270,7 +270,7 @@ class TestVideos:
     data = path.read_bytes()
     at = data.index(b"mdhd") + 16
     path.write_bytes(data[:at] + struct.pack(">I", 10**9) + data[at + 4 :])
-    with pytest.raises(UnreadableFile, match="frames a second, more than 1000: its stamps are damaged"):
+    with pytest.raises(UnreadableFile, match="frames a second, more than 1000: its timestamps are damaged"):
       decode.probe(path)
 
   def test_alpha_lies_on_black(self, tmp_path: pathlib.Path):

@@ -66,3 +66,11 @@ def test_what_is_shown_ends_in_an_error_where_the_file_is_cut(tmp_path: pathlib.
     list(packets.shown(container, container.streams.video[0], 2**30))
   with av.open(str(path)) as container, pytest.raises(packets.TooLongError):
     list(packets.shown(container, container.streams.video[0], 99))
+
+
+def test_frames_of_mpeg_2_are_due_one_duration_after_another():
+  """FFmpeg's times of small frames repeat and leap; a gap of more than some frames is one."""
+  given = [Packet(dts) for dts in (0, 4, 8, 4, 8, 12, 24, 28, None, 90, 94)]
+  assert [(each.dts, each.pts) for each in packets.steady(iter(given), 0.01)] == [
+    (dts, dts) for dts in (0, 4, 8, 12, 16, 20, 24, 28, 32, 90, 94)
+  ]
