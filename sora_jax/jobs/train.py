@@ -42,6 +42,7 @@ from sora_jax.models.autoencoder import AutoencoderConfig, grid
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.balance import ClipFlops
 from sora_jax.packing.batch import RowShape
+from sora_jax.packing.rows import must_fit
 from sora_jax.runtime import goodput
 from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 from sora_jax.runtime.run import Run
@@ -126,6 +127,7 @@ def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[so
   source = sources.open_source(config.data, config.seed, budget(config))
   if config.autoencoder.checkpoint:
     Codec.load(config.autoencoder.checkpoint, config.autoencoder)
+  check_clips(config, source)
   tokenizer = try_tokenizer(config, source, workdir, hosts) if config.task == "dit" else None
   # Not before: a mistyped source, checkpoint or vocabulary must not bind the folder to it.
   open_workdir(workdir, config, source.fingerprint, hosts)
@@ -169,6 +171,20 @@ def check_step(config: Any, mesh: jax.sharding.Mesh, warns: bool = True) -> None
         f"train.accumulation={config.train.accumulation}: make it a multiple of {needed}, or "
         f"give the devices to mesh.context or mesh.tensor"
       )
+
+
+def check_clips(config: Any, source: sources.Source) -> None:
+  """Finds out before anything is encoded that a clip is longer than a row.
+
+  Raises:
+    InputError: the longest clip, and what to change.
+  """
+  most, row = config.data.max_tokens, config.train.row_tokens
+  if config.task != "dit" or config.data.token_drop or 0 < most <= row:
+    return
+  tokens = grid(config).tokens
+  lengths = [tokens(*source.shape(clip)) for clip in range(len(source))]
+  must_fit("clip", lengths, row, "raise train.row_tokens, or lower data.max_tokens or data.max_frames")
 
 
 def report_dropped(source: sources.Source, most: int = 20) -> None:

@@ -40,18 +40,8 @@ def pack_rows(
   Raises:
     ValueError: a clip or a caption is longer than a row.
   """
-  for name, sizes, most, change in (
-    ("clip", lengths, row.tokens, "raise train.row_tokens, or lower data.max_tokens or data.max_frames"),
-    ("caption", text_lengths, row.text, "raise train.row_text"),
-  ):
-    if len(sizes) and max(sizes) > most:
-      worst = int(np.argmax(sizes))
-      longer = collections.Counter((size - 1).bit_length() for size in map(int, sizes) if size > most)
-      counts = ", ".join(f"{count} of up to {2**bits}" for bits, count in sorted(longer.items()))
-      raise InputError(
-        f"{name} {worst} has {sizes[worst]} tokens, a row holds {most}; of {len(sizes)}, {longer.total()} fit no row "
-        f"({counts}): {change}"
-      )
+  must_fit("clip", lengths, row.tokens, "raise train.row_tokens, or lower data.max_tokens or data.max_frames")
+  must_fit("caption", text_lengths, row.text, "raise train.row_text")
   rows: list[list[int]] = []
   waiting: list[int] = []
   for start in range(0, len(lengths), look_ahead):
@@ -65,6 +55,21 @@ def pack_rows(
       else:
         waiting += clips
   return rows
+
+
+def must_fit(name: str, sizes: Sequence[int], most: int, change: str) -> None:
+  """
+  Raises:
+    InputError: one of `sizes` is more than a row holds; names the largest, and says what to change.
+  """
+  if len(sizes) and max(sizes) > most:
+    worst = int(np.argmax(sizes))
+    longer = collections.Counter((size - 1).bit_length() for size in map(int, sizes) if size > most)
+    counts = ", ".join(f"{count} of up to {2**bits}" for bits, count in sorted(longer.items()))
+    raise InputError(
+      f"{name} {worst} has {sizes[worst]} tokens, a row holds {most}; of {len(sizes)}, {longer.total()} fit no row "
+      f"({counts}): {change}"
+    )
 
 
 def _fewest(clips: Sequence[int], *budgets: Any) -> list[list[int]]:

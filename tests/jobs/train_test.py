@@ -11,6 +11,7 @@ import pytest
 
 from sora_jax.checkpoints import checkpoint, manifest
 from sora_jax.data import pipeline, sources, stream
+from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling
 from sora_jax.jobs.train import budget, train
@@ -28,6 +29,19 @@ def test_the_token_budget_of_a_clip_leaves_an_image_more_pixels_than_a_video(tin
   assert fit(5, 320, 480) == (16, 25)  # 4 columns of tokens, the last one mostly padding
   tiny_config.data.max_tokens = 0
   assert budget(tiny_config) is None
+
+
+def test_what_would_fail_after_hours_of_encoding_fails_before(tiny_config, tmp_path):
+  """A clip that is longer than a row, and a vocabulary without room; neither binds the workdir."""
+  tiny_config.data.max_tokens = 0
+  tiny_config.train.row_tokens = 8
+  with pytest.raises(InputError, match=r"clip \d+ has \d+ tokens, a row holds 8; .* raise train.row_tokens"):
+    train(tiny_config, tmp_path / "run")
+  tiny_config.train.row_tokens = 128
+  tiny_config.model.vocabulary = 99
+  with pytest.raises(InputError, match="set config.model.vocabulary"):
+    train(tiny_config, tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_an_unknown_task_is_named_and_nothing_is_written(tiny_config, tmp_path):
