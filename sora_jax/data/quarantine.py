@@ -25,7 +25,7 @@ def write(folder: str | os.PathLike, bad: Sequence[Dropped]) -> None:
 
 
 def stop_at(max_bad: float, bad: Sequence[Dropped], good: int) -> None:
-  """Stops a run that lacks too much. A file that no line names doesn't count: nobody asked for it.
+  """Stops a run where too many lines can't be used. Files that no line names are not counted.
 
   Args:
     max_bad: the share of all lines that may be bad.

@@ -39,7 +39,7 @@ MAX_WALK_BYTES = 8 * 2**30  # of packets that `probe` reads; of a longer track i
 MAX_IMAGE_BYTES = 256 * 2**20  # of an image file: its pixels, uncompressed and of 16 bits, take no more
 MAX_HEAD_BYTES = 16 * 2**20  # of the packets that are read to find the clock of a clip
 
-_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders pass over a second, transparent layer
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders ignore the layer of transparency
 _OPTIONS = {
   "protocol_whitelist": "file",
   "codec_whitelist": ",".join(sorted(CODECS | {"libdav1d"})),  # this option takes decoder names
@@ -102,7 +102,7 @@ def pictures(path: str | os.PathLike, start: float) -> Iterator[tuple[float, Ite
     head = _head(packets)
     timestamps = [packet.pts for packet in head if packet.size and packet.pts is not None and not packet.is_discard]
     clock = clock_of(stream, timestamps)
-    # Some writers store when a frame is decoded and not when it is shown, though these differ.
+    # Some writers store the time of decoding in the place of the time of showing, though these differ.
     in_turn = bool(stream.codec_context.has_b_frames) and timestamps == sorted(timestamps)
     frames = _decode(stream, itertools.chain(head, packets), in_turn)
     yield clock.tolerance, _video_pictures(container, stream, frames, clock, start, in_turn)

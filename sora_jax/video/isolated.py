@@ -29,8 +29,8 @@ from sora_jax.video.io import Probe, UnreadableFile
 SECONDS = 120.0  # for one file
 MEMORY = 6 * 2**30  # bytes of address space: an 8K video decodes in 2
 MAX_HEADER = 2**20  # bytes
-GRACE = 5.0  # seconds after which a process ends itself that nobody is left to end
-FILES = 5000  # that one process reads: what its libraries never free goes with it
+GRACE = 5.0  # seconds after the limit at which the process ends itself, should its parent be gone
+FILES = 5000  # read by one process before a fresh one takes over, which frees what libraries leak
 BUSY, ATTEMPTS = os.strerror(errno.EAGAIN), 3
 
 
@@ -74,13 +74,13 @@ class Decoder:
       except UnreadableFile as error:
         if BUSY not in str(error):
           raise
-      self.close()  # the machine had no thread or memory to spare: that says nothing of the file
+      self.close()  # the machine had no thread or memory to spare, which is no fault of the file
       time.sleep(0.5)
     return self._ask_once(request)
 
   def _ask_once(self, request: dict) -> tuple[dict, bytearray]:
     with self._lock:
-      if self._owner != os.getpid():  # of another process: it is not ours to use
+      if self._owner != os.getpid():  # a forked copy: the decoder belongs to the parent
         self._process, self._owner = None, os.getpid()
       if self._served >= FILES:
         self._stop()
@@ -107,8 +107,11 @@ class Decoder:
     if process is None or self._owner != os.getpid():
       return None
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(0.05)  # one that died by itself says of what
-    with contextlib.suppress(BrokenPipeError), process:  # closes its pipes; a dead one has not read its request
+      process.wait(0.05)  # a process that died by itself has a status that says why
+    with (
+      contextlib.suppress(BrokenPipeError),
+      process,
+    ):  # closing the pipe of a dead process fails where a request lies in it unread
       process.kill()
     return process.returncode
 
