@@ -111,7 +111,7 @@ class Decoder:
     with (
       contextlib.suppress(BrokenPipeError),
       process,
-    ):  # closing the pipe of a dead process fails where a request lies in it unread
+    ):  # closing a dead process's pipe fails
       process.kill()
     return process.returncode
 
