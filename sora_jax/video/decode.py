@@ -5,7 +5,7 @@ whatever goes wrong inside a decoder becomes
 `UnreadableFile` with a reason of one line. Decoding runs in this process on one thread: the same file gives
 the same pictures, and a loader already runs many files at once.
 
-What is not done here: sound, deinterlacing, clean apertures, and Dolby Vision's own colours. HDR video becomes SDR.
+What is not done here: sound, deinterlacing, and Dolby Vision's own colours. HDR video becomes SDR.
 Transparent pictures are laid on black. Of an animated PNG the default picture is read.
 
 Shape letters: H height, W width, C colours (red, green, blue).
@@ -26,8 +26,9 @@ from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
+from sora_jax.video.apertures import Crop, crop_of
 from sora_jax.video.containers import CODECS, IMAGE, UNSEEKABLE, UnreadableFile, kind_of
-from sora_jax.video.orientation import QUARTER, UNTURNED, Matrix, Stored, pixel_aspect, shown_size
+from sora_jax.video.orientation import QUARTER, UNTURNED, Matrix, Stored, pixel_aspect, shown_size, size_of
 from sora_jax.video.packets import TooLongError, demuxed, from_key_frame, shown
 from sora_jax.video.stills import ORIENTATION, SIDEWAYS, image_pixels, stated_aspect, webp_delays
 from sora_jax.video.timestamps import HEAD, Clock, clock_of, find_clock, rate_of, tick_of, timed, walk
@@ -279,12 +280,12 @@ def _video_pictures(
   first = next(frames, None)
   if first is None:
     return
-  matrix, pts, aspect = _display_matrix(first), first.pts, _aspect(stream)
+  pts, how = first.pts, (_display_matrix(first), _aspect(stream), _crop(container, stream, first))
   frames = itertools.chain([first], frames)
   if container.format.name == "gif":
     second = next(itertools.islice(frames, 1, None), None)
     if second is None:
-      yield 0.0, _STILL, Stored(first, matrix, aspect)
+      yield 0.0, _STILL, Stored(first, *how)
       return
     frames = itertools.chain([first, second], frames)
   elif start > 2 * _SEEK_MARGIN and pts is not None:
@@ -292,7 +293,7 @@ def _video_pictures(
     frames = _sought(container, stream, pts, start, (in_turn, lag))
   del first
   for time, duration, frame in timed(frames, stream, clock, pts):
-    yield time, duration, Stored(frame, matrix, aspect)
+    yield time, duration, Stored(frame, *how)
 
 
 def _sought(
@@ -324,7 +325,8 @@ def _probe_video(path: str | os.PathLike, kind: str) -> Probe:
     frame = next(_decode(stream, demuxed(container, stream)), None)
     if frame is None:
       raise UnreadableFile("no frame decodes")
-    (height, width), origin = shown_size(frame.height, frame.width, _display_matrix(frame), _aspect(stream)), frame.pts
+    shown_as = Stored(frame, _display_matrix(frame), _aspect(stream), _crop(container, stream, frame))
+    (height, width), origin = size_of(shown_as), frame.pts
     _check_pixels(height, width)
   try:
     with _open_video(path, kind) as (container, stream):
@@ -363,6 +365,11 @@ def _header_times(container: InputContainer, stream: av.VideoStream) -> tuple[fl
 def _aspect(stream: av.VideoStream) -> float:
   """Of a pixel: as the container says, or where it is silent, the codec. The first frame has been decoded."""
   return pixel_aspect(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio)
+
+
+def _crop(container: InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> Crop:
+  path, kind = container.name.removeprefix("file:"), container.format.name.partition(",")[0]
+  return crop_of(path, kind, stream.id, frame.height, frame.width)
 
 
 def _display_matrix(frame: av.VideoFrame) -> Matrix:

@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from sora_jax.video import tonemap
+from sora_jax.video.apertures import Crop
 from sora_jax.video.stills import on_black
 
 # (a, b, c, d) of a display matrix: shown x = a x + c y, shown y = b x + d y, in 1/65536.
@@ -33,11 +34,13 @@ class Stored(NamedTuple):
     picture: a frame as it is stored, or upright pixels (H, W, 3).
     matrix: how a frame is turned when it is shown; how upright pixels have been turned.
     aspect: width of a pixel by its height, before the turn.
+    crop: what is not shown of a frame.
   """
 
   picture: av.VideoFrame | np.ndarray
   matrix: Matrix = UNTURNED
   aspect: float = 1.0
+  crop: Crop = Crop()
 
 
 def pixel_aspect(stated: Fraction | float | None) -> float:
@@ -65,7 +68,9 @@ def size_of(stored: Stored) -> tuple[int, int]:
     if sideways(stored.matrix):
       height, width = width, height
     return shown_size(height, width, stored.matrix, stored.aspect)
-  return shown_size(stored.picture.height, stored.picture.width, stored.matrix, stored.aspect)
+  top, bottom, left, right = stored.crop.of(stored.picture.height, stored.picture.width)
+  height, width = stored.picture.height - top - bottom, stored.picture.width - left - right
+  return shown_size(height, width, stored.matrix, stored.aspect)
 
 
 def pixels(stored: Stored) -> np.ndarray:
@@ -80,6 +85,8 @@ def pixels(stored: Stored) -> np.ndarray:
     upright = tonemap.to_sdr(frame.to_ndarray(format="rgb48le", src_colorspace=_likely_matrix(frame)), frame.color_trc)
   else:
     upright = _rgb(frame)
+  crop = stored.crop.of(frame.height, frame.width)
+  upright = upright[crop.top : frame.height - crop.bottom, crop.left : frame.width - crop.right]
   a, b, c, d = stored.matrix
   if sideways(stored.matrix):
     upright, flip_x, flip_y = upright.swapaxes(0, 1), c < 0, b < 0
