@@ -23,6 +23,7 @@ from sora_jax.video import isolated
 from sora_jax.video.containers import EXTENSIONS
 
 CAPTIONS = ("captions.jsonl", "captions.csv")  # the first of them that is there is read
+_NO_CAPTION = "caption missing"
 UNNAMED = "no caption"  # why a file that no line names isn't used
 _Path = Any  # pathlib.Path, or epath.Path of an address: alike, but of no common type
 
@@ -66,12 +67,13 @@ def scan(folder: str | os.PathLike) -> tuple[list[Entry], list[Dropped]]:
         raise _RefusedError(reason)
       if "file" not in row:
         raise _RefusedError(f'no "file" key: it has {listed(given)}')
-      if len(row) == 1:
-        raise _RefusedError(f"caption missing: it has {listed(given)}")
       entries.append(_entry(root, number, row, used, named))
     except _RefusedError as refused:
       file = row.get("file")
-      dropped.append(Dropped(file if isinstance(file, str) else "", number, str(refused)))
+      reason = str(refused)
+      if reason == _NO_CAPTION:
+        reason += f": it has {listed(given)}"
+      dropped.append(Dropped(file if isinstance(file, str) else "", number, reason))
   if not storage.is_remote(folder):
     dropped += [Dropped(file, 0, UNNAMED) for file in _unnamed(root, named)]
   if not entries:
@@ -134,6 +136,8 @@ def _inside(root: _Path, row: dict) -> tuple[str, pathlib.PurePath]:
 
 def _captions(row: dict) -> dict[str, str]:
   given = {key: row[key] for key in ("caption", "short", "long") if key in row}
+  if not given:
+    raise _RefusedError(_NO_CAPTION)
   for text in given.values():
     if not isinstance(text, str):
       raise _RefusedError("caption is not text")
