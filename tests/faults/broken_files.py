@@ -180,7 +180,7 @@ def damaged_files() -> Kinds:
   for name, data in whole().items():
     third = len(data) // 3
     kinds[f"zeros_amid.{name}"] = data[:third] + bytes(third) + data[2 * third :], EITHER
-    kinds[f"zeros_before.{name}"] = bytes(64) + data, UNKNOWN
+    kinds[f"zeros_before.{name}"] = bytes(64) + data, EITHER if name == "ts" else UNKNOWN
     kinds[f"more_after.{name}"] = data + np.random.default_rng(0).bytes(999), EITHER if name in ENDLESS else KEPT
     kinds[f"twice.{name}"] = data + data, EITHER
     for seed, most in itertools.product(range(4), (len(data), 700)):
