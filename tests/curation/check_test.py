@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -107,3 +108,17 @@ def test_the_corpus_is_kept_whole(corpus, tmp_path):
   (tmp_path / "captions.jsonl").write_text("\n".join(lines))
   found = check(tmp_path)
   assert found["kept"] == len(lines) and not found["dropped"]
+
+
+def test_with_a_config_the_captions_that_it_would_cut_are_named(tmp_path: pathlib.Path, capsys):
+  long = " ".join(["a small brown dog runs along the wet beach"] * 12)
+  for number in range(3):
+    video_io.write(tmp_path / f"{number}.png", np.zeros((1, 8, 8, 3), np.uint8), 1)
+  rows = [{"file": f"{number}.png", "caption": [long, "a dog", "a beach"][number]} for number in range(3)]
+  (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  config = ml_collections.ConfigDict({"model": {"vocabulary": 300}, "train": {"row_text": 40}})
+  found = check(tmp_path, config)["captions_cut"]
+  assert (found["limit"], found["clips"]) == (40, 1) and found["longest"] > 90
+  assert [(each["file"], each["line"]) for each in found["files"]] == [("0.png", 1)]
+  assert "captions of 1 of 3 clips are cut at config.train.row_text=40 ids: 0.png (line 1, " in capsys.readouterr().err
+  assert "captions_cut" not in check(tmp_path)
