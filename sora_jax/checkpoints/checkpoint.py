@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from sora_jax import sharding
 from sora_jax.checkpoints import manifest
-from sora_jax.checkpoints.manager import ARRAYS, TAKEN, CheckpointManager, DamagedCheckpoint, Pinned, first_line
+from sora_jax.checkpoints.manager import ARRAYS, CheckpointManager, DamagedCheckpoint, Schedule, first_line
 from sora_jax.checkpoints.manifest import CheckpointError, Folder
 from sora_jax.errors import InputError
 from sora_jax.runtime.hosts import ALONE, Hosts
@@ -50,12 +50,7 @@ def manager(
   """
   if keep is not None and keep < 1:
     raise InputError(f"keep is {keep}, which would delete every checkpoint: give 1 or more")
-  path = manifest.root(folder)
-  policies = ocp.checkpoint_managers
-  stay = [policies.LatestN(keep), Pinned(path), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
-  policy = policies.AnyPreservationPolicy(stay)
-  options = ocp.CheckpointManagerOptions(save_interval_steps=every, preservation_policy=policy)
-  steps = CheckpointManager(path, options, hosts)
+  steps = CheckpointManager(manifest.root(folder), Schedule(every, keep, keep_every), hosts)
   steps.take()
   return steps
 
@@ -66,22 +61,15 @@ def reader(folder: Folder) -> CheckpointManager:
   Raises:
     CheckpointError: there is no folder of checkpoints.
   """
-  return CheckpointManager(manifest.existing_root(folder), ocp.CheckpointManagerOptions(read_only=True))
+  return CheckpointManager(manifest.existing_root(folder))
 
 
 def save(steps: CheckpointManager, state: Any, data: dict, meta: dict, force: bool = False) -> bool:
   """Saves a train state (params, optimizer, ema, step, rng) in the background; False where it is not time.
 
-  Steps that were passed over as damaged are set aside first.
-
   Raises:
-    CheckpointError: the save before this one failed, or another run has begun to save there.
+    CheckpointError: as `CheckpointManager.save` does.
   """
-  step = int(state.step)
-  steps.check_writer()
-  steps.make_way(step)
-  if step in steps.all_steps():
-    return False
   arrays = {
     "params": state.params,
     "optimizer": flat(state.optimizer),
@@ -90,15 +78,7 @@ def save(steps: CheckpointManager, state: Any, data: dict, meta: dict, force: bo
   }
   items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
   items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave({**meta, "format": FORMAT})}
-  try:
-    saved = steps.save(step, args=ocp.args.Composite(**items), force=force)
-  except OSError as error:
-    if steps.superseded():  # the other has taken the files away
-      raise CheckpointError(f"{steps.where(step)} was not saved: {TAKEN}") from error
-    raise
-  if saved:
-    steps.write_manifest_after(step)
-  return saved
+  return steps.save(int(state.step), ocp.args.Composite(**items), force)
 
 
 def restore(steps: CheckpointManager, like: Any, step: int, config: dict | None = None) -> tuple[Any, dict, dict]:
@@ -297,7 +277,6 @@ def _read_meta(steps: CheckpointManager, step: int) -> dict:
 def _metadata(steps: CheckpointManager, step: int, name: str) -> dict[str, Any]:
   """The tree of an item, of leaves with shape and dtype."""
   try:
-    # Not `steps.item_metadata`, which would read the others too.
     found = ocp.StandardCheckpointHandler().metadata(steps.directory / str(step) / name)
   except Exception as error:  # as in `_read`
     raise _unreadable(steps, step, error) from error
@@ -307,7 +286,7 @@ def _metadata(steps: CheckpointManager, step: int, name: str) -> dict[str, Any]:
 def _read(steps: CheckpointManager, step: int, args: dict[str, Any]) -> dict[str, Any]:
   """The named items of a step."""
   try:
-    return dict(steps.restore(step, args=ocp.args.Composite(**args)).items())
+    return dict(steps.restore(step, ocp.args.Composite(**args)).items())
   except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file; all mean the same to a user.
     raise _unreadable(steps, step, error) from error
 

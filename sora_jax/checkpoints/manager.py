@@ -1,7 +1,7 @@
 """The saved steps of one run: which are whole, which stay, and what became of the last save.
 
-Every process calls these functions; process 0 reads and writes the manifests, for which all hosts compute checksums,
-and decides for all.
+Orbax writes the arrays and commits a step; what is around that is here. Every process calls these functions; process 0
+reads and writes the manifests, for which all hosts compute checksums, deletes old steps, and decides for all.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import dataclasses
 import secrets
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from sora_jax.runtime.hosts import ALONE, Hosts
 
 ARRAYS = ("params", "optimizer", "ema", "train")
 JSONS = ("data", "meta")
-LOOKS = 10  # at a folder in which steps come and go
+SLOW = 6  # times as long as a step may a save take: a bucket may be slow
 UNFINISHED = ocp.path.atomicity.TMP_DIR_SUFFIX + "-"  # in the name of a folder that is no step yet; an id follows
 TAKEN = (
   "another run has begun to save there since this one did, so this one ends and saves nothing more: start one run a "
@@ -36,64 +36,116 @@ class DamagedCheckpoint(CheckpointError):
   """A step's files are not what was written, or not those of a checkpoint."""
 
 
-class CheckpointManager(ocp.CheckpointManager):
-  """Orbax's manager, which also writes a manifest after each commit and knows which steps are damaged."""
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Which steps are saved, and which of those stay. Pinned steps stay too.
 
-  def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions, hosts: Hosts = ALONE):
-    self.hosts = hosts
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
-    handlers |= {name: ocp.JsonCheckpointHandler() for name in JSONS}
-    if not options.read_only:
-      self.writer_id = f"{_agreed(secrets.randbits(31)):08x}"
-      options = dataclasses.replace(options, temporary_path_class=_unfinished(self, folder))
-    super().__init__(folder, options=options, item_handlers=handlers)
-    self._checkpoint_deleter = _Deleter(self)
+  Attributes:
+    every: saving takes every `every`th step, unless it is forced.
+    keep: how many of the last steps stay; None is all.
+    keep_every: steps that this number divides stay too; 0 is none.
+  """
+
+  every: int = 1
+  keep: int | None = None
+  keep_every: int = 0
+
+  def old(self, steps: Collection[int]) -> list[int]:
+    """Those that go, if they are not pinned."""
+    before = sorted(steps)[: -self.keep] if self.keep else []
+    return [step for step in before if not (self.keep_every and step % self.keep_every == 0)]
+
+
+class CheckpointManager:
+  """The steps in one folder, which this group of processes reads and, with a schedule, saves."""
+
+  def __init__(self, folder: epath.Path, schedule: Schedule | None = None, hosts: Hosts = ALONE):
+    """
+    Args:
+      schedule: None: to read alone. With one, `take` comes before the first save.
+    """
+    self.directory, self.hosts = folder, hosts
     self.passed_over: dict[int, str] = {}  # damaged steps, and what is wrong in one line; a save sets them aside
+    self._reader = ocp.Checkpointer(_handler())
     self._saving: int | None = None
     self._committed: int | None = None  # by this group
-    self._refused: Exception | None = None  # why the save that is under way is not committed
-    self._manifest: threading.Thread | None = None
+    self._refused: Exception | None = None  # why process 0 does not commit the save that is under way
+    self._failure: Exception | None = None  # of the save that is under way
+    self._finish: threading.Thread | None = None
+    self._steps: list[int] = []
+    self._writer: Any = None
+    if schedule is None:
+      self.reload()
+    else:
+      self.schedule, self.writer_id = schedule, f"{_agreed(secrets.randbits(31)):08x}"
+      self._writer = ocp.AsyncCheckpointer(
+        _handler(), timeout_secs=int(self.patience) + 1, temporary_path_class=_unfinished(self, folder)
+      )
+
+  def __enter__(self) -> "CheckpointManager":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Waits for the last save.
+
+    Raises:
+      CheckpointError: as `wait_until_finished` does.
+    """
+    with contextlib.ExitStack() as closing:
+      closing.callback(self._reader.close)
+      if self._writer is not None:
+        closing.callback(self._writer.close)
+      self.wait_until_finished()
+
+  @property
+  def patience(self) -> float:
+    """Seconds that a save may take."""
+    return SLOW * self.hosts.limit
 
   def where(self, step: int | None) -> str:
     return f"checkpoint {self.directory} step {step}"
 
-  def _load_checkpoint_infos(self, *args: Any, **options: Any) -> list:
-    """Orbax's, until two in a row agree.
+  def all_steps(self) -> list[int]:
+    """Those that were there at the last look, in order of their number."""
+    return list(self._steps)
 
-    While a folder is listed in which a run saves, a step may go before it is asked for its age, and the one that comes
-    be missed.
-    """
-    known: list[int] | None = None
-    for look in range(1, LOOKS + 1):
-      try:
-        found = super()._load_checkpoint_infos(*args, **options)
-      except (FileNotFoundError, NotADirectoryError):
-        if look == LOOKS:
-          raise
-        continue
-      before, known = known, [each.step for each in found]
-      if known == before:
-        break
-    return found
+  def latest_step(self) -> int | None:
+    return max(self._steps, default=None)
+
+  def reload(self) -> None:
+    """Looks at the folder again."""
+    self._steps = manifest.committed(self.directory)
+
+  def restore(self, step: int, args: ocp.args.Composite) -> Any:
+    """The items of a step that `args` name."""
+    return self._reader.restore(self.directory / str(step), args=args)
 
   def look_again(self) -> bool:
     """Whether others are there than this process knew: a run saves and deletes here. It knows them now.
 
     Never among several processes, which must know the same.
     """
-    known = self.all_steps()
+    known = self._steps
     if jax.process_count() == 1:
       self.reload()
-    return self.all_steps() != known
+    return self._steps != known
 
   def take(self) -> None:
     """From now on this group of processes saves here. Another that still does notices it before its next save."""
+    failure = ""
     if jax.process_index() == 0:
       try:
+        self.directory.mkdir(parents=True, exist_ok=True)
         manifest.set_writer(self.directory, self.writer_id)
       except Exception as error:  # clients of buckets have kinds of their own
-        raise CheckpointError(f"{self.directory} can't be written to: {first_line(error)}") from error
-      self._discard_unfinished()
+        failure = f"{self.directory} can't be written to: {first_line(error)}"
+      else:
+        self._discard_unfinished()
+    if _agreed(int(bool(failure))):
+      raise CheckpointError(failure or f"{self.directory} can't be written to: process 0 says why")
     self.reload()  # what the other has saved until now; in a bucket it may yet commit the step that it is at
 
   def _discard_unfinished(self) -> None:
@@ -115,7 +167,7 @@ class CheckpointManager(ocp.CheckpointManager):
     return manifest.writer(self.directory) not in ("", self.writer_id)
 
   def may_commit(self) -> bool:
-    """On process 0, before a part of a step is committed and before the step is.
+    """On process 0, before a step is committed.
 
     Nothing is raised before all processes know that the save is over, or they would wait for this one.
     """
@@ -127,14 +179,6 @@ class CheckpointManager(ocp.CheckpointManager):
       except Exception as error:  # clients of buckets have kinds of their own
         self._refused = error
     return False
-
-  def _finalize_checkpoint(self, step: int) -> None:
-    """Orbax's, on all processes, between a commit and the deletion of old steps."""
-    refused, self._refused = self._refused, None
-    if refused is not None:
-      raise refused
-    self._committed = step
-    super()._finalize_checkpoint(step)
 
   def check_writer(self) -> None:
     """Raises:
@@ -148,23 +192,58 @@ class CheckpointManager(ocp.CheckpointManager):
     if _agreed(int(other)):
       raise CheckpointError(f"{self.directory}: {TAKEN}")
 
-  def write_manifest_after(self, step: int) -> None:
-    """Has the manifest of `step`, whose save has begun, written in the background once the step is committed."""
-    self._saving = step
-    if jax.process_index() == 0 or self.hosts.count > 1:
-      self._manifest = threading.Thread(target=self._write_manifest, args=(step,), name="manifest")
-      self._manifest.start()
+  def save(self, step: int, args: ocp.args.Composite, force: bool = False) -> bool:
+    """Saves a step in the background; False where it is not time, or the step is there already.
 
-  def _write_manifest(self, step: int) -> None:
-    with contextlib.suppress(Exception):  # the main thread gets the same error from its own wait
-      super().wait_until_finished()
+    Steps that were passed over as damaged are set aside first.
+
+    Args:
+      force: whatever the schedule says.
+
+    Raises:
+      CheckpointError: the save before this one failed, or another run has begun to save here.
+    """
+    self.wait_until_finished()
+    self.check_writer()
+    self.make_way(step)
+    due = force or (step % self.schedule.every == 0 and step > max(self._steps, default=-1))
+    if not _agreed(int(due and step not in self._steps)):
+      return False
+    self._saving, self._refused, self._failure = step, None, None
     try:
-      whole = step == self._committed and step in manifest.committed(self.directory)
-      known = self._hash_together(step, whole) if self.hosts.count > 1 else {}
-      if whole and jax.process_index() == 0:
-        manifest.write(self.directory, step, known)
+      self._writer.save(self.directory / str(step), args=args)
+    except OSError as error:
+      if self.superseded():  # the other has taken the files away
+        raise CheckpointError(f"{self.where(step)} was not saved: {TAKEN}") from error
+      raise
+    self._finish = threading.Thread(target=self._finish_save, args=(step,), name="finish save")
+    self._finish.start()
+    return True
+
+  def _finish_save(self, step: int) -> None:
+    """In the background, on all processes: waits for the commit, writes the manifest and deletes old steps."""
+    try:
+      self._writer.wait_until_finished()
+      if self._refused is not None:
+        raise self._refused
+      self._committed = step
+    except Exception as error:  # TensorStore, the file system and other hosts raise many kinds
+      self._failure = error
+    try:
+      self._write_manifest(step, self._committed == step)
     except Exception as error:  # whatever it is, the step itself is whole
       print(f"{self.where(step)} has no manifest, so damage to it would go unseen: {error}", file=sys.stderr)
+    try:
+      if self._committed == step and jax.process_index() == 0:
+        self._delete_old()
+    except Exception as error:
+      print(f"{self.directory}: an old step was not deleted: {first_line(error)}", file=sys.stderr)
+
+  def _write_manifest(self, step: int, whole: bool) -> None:
+    whole = whole and step in manifest.committed(self.directory)
+    known = self._hash_together(step, whole) if self.hosts.count > 1 else {}
+    if whole and jax.process_index() == 0:
+      manifest.write(self.directory, step, known)
 
   def _hash_together(self, step: int, whole: bool) -> dict[str, dict]:
     """This host's share of a manifest's entries, and on host 0 those of all that have theirs in time."""
@@ -179,29 +258,37 @@ class CheckpointManager(ocp.CheckpointManager):
       mine |= theirs
     return mine
 
+  def _delete_old(self) -> None:
+    """Looks before each step: minutes may pass between two."""
+    deleter = ocp.path.deleter.PathDeleter(self.directory)
+    for step in self.schedule.old(manifest.committed(self.directory)):
+      if self.superseded():
+        return
+      if not manifest.is_pinned(self.directory, step):
+        deleter.delete(self.directory / str(step))
+        manifest.forget(self.directory, step)
+        if manifest.unpin(self.directory, step):
+          print(f"{self.where(step)} was pinned while it was being deleted, so it is gone", file=sys.stderr)
+
   def wait_until_finished(self) -> None:
-    """Waits until the last save is on disk, with its manifest. Orbax calls it before the next save and at the end.
+    """Waits until the last save is on disk, with its manifest, and old steps are gone.
 
     Raises:
       CheckpointError: the last save failed; the steps before it are as they were.
     """
-    failure = None
-    try:
-      super().wait_until_finished()
-    except Exception as error:  # TensorStore, the file system and other hosts raise many kinds
-      failure = error
-    if self._manifest is not None:
-      self._manifest.join()
-    if failure is None:
+    if self._finish is None:
       return
-    if self._saving != self._committed:
+    self._finish.join()
+    self._finish = None
+    if self._failure is None:
       self.reload()
-      reason = first_line(failure)
-      with contextlib.suppress(Exception):
+    else:
+      reason = first_line(self._failure)
+      with contextlib.suppress(Exception):  # the folder may be out of reach
+        self.reload()
         reason = TAKEN if self.superseded() else reason  # which takes the files away
       said = f"{self.where(self._saving)} was not saved: {reason}"
-      raise CheckpointError(f"{said}. Steps {sorted(self.all_steps())} are as they were") from failure
-    print(f"{self.directory}: an old step was not deleted: {first_line(failure)}", file=sys.stderr)
+      raise CheckpointError(f"{said}. Steps {self._steps} are as they were") from self._failure
 
   def newest(self, parts: Sequence[str] = ()) -> int:
     """The newest step whose `parts` are as they were written, or that has no manifest. Damaged ones are passed over.
@@ -210,7 +297,7 @@ class CheckpointManager(ocp.CheckpointManager):
       CheckpointError: there is none.
     """
     chosen = -1
-    left = sorted(set(self.all_steps()) - self.passed_over.keys(), reverse=True)
+    left = sorted(set(self._steps) - self.passed_over.keys(), reverse=True)
     if jax.process_index() == 0:
       for step in left:
         wrong = manifest.faults(self.directory, step, parts)
@@ -239,7 +326,7 @@ class CheckpointManager(ocp.CheckpointManager):
     """Raises:
     CheckpointError: there is no such step, or its `parts` are not as they were written.
     """
-    manifest.check_step(self.directory, step, self.all_steps())
+    manifest.check_step(self.directory, step, self._steps)
     wrong = (manifest.faults(self.directory, step, parts) or []) if jax.process_index() == 0 else []
     if _agreed(len(wrong)):
       raise DamagedCheckpoint(self._damage(step, wrong or ["process 0 says why"]))
@@ -260,45 +347,17 @@ class CheckpointManager(ocp.CheckpointManager):
         multihost_utils.sync_global_devices("damaged steps are set aside")
       self.passed_over.clear()
       self.reload()
-    if jax.process_index() == 0 and step not in self.all_steps():
+    if jax.process_index() == 0 and step not in self._steps:
       manifest.forget(self.directory, step)  # left by a step of that number that was deleted
 
 
-class Pinned:
-  """The policy that keeps steps that have a pin beside them."""
-
-  def __init__(self, folder: epath.Path):
-    self.folder = folder
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    return [manifest.is_pinned(self.folder, each.step) for each in checkpoints]
-
-
-class _Deleter:
-  """Deletes old steps, and looks again before each: minutes may have passed since it was chosen."""
-
-  def __init__(self, steps: CheckpointManager):
-    self.steps, self.paths = steps, ocp.path.deleter.PathDeleter(steps.directory)
-
-  def delete_steps(self, steps: Sequence[int]) -> None:
-    for step in steps:
-      self.delete(step)
-
-  def delete(self, step: int) -> None:
-    folder = self.steps.directory
-    if jax.process_index() != 0 or manifest.is_pinned(folder, step) or self.steps.superseded():
-      return
-    if (folder / str(step)).exists():
-      self.paths.delete(folder / str(step))
-    if manifest.unpin(folder, step):
-      print(f"{self.steps.where(step)} was pinned while it was being deleted, so it is gone", file=sys.stderr)
-
-  def close(self) -> None:
-    pass
+def _handler() -> ocp.CompositeCheckpointHandler:
+  arrays = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+  return ocp.CompositeCheckpointHandler(**arrays, **{name: ocp.JsonCheckpointHandler() for name in JSONS})
 
 
 def _unfinished(steps: CheckpointManager, folder: epath.Path) -> type:
-  """Orbax's kind of folder for a step, or a part of one, that is not whole yet, under a name of this group's own."""
+  """Orbax's kind of folder for a step that is not whole yet, under a name of this group's own."""
   kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(folder)
 
   class Unfinished(kind):  # type: ignore[misc, valid-type]

@@ -31,6 +31,7 @@ Folder = str | os.PathLike
 
 FORMAT = 1  # of the manifest
 WRITER = "writer"
+LOOKS = 10  # at a folder in which steps come and go
 THREADS = 8  # sha256 runs outside the interpreter's lock; one thread makes 0.5 to 2 GB/s
 
 
@@ -61,9 +62,26 @@ def existing_root(workdir: Folder) -> epath.Path:
 
 
 def committed(folder: epath.Path) -> list[int]:
-  """The steps whose save was completed, in order of their number."""
-  paths = [path for path in folder.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)]
-  return sorted(int(path.name) for path in paths if ocp.path.step.is_path_finalized(path))
+  """The steps whose save was completed, in order of their number; of a folder in which a run saves and deletes too.
+
+  While a folder is listed a step may go before it is looked at, and the one that comes be missed: two looks must agree.
+
+  Raises:
+    FileNotFoundError, NotADirectoryError: it can't be listed.
+  """
+  known: list[int] | None = None
+  for look in range(1, LOOKS + 1):
+    try:
+      paths = [path for path in folder.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)]
+      found = sorted(int(path.name) for path in paths if ocp.path.step.is_path_finalized(path))
+    except (FileNotFoundError, NotADirectoryError):
+      if look == LOOKS or not folder.is_dir():
+        raise
+      continue
+    if found == known:
+      break
+    known = found
+  return found
 
 
 def check_step(folder: epath.Path, step: int, steps: Collection[int]) -> None:
@@ -98,7 +116,7 @@ def write(folder: epath.Path, step: int, known: Mapping[str, dict] | None = None
 
 
 def forget(folder: epath.Path, step: int) -> None:
-  """Removes the manifest of a step that is not there, before that step is saved."""
+  """Removes the manifest of a step that is not there, or not any more."""
   _manifest_path(folder, step).unlink(missing_ok=True)
 
 

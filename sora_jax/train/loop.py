@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -108,22 +107,28 @@ def fit(
   run = run or Run()
   hosts, clock, stopping = run.hosts, run.clock, run.stopping()
 
-  def turn_to(phase: str, step: int = 0) -> None:
+  def turn_to(phase: str, step: int = 0, seconds: float | None = None) -> None:
     """What this host does from now on: where its time goes, and what the other hosts say of it when it is late."""
     clock.spend(phase)
-    hosts.at(f"{config.name}: {phase}", step)
+    hosts.at(f"{config.name}: {phase}", step, seconds)
 
   turn_to("init")
   optimizer = make_optimizer(config.optimizer)
   total = config.optimizer.steps
   keeping = max(config.checkpoint_every, 1), config.keep, config.keep_every
   with jax.set_mesh(mesh), checkpoint.manager(folder, *keeping, hosts=hosts) as steps:
-    hosts.same("finding the step to resume from", {"the newest step": steps.latest_step()})
-    state, resumed_from, step_seconds = _begin(task, optimizer, config.seed, steps, batches, mesh, meta.get("config"))
+    newest = steps.latest_step()
+    hosts.same("finding the step to resume from", {"the newest step": newest})
+    if newest is None:
+      state, before = make_state(task, optimizer, config.seed, mesh), {"step_seconds": 0.0}
+    else:
+      like = abstract_state(task, optimizer, config.seed, mesh)
+      state, position, before = checkpoint.restore_newest(steps, like, meta.get("config"))
+      batches.iterator.set_state(position)
     if hosts.is_first and (unsplit := sharding.unsplit(state.params, mesh)):
       print(f"warning: {unsplit}", file=sys.stderr)
     first = step = int(state.step)
-    clock.take_up(config.name, step, step_seconds)
+    clock.take_up(config.name, step, before.get("step_seconds"))
     meter, pending, train_step = _Meter(batches), None, None
     preempted = stopping.reason(step)
     bar = progress(config.name, total, first, hosts.is_first)
@@ -159,7 +164,7 @@ def fit(
           log.scalars(step, meter.report(bar))
         if save_now:
           log.flush()
-          turn_to("checkpoint", step)
+          turn_to("checkpoint", step, steps.patience)  # the save before this one may still write
           if step == total:
             state = state._replace(params=task.finish(state.params), ema=task.finish(state.ema))
           saved = {**meta, "step_seconds": clock.step_seconds()}
@@ -169,32 +174,13 @@ def fit(
           _preview(task, state.ema, log, step)
         bar.update()
     clock.spend("checkpoint")
-    hosts.at(f"{config.name}: last save")  # no step comes after it, in which a slow one could end
+    hosts.at(f"{config.name}: last save", seconds=steps.patience)
     steps.wait_until_finished()
     clock.spend("other")
   if step < total:
     what = f"step {step} of {total} is saved" if step else f"no step of {total} was taken"
     raise Preempted(message(preempted, f"{config.name}: {what}"))
-  return state, meter.summary(total, first, resumed_from)
-
-
-def _begin(
-  task: Task,
-  optimizer: optax.GradientTransformation,
-  seed: int,
-  steps: Any,
-  batches: Batches,
-  mesh: Mesh,
-  settings: dict | None,
-) -> tuple[TrainState, int | None, float | None]:
-  """The newest checkpoint's state and data position, or a fresh state; which step, and what its steps had taken."""
-  newest = steps.latest_step()
-  if newest is None:
-    return make_state(task, optimizer, seed, mesh), None, 0.0
-  like = abstract_state(task, optimizer, seed, mesh)
-  state, data, meta = checkpoint.restore_newest(steps, like, settings)
-  batches.iterator.set_state(data)
-  return state, int(state.step), meta.get("step_seconds")
+  return state, meter.summary(total, first, None if newest is None else first)
 
 
 def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh) -> Callable:

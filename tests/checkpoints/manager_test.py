@@ -233,7 +233,7 @@ class TestAnotherRunSavesHere:
 
   @pytest.mark.parametrize(
     ("place", "name"),
-    [(manifest, "faults"), (checkpoint, "_restore_state"), (ocp.CheckpointManager, "restore")],
+    [(manifest, "faults"), (checkpoint, "_restore_state"), (ocp.Checkpointer, "restore")],
     ids=["before the files are compared", "before they are read", "between their parts"],
   )
   def test_a_step_that_it_deletes_is_not_taken_for_damaged(self, tmp_path, other, monkeypatch, capfd, place, name):
@@ -259,23 +259,20 @@ class TestAnotherRunSavesHere:
 
   def test_a_step_that_goes_while_the_folder_is_listed_is_no_error(self, tmp_path, other, monkeypatch):
     gone = lambda: (_ for _ in ()).throw(FileNotFoundError("1"))
-    self.once(monkeypatch, ocp.CheckpointManager, "_load_checkpoint_infos", gone)
+    self.once(monkeypatch, ocp.path.step, "is_path_finalized", gone)
     assert checkpoint.digest(tmp_path)["step"] == 1
 
   def test_a_step_that_comes_while_the_folder_is_listed_is_not_missed(self, tmp_path, other, monkeypatch):
     with monkeypatch.context() as patched:
-      looks = iter([[]])
-      whole = ocp.CheckpointManager._load_checkpoint_infos
-      patched.setattr(
-        ocp.CheckpointManager, "_load_checkpoint_infos", lambda *given, **named: next(looks, whole(*given, **named))
-      )
+      looks, whole = iter([False]), ocp.path.step.is_path_finalized
+      patched.setattr(ocp.path.step, "is_path_finalized", lambda *given, **named: next(looks, whole(*given, **named)))
       assert checkpoint.digest(tmp_path)["step"] == 1
 
   def test_a_folder_that_can_never_be_listed_is_not_taken_for_empty(self, tmp_path, other, monkeypatch):
     def gone(*_, **__):
       raise FileNotFoundError("1")
 
-    monkeypatch.setattr(ocp.CheckpointManager, "_load_checkpoint_infos", gone)
+    monkeypatch.setattr(ocp.path.step, "is_path_finalized", gone)
     with pytest.raises(FileNotFoundError):
       checkpoint.reader(tmp_path)
 
@@ -418,7 +415,7 @@ class TestALaterRunTakesTheFolder:
 
 def steps_of_another(workdir: pathlib.Path) -> checkpoint.CheckpointManager:
   """The steps of another run, which has not begun to save yet."""
-  return checkpoint.CheckpointManager(manifest.root(workdir), ocp.CheckpointManagerOptions())
+  return checkpoint.CheckpointManager(manifest.root(workdir), checkpoint.Schedule())
 
 
 class TestFailedSaves:
