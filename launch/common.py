@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = ROOT / "build" / "launch"  # scripts, manifests and archives that launchers write
-REQUEUE = 75  # EX_TEMPFAIL: `sora train` was told to end, has saved, and asks to be run again
+REQUEUE = 75  # EX_TEMPFAIL: `sora train` was preempted, has saved, and asks to be run again
 NO_ANSWER = 124  # as timeout(1) has it
 LONGEST_PAUSE = 600.0  # seconds
 

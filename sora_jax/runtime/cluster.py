@@ -74,7 +74,7 @@ def _in_pod(env: Mapping[str, str]) -> bool:
 
 def ask_jax(address: str | None, devices: Sequence[int] | None) -> Place:
   """The place that JAX finds; what is given stays."""
-  from jax._src import clusters  # what `jax.distributed.initialize` itself asks
+  from jax._src import clusters  # what `jax.distributed.initialize` asks; it has no public name
 
   detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
   found = detect(address, None, None, devices, None, SECONDS)

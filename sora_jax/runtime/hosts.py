@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from sora_jax.runtime import rendezvous
+from sora_jax.runtime import rendezvous, watchdog
 from sora_jax.runtime.cluster import HostsError, Place, place
 from sora_jax.runtime.preemption import REQUEUE, Preempted, Preemption
-from sora_jax.runtime.watchdog import Watchdog, told
+from sora_jax.runtime.watchdog import Watchdog
 
 LIMIT, SECONDS = "SORA_HOST_SECONDS", 600.0  # how long a host may be late, or in one step; the variable changes it
 LONG = 24 * 3600.0  # for work of unknown length
@@ -55,7 +55,7 @@ class Hosts:
 
   def named(self, numbers: Iterable[int]) -> str:
     """ "host 1 (its machine)", for messages."""
-    return told(numbers, self.names)
+    return watchdog.named(numbers, self.names)
 
   def at(self, phase: str, step: int = 0, seconds: float | None = None) -> None:
     """Says what this host begins: a phase, or a step of one. All hosts enter the same phases in the same order.
@@ -130,12 +130,12 @@ ALONE = Hosts()  # it has no state, so one is enough
 class Group(Hosts):
   """One of several hosts. In another process that this one starts, it is `Hosts`."""
 
-  def __init__(self, client: Any, index: int, names: Mapping[int, str], watchdog: Watchdog, limit: float = SECONDS):
+  def __init__(self, client: Any, index: int, names: Mapping[int, str], liveness: Watchdog, limit: float = SECONDS):
     """
     Args:
       client: of JAX's distributed runtime.
     """
-    self.client, self.index, self.names, self.watchdog, self.limit = client, index, names, watchdog, limit
+    self.client, self.index, self.names, self.liveness, self.limit = client, index, names, liveness, limit
     self.count = len(names)
     self.failed = False
     self._calls: collections.Counter[str] = collections.Counter()
@@ -144,7 +144,7 @@ class Group(Hosts):
     return Hosts, ()
 
   def at(self, phase: str, step: int = 0, seconds: float | None = None) -> None:
-    self.watchdog.at(phase, step, seconds)
+    self.liveness.at(phase, step, seconds)
 
   def barrier(self, phase: str, seconds: float | None = None) -> None:
     self._meet(phase, "", seconds)
@@ -157,7 +157,7 @@ class Group(Hosts):
     seconds, key = self.limit if seconds is None else seconds, self._key(name)
     if self.index:
       try:
-        with self.watchdog.waiting(name):
+        with self.liveness.waiting(name):
           answer = json.loads(self.client.blocking_key_value_get(key, int(seconds * 1000)))
       except Exception:
         raise Overdue(f"waited {seconds:g} s for {self.named([0])}: {name}") from None
@@ -165,7 +165,7 @@ class Group(Hosts):
         raise HostsError(f"{self.named([0])}: {answer['error']}")
       return answer["value"]
     try:
-      with self.watchdog.waiting(name):
+      with self.liveness.waiting(name):
         value = work()
     except Exception as error:
       self.client.key_value_set(key, json.dumps({"error": one_line(error)}))
@@ -208,7 +208,7 @@ class Group(Hosts):
     seconds, key = self.limit if seconds is None else seconds, self._key(name)
     self._set(key, value)
     try:
-      with self.watchdog.waiting(name):
+      with self.liveness.waiting(name):
         self.client.wait_at_barrier(key, int(seconds * 1000))
     except Exception:
       late = self.names.keys() - self._all(key).keys()
@@ -250,21 +250,21 @@ class Group(Hosts):
 
   def part(self, status: int = 1) -> None:
     """The end that all hosts come to. Where one does not, `status` is that of this process."""
-    self.watchdog.status = status
+    self.liveness.status = status
     self.barrier("the end of the run")
-    self.watchdog.stop()
+    self.liveness.stop()
 
   def fail(self, error: BaseException) -> None:
     """Tells the others of an error that ends this host."""
     self.failed = True
     own = not (isinstance(error, Overdue) or any(ELSEWHERE.match(str(each)) for each in (error, error.__cause__)))
-    self.watchdog.fail(one_line(error), own)
+    self.liveness.fail(one_line(error), own)
 
   def leave_process(self) -> None:
     """At exit: ends the process at once where the run has failed."""
     if self.failed:
       sys.stdout.flush()
-      os._exit(self.watchdog.status)
+      os._exit(self.liveness.status)
 
 
 @contextlib.contextmanager
@@ -303,14 +303,18 @@ def join(found: Place, preemption: Preemption) -> Group:
   import jax  # before the rendezvous: a host that can't do so has not come
   from jax._src import distributed  # its client has no public name
 
-  machines, lines = rendezvous.call(found, seconds, preemption)
+  names, lines = rendezvous.call(found, seconds, preemption)
   # Signals are noted by `preemption`; JAX would take SIGTERM away from it.
   jax.config.update("jax_enable_preemption_service", False)
-  jax.distributed.initialize(
-    *found, cluster_detection_method="deactivate", initialization_timeout=int(seconds) + 1, shutdown_timeout_seconds=60
-  )
-  client, names = distributed.global_state.client, dict(enumerate(machines))
-  group = Group(client, found.index, names, Watchdog(client, found.index, names, seconds, lines), seconds)
+  with rendezvous.held(lines, names):
+    jax.distributed.initialize(
+      *found,
+      cluster_detection_method="deactivate",
+      initialization_timeout=int(seconds) + 1,
+      shutdown_timeout_seconds=60,
+    )
+  client = distributed.global_state.client
+  group = Group(client, found.index, names, Watchdog(client, found.index, names, seconds), seconds)
   atexit.register(group.leave_process)  # runs before JAX's own, which waits for hosts that are gone
   return group
 

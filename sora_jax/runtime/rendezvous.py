@@ -1,37 +1,41 @@
-"""The first thing that the processes of a run do: each tells host 0 that it is there, and all hear who is missing.
+"""The rendezvous: each process of a run tells host 0 that it has come, and all learn who is missing.
 
-JAX's own way in waits for all as well, but aborts every process when one does not come, and does not say which. A
-process sends one line, {"host": number, "name": its machine}, and gets two back: {"seconds": how long host 0 waits yet}
-at once; then {"names": [...]} when all have come, or {"missing": [...]}. Who has called and is gone has not come. Then
-the port is free for JAX, and the connections stay: one that breaks tells at once that the process at its other end is
-gone.
+JAX's own start waits for all as well, but aborts every process when one does not come, and names none. A process sends
+one line, {"host": number, "name": its machine}, and gets two back: {"seconds": how long host 0 waits yet} at once; then
+{"names": [...]} when all have come, or {"missing": [...]}. A process that came and has ended since has not come. Then
+the port is free for JAX, and the connections stay until JAX has started, to name a process that ends meanwhile.
 """
 
 import contextlib
 import errno
 import json
+import os
+import selectors
 import socket
+import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sora_jax.runtime.cluster import HostsError, Place
 from sora_jax.runtime.preemption import Preempted, Preemption, message
+from sora_jax.runtime.watchdog import named
 
 MOST = 2**20  # bytes of a line
 PAUSE = 0.2  # seconds between tries to reach host 0
-SLICE = 1.0  # seconds between looks at whether this process is told to end; and for a caller to speak
+SLICE = 1.0  # seconds between looks at whether this process is preempted; and for a caller to speak
 GRACE = 10.0  # seconds for the answer, after host 0 has waited as long as it does
-# Seconds without a word after which, and between which, the kernel asks whether the other machine is there; how often.
-KEEP = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+GOODBYE = b".\n"  # JAX has started here
 
 Lines = dict[int, socket.socket]  # by host
 
 
-def call(place: Place, seconds: float, preemption: Preemption) -> tuple[list[str], Lines]:
+def call(place: Place, seconds: float, preemption: Preemption) -> tuple[dict[int, str], Lines]:
   """Waits for all hosts.
 
   Returns:
-    The names of their machines, by number, and the connections: of host 0 to all others, of the others to it.
+    The names of their machines, and the connections: of host 0 to all others, of the others to it.
 
   Raises:
     HostsError: on every host that has come; names those that have not.
@@ -39,11 +43,11 @@ def call(place: Place, seconds: float, preemption: Preemption) -> tuple[list[str
   """
   address, count = place.address, place.count
   if place.index == 0:
-    answer, lines = _hear(address, count, time.monotonic() + seconds, preemption)
+    answer, lines = _wait_for_all(address, count, time.monotonic() + seconds, preemption)
   else:
-    answer, lines = _tell(address, place.index, seconds, preemption)
+    answer, lines = _call_host_0(address, place.index, seconds, preemption)
   if "names" in answer:
-    return answer["names"], lines
+    return dict(enumerate(answer["names"])), lines
   for line in lines.values():
     line.close()
   missing = ", ".join(map(str, answer["missing"]))
@@ -53,8 +57,48 @@ def call(place: Place, seconds: float, preemption: Preemption) -> tuple[list[str
   )
 
 
-def _hear(address: str, count: int, limit: float, preemption: Preemption) -> tuple[dict[str, Any], Lines]:
-  """Host 0: takes the calls, and answers all at once."""
+@contextlib.contextmanager
+def held(lines: Lines, names: Mapping[int, str]) -> Iterator[None]:
+  """Ends this process where another ends before it has left this context too, and names that one on stderr."""
+  left = threading.Event()
+  threading.Thread(target=_watch, args=(lines, names, left), name="rendezvous", daemon=True).start()
+  yield
+  for line in lines.values():
+    with contextlib.suppress(OSError):
+      line.sendall(GOODBYE)
+  left.set()
+
+
+def _watch(lines: Lines, names: Mapping[int, str], left: threading.Event) -> None:
+  with selectors.DefaultSelector() as waiting:
+    for host, line in lines.items():
+      waiting.register(line, selectors.EVENT_READ, host)
+    while waiting.get_map():
+      for key, _ in waiting.select():
+        waiting.unregister(key.fileobj)
+        said = _rest(lines[key.data])
+        if said.startswith(GOODBYE):
+          continue
+        gone = int(said) if said.strip().isdigit() else key.data  # where host 0 leaves, it says for whom
+        for line in lines.values():
+          with contextlib.suppress(OSError):
+            line.sendall(f"{gone}\n".encode())
+        print(f"sora: {named([gone], names)} ended while the hosts joined", file=sys.stderr, flush=True)
+        os._exit(1)
+  left.wait()
+  for line in lines.values():
+    line.close()
+
+
+def _rest(line: socket.socket) -> bytes:
+  try:
+    return line.recv(MOST)
+  except OSError:
+    return b""
+
+
+def _wait_for_all(address: str, count: int, limit: float, preemption: Preemption) -> tuple[dict[str, Any], Lines]:
+  """Host 0: takes the calls, and answers them all when the last has come or the time is over."""
   names, lines = {0: socket.gethostname()}, Lines()
   with _server(address, count, limit, preemption) as server:
     while (left := limit - time.monotonic()) > 0:
@@ -67,12 +111,11 @@ def _hear(address: str, count: int, limit: float, preemption: Preemption) -> tup
       except TimeoutError:
         continue
       try:
-        _keep(connection)
         said = _line(connection, SLICE, preemption)
         caller = _number(said["host"], count)
         _send(connection, {"seconds": limit - time.monotonic()})
         names[caller], lines[caller] = str(said["name"]), connection
-      except (OSError, ValueError, KeyError, TypeError):  # nobody of ours, or gone again
+      except (OSError, ValueError, KeyError, TypeError):  # not a process of this run, or it has ended again
         connection.close()
     else:
       lines = _there(lines)
@@ -123,8 +166,8 @@ def _number(value: Any, count: int) -> int:
   return value
 
 
-def _tell(address: str, index: int, seconds: float, preemption: Preemption) -> tuple[dict[str, Any], Lines]:
-  """The others: call until they are answered."""
+def _call_host_0(address: str, index: int, seconds: float, preemption: Preemption) -> tuple[dict[str, Any], Lines]:
+  """The other hosts: call until host 0 answers."""
   host, _, port = address.rpartition(":")
   said = {"host": index, "name": socket.gethostname()}
   limit = time.monotonic() + seconds
@@ -133,7 +176,6 @@ def _tell(address: str, index: int, seconds: float, preemption: Preemption) -> t
     connection = None
     try:
       connection = socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, SLICE))
-      _keep(connection)
       _send(connection, said)
       # Longer than this host would, where host 0 has come later.
       waits = _line(connection, left + GRACE, preemption)["seconds"]
@@ -155,14 +197,6 @@ def _stop_if_preempted(preemption: Preemption) -> None:
     raise Preempted(message(reason, "the hosts had not all come, and nothing is begun"))
 
 
-def _keep(connection: socket.socket) -> None:
-  """Has the connection break where the other machine is gone."""
-  connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-  for option, value in KEEP.items():
-    if hasattr(socket, option):  # not everywhere
-      connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
 def _send(connection: socket.socket, said: dict[str, Any]) -> None:
   connection.settimeout(SLICE)
   connection.sendall(json.dumps(said).encode() + b"\n")
@@ -180,14 +214,14 @@ def _line(connection: socket.socket, seconds: float, preemption: Preemption) -> 
     _stop_if_preempted(preemption)
     left = limit - time.monotonic()
     if left <= 0 or len(line) > MOST:
-      raise ValueError("no line of ours")
+      raise ValueError("not a line of the rendezvous")
     connection.settimeout(min(left, SLICE))
     with contextlib.suppress(TimeoutError):
       seen = connection.recv(MOST, socket.MSG_PEEK)
       if not seen:
-        raise ConnectionError("it has ended")
+        raise ConnectionError("the other process has ended")
       line += connection.recv(seen.find(b"\n") + 1 or len(seen))  # what follows is another line
   found = json.loads(line)
   if not isinstance(found, dict):
-    raise ValueError("no line of ours")
+    raise ValueError("not a line of the rendezvous")
   return found

@@ -38,7 +38,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def tried(path: str | os.PathLike, read: Callable[[], Found]) -> Found:
-  """What `read` makes of `path`; where that fails and it is in a bucket, it is tried again and told on stderr.
+  """What `read` makes of `path`; where that fails and it is in a bucket, it is tried again, and stderr says so.
 
   Raises:
     StorageError: all tries have failed.

@@ -1,8 +1,9 @@
-"""Who is late: every host of a run says what it is at, and the first host ends the run when one is gone or stuck.
+"""Liveness: every host says what it is at, and host 0 ends the run when one is silent or makes no progress.
 
-A host that waits in a collective can't notice anything itself. So a thread of each posts where its host is, and the
-first host's thread reads all posts. Its verdict, one line with the late host's name, ends every process. Connections
-that were left from the roll call break when a process ends, so that is known at once.
+JAX's own heartbeats abort all processes when one is gone, but tell neither which host is late nor in which phase, and a
+host that waits in a collective can't notice that itself. So a thread of each host posts its phase and step, and host
+0's thread reads all posts. Its verdict, one line with the name of the late host, ends every process before JAX would.
+Where host 0 itself dies, JAX ends the others.
 """
 
 import contextlib
@@ -10,25 +11,20 @@ import dataclasses
 import json
 import math
 import os
-import selectors
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sora_jax.runtime.rendezvous import Lines
-
 BEAT = 1.0  # seconds between posts
-SILENT = 60.0  # seconds without a post: the process is gone, or its machine
+SILENT = 60.0  # seconds without a post: the process is gone, or its machine; JAX aborts all after 100
 RECENT = 5  # beats without a post, after which nobody is said to make no progress: it may be the silent one's fault
 FIRST_TIME = 6.0  # times as long may a host be in a phase that it enters for the first time: it compiles, or reads
-LINGER = 3.0  # seconds that the first host, without which nobody hears anything, leaves after its verdict
+LINGER = 3.0  # seconds that host 0, which serves the verdict, stays after it
 ROUND = 1000  # more phases than lie between two places where all hosts wait for each other
 NAMED = 8  # hosts in a message
-GOODBYE = b"."  # on a line, before a good end
-LISTEN = 60.0  # seconds of one wait for the verdict
+LISTEN = 5.0  # seconds of one wait for the verdict
 POSTS, VERDICT = "sora/at/", "sora/verdict"
 
 
@@ -60,13 +56,7 @@ class Post:
     return f"{self.phase} {self.step}" if self.step else self.phase
 
 
-def verdict(
-  posts: Mapping[int, Post],
-  quiet: Mapping[int, float],
-  names: Mapping[int, str],
-  silent: float,
-  gone: Iterable[int] = (),
-) -> str:
+def verdict(posts: Mapping[int, Post], quiet: Mapping[int, float], names: Mapping[int, str], silent: float) -> str:
   """Why the run ends, or "".
 
   Args:
@@ -74,29 +64,26 @@ def verdict(
     quiet: seconds since it came, or since the start, in which host 0 looked.
     names: of all hosts.
     silent: seconds after which a host that posts nothing is lost.
-    gone: hosts whose processes have ended.
   """
   failed = {host: post for host, post in posts.items() if post.error}
   waited = {host for host, post in failed.items() if post.age + quiet[host] > silent + LINGER}
   for host in [host for host, post in failed.items() if post.own]:
-    return f"{told([host], names)} failed in {posts[host].where}: {posts[host].error}"
+    return f"{named([host], names)} failed in {posts[host].where}: {posts[host].error}"
   last = lambda host: f"last in {posts[host].where if host in posts else 'the start'}"
-  if gone := sorted(gone):
-    return f"{told(gone, names)}: the process has ended, {last(gone[0])}"
   if lost := [host for host in names if quiet[host] > silent]:
-    return f"{told(lost, names)}: nothing heard for {silent:g} s, {last(lost[0])}"
+    return f"{named(lost, names)}: nothing heard for {silent:g} s, {last(lost[0])}"
   if posts.keys() >= names.keys() and max(quiet.values()) < RECENT * BEAT:
     behind = min((post.stage, post.step) for post in posts.values())
     late = {host: post for host, post in posts.items() if (post.stage, post.step) == behind}
-    if all(post.age > post.limit for post in late.values()):  # the last to come there sets the others free
+    if all(post.age > post.limit for post in late.values()):  # the last to come there frees the others
       post = next(iter(late.values()))
-      return f"{told(late, names)} in {post.where} for {post.age:.0f} s: no progress"
+      return f"{named(late, names)} in {post.where} for {post.age:.0f} s: no progress"
   for host in waited:  # nobody is gone, so it was the network, or a device
-    return f"{told([host], names)} failed in {posts[host].where}: {posts[host].error}"
+    return f"{named([host], names)} failed in {posts[host].where}: {posts[host].error}"
   return ""
 
 
-def told(hosts: Iterable[int], names: Mapping[int, str]) -> str:
+def named(hosts: Iterable[int], names: Mapping[int, str]) -> str:
   """ "host 1 (b)", or "hosts 1 (b), 2 (c) and 5 more"."""
   hosts = sorted(hosts)
   listed = ", ".join(f"{host} ({names.get(host, 'unknown')})" for host in hosts[:NAMED])
@@ -107,25 +94,23 @@ def told(hosts: Iterable[int], names: Mapping[int, str]) -> str:
 class Watchdog:
   """The threads of one host."""
 
-  def __init__(self, client: Any, index: int, names: Mapping[int, str], seconds: float, lines: Lines):
+  def __init__(self, client: Any, index: int, names: Mapping[int, str], seconds: float):
     """
     Args:
       client: of JAX's distributed runtime.
       seconds: that a host may be in one step.
-      lines: connections to others.
     """
-    self.client, self.index, self.names, self.seconds, self.lines = client, index, names, seconds, lines
+    self.client, self.index, self.names, self.seconds = client, index, names, seconds
     self.silent = min(SILENT, seconds)
     self.status = 1  # of this process, where the run is ended
     self._now = Post(0, 0, "the start", 0, 0.0, math.inf), time.monotonic()
     self._entered: set[str] = set()
     self._posts: dict[int, Post] = {}
     self._quiet, self._judged = dict.fromkeys(names, 0.0), time.monotonic()
-    self._gone: set[int] = set()
     self._unheard = 0.0  # seconds since host 0 took a post of this one
     self._verdict, self._leaving = "", False
     self._ended, self._stop = threading.Event(), threading.Event()
-    for thread in (self._post, self._listen, self._hold):
+    for thread in (self._post, self._listen):
       threading.Thread(target=thread, name="watchdog", daemon=True).start()
 
   def at(self, phase: str, step: int = 0, seconds: float | None = None) -> None:
@@ -147,7 +132,7 @@ class Watchdog:
     self.at(before.phase, before.step, before.limit)
 
   def fail(self, error: str, own: bool) -> None:
-    """Tells the others of an error that ends this host, and waits for the verdict."""
+    """Reports an error that ends this host, and waits for the verdict."""
     self._leaving = True
     self._now = dataclasses.replace(self._now[0], error=error, own=own), time.monotonic()
     self._ended.wait(2 * LINGER if own else self.silent + 4 * LINGER)
@@ -156,9 +141,6 @@ class Watchdog:
     """The run has ended well."""
     self._stop.set()
     self.client.key_value_set(VERDICT, "", allow_overwrite=True)
-    for line in self.lines.values():
-      with contextlib.suppress(OSError):
-        line.sendall(GOODBYE)
 
   def _post(self) -> None:
     """The thread that tells where this host is; the first host's judges."""
@@ -173,7 +155,7 @@ class Watchdog:
         if not self.index and (found := self._judge()):
           self.client.key_value_set(VERDICT, found)
           return
-      except Exception:  # the network failed for a moment, or host 0 is gone, which `_hold` sees
+      except Exception:  # the network failed for a moment, or for good, which `_listen` sees
         continue
 
   def _judge(self) -> str:
@@ -186,44 +168,23 @@ class Watchdog:
     for host in self.names:
       self._quiet[host] = 0.0 if beats(found, host) > beats(self._posts, host) else self._quiet[host] + passed
     self._posts = found
-    return verdict(found, self._quiet, self.names, self.silent, self._gone)
-
-  def _hold(self) -> None:
-    """The thread that holds the lines, and sees which break, and whether host 0, which judges the others, is there."""
-    looked = time.monotonic()
-    with selectors.DefaultSelector() as waiting:
-      for host, line in self.lines.items():
-        waiting.register(line, selectors.EVENT_READ, host)
-      while waiting.get_map() and not self._stop.is_set():
-        for key, _ in waiting.select(BEAT):
-          waiting.unregister(key.fileobj)
-          if not _says_goodbye(self.lines[key.data]) and not self._stop.is_set():
-            self._lose(key.data, "the process has ended")
-        looked, before = time.monotonic(), looked
-        self._unheard += min(looked - before, 2 * BEAT)
-        if self.index and self._unheard > self.silent and not self._stop.is_set():
-          self._lose(0, f"nothing heard for {self.silent:g} s")
-          return
-
-  def _lose(self, host: int, why: str) -> None:
-    """Host 0 judges a host that is gone with the next beat; where host 0 is, JAX is about to abort all others."""
-    self._gone.add(host)
-    if self.index:
-      _say(f"{told([0], self.names)}: {why}, when this one was in {self._now[0].where}")
-      self._ended.set()
-      if not self._leaving:
-        os._exit(self.status)
+    return verdict(found, self._quiet, self.names, self.silent)
 
   def _listen(self) -> None:
     """The thread that waits for the verdict and ends the process, unless the main thread is at that."""
     while not self._verdict:
+      began = time.monotonic()
       try:
         self._verdict = self.client.blocking_key_value_get(VERDICT, int(LISTEN * 1000))
         if not self._verdict:
           return  # all has ended well
-      except Exception as error:
-        if self._stop.is_set() or "DEADLINE_EXCEEDED" not in str(error):
-          return  # host 0 is gone, which `_hold` sees
+      except Exception:  # there is none yet, or host 0 does not answer
+        if self._stop.wait(0 if time.monotonic() - began > BEAT else BEAT):
+          return
+      self._unheard += min(time.monotonic() - began, 2 * LISTEN)  # a pause of this host is not host 0's silence
+      if self.index and self._unheard > self.silent and not self._verdict:
+        where = self._now[0].where
+        self._verdict = f"{named([0], self.names)}: nothing heard for {self.silent:g} s, when this one was in {where}"
     if not (self._leaving and self._now[0].own):  # the main thread says the same
       _say(self._verdict)
     if not self.index:
@@ -231,13 +192,6 @@ class Watchdog:
     self._ended.set()
     if not self._leaving:
       os._exit(self.status)
-
-
-def _says_goodbye(line: socket.socket) -> bool:
-  try:
-    return bool(line.recv(1))
-  except OSError:
-    return False
 
 
 def _say(text: str) -> None:

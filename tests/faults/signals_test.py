@@ -1,5 +1,5 @@
 """Signals to real runs, in every phase: what is begun is finished and saved, the exit status is 75, and the same
-command ends with the same bits as a run that was never told to end."""
+command ends with the same bits as a run that was never preempted."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def tell(
     try:
       deadline = time.monotonic() + PATIENCE
       while not ready(workdir):
-        assert process.poll() is None, f"the run ended before it was told to: {process.stderr.read()[-2000:]}"
+        assert process.poll() is None, f"the run ended before it was preempted: {process.stderr.read()[-2000:]}"
         assert time.monotonic() < deadline, "the run never came so far"
         time.sleep(0.005)
       for number in signals:
@@ -128,7 +128,7 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
 
 
 def assert_goes_on(whole: pathlib.Path, workdir: pathlib.Path, saved: int | None, **changes: str) -> None:
-  """The same command ends as a run that was never told to end, and has taken no step twice."""
+  """The same command ends as a run that was never preempted, and has taken no step twice."""
   found = finish(workdir, **changes)
   assert (found["resumed_from"], found["steps_run"], found["step"]) == (saved, STEPS - (saved or 0), STEPS)
   assert found["goodput"]["lost_steps"] == 0
@@ -151,7 +151,7 @@ TERM, INTERRUPT, WARNING = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
     pytest.param(saving, (TERM, TERM), id="save"),
   ],
 )
-def test_told_while_the_transformer_trains(whole, tmp_path, ready, signals):
+def test_preempted_while_the_transformer_trains(whole, tmp_path, ready, signals):
   """F12 and F13: in a step, a sample and a save, once and again."""
   workdir = prepared(whole, tmp_path / "w")
   said = tell(workdir, ready, signals)
@@ -162,7 +162,7 @@ def test_told_while_the_transformer_trains(whole, tmp_path, ready, signals):
 
 
 @pytest.mark.slow
-def test_told_while_xla_compiles(whole, tmp_path):
+def test_preempted_while_xla_compiles(whole, tmp_path):
   """F12."""
   workdir = prepared(whole, tmp_path / "w")
   said = tell(workdir, in_phase("compile"), (TERM, TERM), cold=True)
@@ -172,7 +172,7 @@ def test_told_while_xla_compiles(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_told_while_the_autoencoder_trains_and_while_latents_are_made(whole, tmp_path):
+def test_preempted_while_the_autoencoder_trains_and_while_latents_are_made(whole, tmp_path):
   """F12: while clips are encoded."""
   workdir = tmp_path / "w"
   said = tell(workdir, reached(3, "autoencoder"), (TERM,))
@@ -185,7 +185,7 @@ def test_told_while_the_autoencoder_trains_and_while_latents_are_made(whole, tmp
 
 
 @pytest.mark.slow
-def test_workers_that_are_told_too_go_on(whole, tmp_path):
+def test_workers_that_get_the_signal_too_go_on(whole, tmp_path):
   """F13."""
   workdir = prepared(whole, tmp_path / "w")
   workers = {"data.workers": "2"}
@@ -217,7 +217,7 @@ def test_workers_end_with_a_run_that_is_killed(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_alone_that_is_told_ends_nothing(whole, tmp_path):
+def test_a_signal_to_a_worker_alone_ends_nothing(whole, tmp_path):
   """F13."""
   workdir = prepared(whole, tmp_path / "w")
   with start(workdir, **{"data.workers": "1"}) as process:
@@ -233,18 +233,18 @@ def test_a_worker_alone_that_is_told_ends_nothing(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
+def test_one_host_that_is_preempted_ends_all_after_the_same_step(whole, tmp_path):
   """F12, on two hosts."""
   workdir, saved = prepared(whole, tmp_path / "w"), 0
   (workdir / "config.json").unlink()
   longer = {"train.steps": "2000", "train.checkpoint_every": "500", "train.preview_every": "0"}
-  for told, reason in ((1, "another host, which was told to"), (0, "SIGTERM")):
+  for who, reason in ((1, "the preemption of another host"), (0, "SIGTERM")):
     with several.started([words(workdir, **longer)] * 2, tmp_path) as hosts:
       deadline = time.monotonic() + PATIENCE
       while not reached(saved + 3)(workdir):
         assert time.monotonic() < deadline and all(each.poll() is None for each in hosts)
         time.sleep(0.005)
-      hosts[told].send_signal(TERM)
+      hosts[who].send_signal(TERM)
       found = several.ended(hosts, tmp_path, PATIENCE)
     assert [each.code for each in found] == [preemption.REQUEUE] * 2, found
     lines = [each.err.splitlines()[-1] for each in found]
@@ -252,7 +252,7 @@ def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
     assert before < saved < before + 200 and account(workdir)["lost_steps"] == 0
     assert lines[0] == f"sora: ended by {reason}: transformer: step {saved} of 2000 is saved; {GOES_ON}"
     assert lines[1].partition("transformer")[2] == lines[0].partition("transformer")[2]
-    assert lines[told].startswith("sora: ended by SIGTERM: ")
+    assert lines[who].startswith("sora: ended by SIGTERM: ")
   assert account(workdir)["starts"] == 2
 
 
@@ -266,7 +266,7 @@ def test_one_host_that_is_told_ends_all_after_the_same_step(whole, tmp_path):
     pytest.param(saving, r"transformer: step \d+ of 40 is saved", id="save"),
   ],
 )
-def test_one_host_that_is_told_in_any_phase_ends_all_alike(whole, tmp_path, ready, saved):
+def test_one_host_that_is_preempted_in_any_phase_ends_all_alike(whole, tmp_path, ready, saved):
   """F12, on two hosts; in a step, see above."""
   workdir = prepared(whole, tmp_path / "w")
   (workdir / "config.json").unlink()
@@ -283,8 +283,8 @@ def test_one_host_that_is_told_in_any_phase_ends_all_alike(whole, tmp_path, read
   assert [each.code for each in found] == [preemption.REQUEUE] * 2, found
   lines = [each.err.splitlines()[-1] for each in found]
   assert lines[0].startswith("sora: ended by another host") and lines[1].startswith("sora: ended by SIGTERM"), lines
-  told = [line.partition(": ")[2].partition(": ")[2] for line in lines]
-  assert told[0] == told[1] and re.match(saved, told[0]), told
+  said = [line.partition(": ")[2].partition(": ")[2] for line in lines]
+  assert said[0] == said[1] and re.match(saved, said[0]), said
   before = max(steps_of(workdir), default=0)
   with several.started(commands, tmp_path, **cold) as hosts:
     found = several.ended(hosts, tmp_path, PATIENCE)

@@ -173,12 +173,12 @@ class TestPreemption:
 
   @pytest.mark.slow
   def test_the_status_is_the_same_where_another_is_killed_meanwhile(self, tmp_path):
-    with several.started(several.python(KILLED, 2), tmp_path) as processes:
+    with several.started(several.python(KILLED, 2), tmp_path, SORA_HOST_SECONDS="10") as processes:
       found = several.ended(processes, tmp_path, 60)
     assert [each.code for each in found] == [preemption.REQUEUE, -signal.SIGKILL], found[0].err
-    assert "sora: host 1 (" in found[0].err and "): the process has ended" in found[0].err
+    assert "sora: host 1 (" in found[0].err and "): nothing heard for 10 s" in found[0].err
 
-  def test_an_end_to_which_another_does_not_come_is_told_to_all(self, monkeypatch):
+  def test_an_end_to_which_another_does_not_come_is_reported_to_all(self, monkeypatch):
     told, statuses, names = [], [], dict(enumerate("ab"))
     watching = types.SimpleNamespace(status=1, fail=lambda *given: told.append(given))
 

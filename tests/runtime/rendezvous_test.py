@@ -1,8 +1,9 @@
-"""The rendezvous: all come and hear each other's names, or all that came hear who is missing."""
+"""The rendezvous: all come and learn each other's names, or all that came learn who is missing."""
 
 import concurrent.futures
 import contextlib
 import json
+import re
 import signal
 import socket
 import threading
@@ -55,10 +56,10 @@ def names(monkeypatch):
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]], ids=["the first waits", "the others wait"])
-def test_all_that_come_hear_all_names(address, order):
+def test_all_that_come_learn_all_names(address, order):
   found = called(address, 4, order, late=0.05)
-  assert len({tuple(each) for each in found}) == 1
-  assert sorted(found[0]) == [f"machine-{thread}" for thread in range(4)]
+  assert all(each == found[0] for each in found) and list(found[0]) == [0, 1, 2, 3]
+  assert sorted(found[0].values()) == [f"machine-{thread}" for thread in range(4)]
 
 
 def test_the_port_is_free_while_the_lines_are_kept_and_a_line_tells_who_is_gone(address):
@@ -77,7 +78,7 @@ def test_the_port_is_free_while_the_lines_are_kept_and_a_line_tells_who_is_gone(
     line.close()
 
 
-def test_all_that_came_hear_who_is_missing(address):
+def test_all_that_came_learn_who_is_missing(address):
   found = called(address, 5, [0, 2], seconds=1.0)
   assert [str(error) for error in found] == [
     f"waited 1 s for hosts 1, 3, 4 of 5 at {address}: not started, ended again, or no way from there to that address"
@@ -115,7 +116,7 @@ def test_one_that_called_and_is_gone_is_waited_for_until_it_comes_again(address)
     assert not first.done() and not others.done()
     again = pool.submit(called, address, 3, [1])
     found = [each.result()[0] for each in (first, others, again)]
-  assert [len(each) for each in found] == [3, 3, 3] and "gone" not in found[0]
+  assert [len(each) for each in found] == [3, 3, 3] and "gone" not in found[0].values()
 
 
 @pytest.mark.parametrize("who", [[0], [0, 2]], ids=["while others lack", "as the last comes"])
@@ -151,6 +152,38 @@ def test_who_is_preempted_stops(address, monkeypatch, where):
     with pytest.raises(preemption.Preempted, match="ended by SIGTERM: .* the same command goes on from there"):
       waiting.result()
     assert time.monotonic() - began < 3.0
+
+
+HELD = """
+import os, signal, sys, time
+from sora_jax.runtime import rendezvous
+from sora_jax.runtime.cluster import place
+from sora_jax.runtime.preemption import Preemption
+
+where = place(os.environ)
+names, lines = rendezvous.call(where, 30.0, Preemption())
+with rendezvous.held(lines, names):
+  if where.index == int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(0.5 if sys.argv[1] == "-1" else 60.0)
+time.sleep(0.2 * where.index)  # one after another, and nobody minds
+print("joined")
+"""
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_one_that_ends_while_jax_starts_ends_all_and_is_named(tmp_path, who):
+  with several.started([[*words, str(who)] for words in several.python(HELD, 3)], tmp_path) as processes:
+    found = several.ended(processes, tmp_path, 30)
+  for host, each in enumerate(found):
+    assert each.code == (-signal.SIGKILL if host == who else 1)
+    assert host == who or re.fullmatch(rf"sora: host {who} \(.+\) ended while the hosts joined\n", each.err)
+
+
+def test_hosts_that_have_joined_may_end_when_they_like(tmp_path):
+  with several.started([[*words, "-1"] for words in several.python(HELD, 3)], tmp_path) as processes:
+    found = several.ended(processes, tmp_path, 30)
+  assert [(each.code, each.out, each.err) for each in found] == [(0, "joined\n", "")] * 3
 
 
 @pytest.fixture

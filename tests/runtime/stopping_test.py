@@ -92,7 +92,7 @@ def test_a_step_that_comes_after_an_earlier_loop_s_is_asked_at_once(monkeypatch)
 
 @pytest.mark.parametrize(("mine", "reason"), [(0, "the preemption of another host"), (15, "SIGTERM")])
 def test_a_phase_ends_on_all_hosts_if_one_was_preempted_before_any_of_them_came_there(mine, reason):
-  """Whoever comes first must wait for what the others were told: flags that they have not set yet are no answer."""
+  """Whoever comes first must wait for the others' answers: flags that they have not set yet are no answer."""
 
   class Two(Hosts):
     count = 2
