@@ -57,6 +57,8 @@ BANNED_NAMES = {
 }
 BANNED_CALLS = {"eval": "parse the text instead", "exec": "write the code out"}
 BANNED_FLAGS = {"shell": "pass the command as a list", "allow_pickle": "store plain arrays"}
+# Where JAX has no public name for what is needed; each import says so.
+PRIVATE = {"runtime/cluster.py", "runtime/hosts.py"}
 # What one host reads is a matter of numbers (its share of a batch): a job asks the other hosts, before or after.
 COLLECTIVE = tuple(f"{PACKAGE}.runtime.{name}" for name in ("hosts", "run", "stopping"))
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
@@ -263,6 +265,14 @@ def collective_violations(root: pathlib.Path) -> Iterator[str]:
           yield f"{path}:{line}: data imports {min(found)}; let the job ask the other hosts"
 
 
+def private_violations(root: pathlib.Path) -> Iterator[str]:
+  for path in sources(root):
+    if inside(path, root) not in PRIVATE:
+      for line, module, name in imported(parse(path), list(path.relative_to(root).parent.parts)):
+        if any(re.match("_[^_]", each) for each in [*module.split("."), name]):
+          yield f"{path}:{line}: {module} {name} is private; use the library's public interface"
+
+
 def leaves(config: ml_collections.ConfigDict) -> int:
   values = [value for _, value in config.items(preserve_field_references=True)]
   return sum(leaves(value) if isinstance(value, ml_collections.ConfigDict) else 1 for value in values)
@@ -400,6 +410,14 @@ BROKEN: dict[Check, list[tuple[str, str, str]]] = {
       "sora_jax/data/sources.py",
       "\nfrom ..runtime.run import Run\n",
       "sources.py:2: data imports sora_jax.runtime.run",
+    ),
+  ],
+  private_violations: [
+    ("sora_jax/clips.py", "from jax._src import clusters\n", "clips.py:1: jax._src clusters is private"),
+    (
+      "sora_jax/clips.py",
+      "\nimport orbax.checkpoint._src.path\n",
+      "clips.py:2: orbax.checkpoint._src.path  is private",
     ),
   ],
   config_violations: [
