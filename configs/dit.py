@@ -65,6 +65,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   autoencoder.steps = 100_000
   autoencoder.learning_rate = 5e-3
   autoencoder.kl_weight = 1e-6
+  autoencoder.dtype = "bfloat16"  # of its blocks; what is encoded and decoded later is computed in it too
+  autoencoder.remat = "full"  # what its backward pass computes again: "none" or "full"
 
   config.model = model = ml_collections.ConfigDict()
   model.width, model.depth, model.heads = VARIANTS[given.get("variant", "S")]
@@ -132,6 +134,7 @@ def shrink_to_laptop(config: ml_collections.ConfigDict) -> None:
   """The same program at a size that runs anywhere."""
   config.data.update(clips=64, sizes=("32x32", "40x24"), frames=(1, 5), max_frames=5, max_tokens=64)
   config.autoencoder.update(channels=8, stages=(((2, 4, 4), 32, 2),), crop=(5, 24, 24), batch=8, steps=20)
+  config.autoencoder.update(dtype="float32", remat="none")
   config.model.update(width=64, depth=2, heads=2, text_width=32, text_depth=1, text_heads=1, vocabulary=512)
   config.model.update(pixels=(16.0, 1024.0), dtype="float32", remat="none")
   config.diffusion.base_tokens = 64

@@ -42,7 +42,9 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"train/loop.py": 120}  # the loop is read from top to bottom, as a recipe
 PARAMETERS = 8
-CONFIG_LEAVES = 75  # every setting of a run in one file: data, ranks and the memory of a step took it past 60
+# Every setting of a run is in one file: data, ranks and the memory of a step took it past 60; weight decay, uniform
+# noise levels and the autoencoder's own dtype and remat to 75.
+CONFIG_LEAVES = 85
 # A config is loaded by its path and may build on another: pathlib and runpy reach that file from anywhere.
 CONFIG_IMPORTS = {"ml_collections", "configs", "pathlib", "runpy"}
 
@@ -257,6 +259,15 @@ def mesh_axis_violations(root: pathlib.Path) -> Iterator[str]:
         yield f'{path}:{node.lineno}: names the mesh axis "{node.value}"; only sharding.py may, ask it'
 
 
+def platform_violations(root: pathlib.Path) -> Iterator[str]:
+  for path in sources(root):
+    if inside(path, root) == "sharding.py":
+      continue
+    for node in ast.walk(parse(path)):
+      if isinstance(node, ast.Attribute) and node.attr == "default_backend":
+        yield f"{path}:{node.lineno}: asks JAX for its backend; sharding.platform() knows what is compiled for"
+
+
 def collective_violations(root: pathlib.Path) -> Iterator[str]:
   for path in sources(root):
     if unit_of(module_name(path, root)) == "data":
@@ -400,6 +411,9 @@ BROKEN: dict[Check, list[tuple[str, str, str]]] = {
   mesh_axis_violations: [
     ("sora_jax/clips.py", "\nx = P('fsdp')\n", 'clips.py:2: names the mesh axis "fsdp"'),
   ],
+  platform_violations: [
+    ("sora_jax/clips.py", "\nx = jax.default_backend()\n", "clips.py:2: asks JAX for its backend"),
+  ],
   collective_violations: [
     (
       "sora_jax/data/sources.py",
@@ -423,7 +437,7 @@ BROKEN: dict[Check, list[tuple[str, str, str]]] = {
   config_violations: [
     ("configs/dit.py", "import jax\n", "dit.py:1: a config imports jax"),
     ("configs/dit.py", "from sora_jax import clips\n", "a config imports sora_jax"),
-    ("configs/dit.py", config(76), "dit.py:1: 76 leaves"),
+    ("configs/dit.py", config(86), "dit.py:1: 86 leaves"),
   ],
 }
 CHECKS = tuple(BROKEN)

@@ -19,7 +19,11 @@ SMALL = {
   "model": {"width": 32, "depth": 2, "heads": 4, "text_width": 16, "text_depth": 1, "text_heads": 2, "vocabulary": 300},
   "train": {"steps": 4, "rows": 8, "ranks": 8, "row_tokens": 64, "row_text": 96, "row_segments": 8, "log_every": 1},
 }
-FLOAT = {"model": {"dtype": "float32", "pixels": "(16.0,1024.0)"}, "train": {"preview_every": 0, "warmup": 1}}
+FLOAT = {
+  "autoencoder": {"dtype": "float32"},
+  "model": {"dtype": "float32", "pixels": "(16.0,1024.0)"},
+  "train": {"preview_every": 0, "warmup": 1},
+}
 
 
 def losses(config: pathlib.Path, workdir: pathlib.Path, devices: int) -> list[float]:

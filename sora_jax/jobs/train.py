@@ -224,16 +224,17 @@ def train_autoencoder(
       tokens=lambda batch: (batch[0].size // 3 * place.shard.shard_count,) * 2,
       clips=lambda batch: [f"number {index}" for index in batch[1]],
     )
-    with fitting("autoencoder.batch or autoencoder.crop"):
+    with fitting("autoencoder.batch or autoencoder.crop", "autoencoder.remat=full"):
       return fit(task, batches, LoopConfig.of(config, "autoencoder"), folder, mesh, meta(config), run)[1]
 
 
 @contextlib.contextmanager
-def fitting(smaller: str) -> Iterator[None]:
+def fitting(smaller: str, remat: str) -> Iterator[None]:
   """Tells what to do where a step needs more memory than the devices have.
 
   Args:
     smaller: the settings that make its batch smaller.
+    remat: the setting that has the backward pass compute more again, and its values.
 
   Raises:
     OutOfMemory: in the place of JAX's error.
@@ -245,7 +246,7 @@ def fitting(smaller: str) -> Iterator[None]:
       raise
     raise OutOfMemory(
       f"the devices have too little memory ({checkpoint.first_line(error)[:300]}): lower {smaller}, raise "
-      "train.accumulation, set model.remat=full or offload, or share the model and its rows among more devices with "
+      f"train.accumulation, set {remat}, or share the model and its rows among more devices with "
       "mesh.fsdp, mesh.tensor or mesh.context; `sora plan` shows what a step needs before it runs. The last "
       "checkpoint is as it was"
     ) from error
@@ -325,7 +326,7 @@ def train_dit(
       tokens=lambda batch: (int((batch.segments_BL > 0).sum()) * every, batch.segments_BL.size * every),
       clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
     )
-    with fitting("train.rows or train.row_tokens"):
+    with fitting("train.rows or train.row_tokens", "model.remat=full or offload"):
       return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config), run)[1]
 
 

@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sora_jax.errors import InputError
 from sora_jax.models import layers
 from sora_jax.patches import Grid, pad_edge
-from sora_jax.sharding import constrain
+from sora_jax.sharding import constrain, platform
 
 TIME_TAPS = 3  # a time mix sees its own frame and the two before
 EXPANSION = 4  # of the feed-forward in a block
+REMAT = ("none", "full")  # what the backward pass computes again: nothing, or all of a block but its input
 LEAST_VARIANCE = 1e-4  # of a component of the linear start, as a share of the largest one's
 FIRST_LOG_VARIANCE = -8.0  # of the posterior at initialisation: with more noise the decoder at first hears nothing else
 
@@ -41,14 +43,30 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-  channels: int  # values of one latent position
+  """Sizes of the autoencoder.
+
+  Attributes:
+    channels: values of one latent position.
+    dtype: what the blocks compute in; parameters, norms, the linear code and latents stay float32.
+    remat: what of a block is computed again in the backward pass, of REMAT.
+  """
+
+  channels: int
   stages: tuple[Stage, ...]
+  dtype: str = "float32"
+  remat: str = "none"
+
+  def __post_init__(self):
+    if self.remat not in REMAT:
+      raise InputError(f"autoencoder.remat is {self.remat!r}: it is one of {', '.join(REMAT)}")
 
   @classmethod
   def of(cls, section: Any) -> "AutoencoderConfig":
     """Of the `autoencoder` section of a config."""
     stages = tuple(Stage(tuple(shrink), width, depth) for shrink, width, depth in section.stages)
-    return cls(channels=section.channels, stages=stages)
+    # Configs of older runs have neither: those autoencoders were trained as the defaults say.
+    computing = {name: getattr(section, name) for name in ("dtype", "remat") if hasattr(section, name)}
+    return cls(section.channels, stages, **computing)
 
   @property
   def compression(self) -> tuple[int, int, int]:
@@ -109,7 +127,7 @@ class CausalBlock(nnx.Module):
   def __call__(self, x_BTHWC: jax.Array, past_BPHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The block's output, and the frames that the next chunk needs (P = TIME_TAPS - 1 frames)."""
     T = x_BTHWC.shape[1]
-    mixed = neighbours(layers.rms_norm(x_BTHWC), self.taps[...])
+    mixed = neighbours(layers.rms_norm(x_BTHWC), self.taps[...].astype(x_BTHWC.dtype))
     seen = jnp.concatenate([past_BPHWC, mixed], axis=1)
     recent = jnp.concatenate([seen[:, tap : tap + T] for tap in range(TIME_TAPS)], -1)
     return x_BTHWC + self.down(jax.nn.silu(self.mix_time(recent))), seen[:, T:]
@@ -126,37 +144,38 @@ def neighbours(x_BTHWC: jax.Array, taps_9C: jax.Array) -> jax.Array:
   return sum(frame * tap_C.reshape(1, 1, 1, 1, -1) for frame, tap_C in zip(shifted, taps_9C, strict=True))
 
 
-def empty_past(shape_BTHW: tuple[int, ...], stage: Stage) -> jax.Array:
-  """What the blocks of a stage have seen before a clip begins: nothing."""
-  B, _, H, W = shape_BTHW
-  return jnp.zeros((stage.depth, B, TIME_TAPS - 1, H, W, stage.width), jnp.float32)
-
-
-def run_blocks(blocks: CausalBlock, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Runs stacked blocks; `past` and the returned past are stacked (depth, B, P, H, W, C)."""
-  step = lambda carry, block_past: block_past[0](carry, block_past[1])
-  return jax.lax.scan(step, x, (blocks, past), unroll=jax.default_backend() == "cpu")
+def run_blocks(
+  blocks: CausalBlock, x_BTHWC: jax.Array, past: jax.Array | None, depth: int, remat: str
+) -> tuple[jax.Array, jax.Array]:
+  """Runs stacked blocks; `past` (None before a clip begins) and the returned past are (depth, B, P, H, W, C)."""
+  if past is None:
+    B, _, H, W, C = x_BTHWC.shape
+    past = jnp.zeros((depth, B, TIME_TAPS - 1, H, W, C), x_BTHWC.dtype)
+  call = lambda block, carry, seen: block(carry, seen)
+  run = call if remat == "none" else jax.checkpoint(call, prevent_cse=False)
+  step = lambda carry, block_past: run(block_past[0], carry, block_past[1])
+  return jax.lax.scan(step, x_BTHWC, (blocks, past), unroll=platform() == "cpu")
 
 
 class EncoderStage(nnx.Module):
-  def __init__(self, stage: Stage, channels_in: int, rngs: nnx.Rngs):
-    self.stage = stage
+  def __init__(self, stage: Stage, channels_in: int, remat: str, rngs: nnx.Rngs):
+    self.stage, self.remat = stage, remat
     self.stage_in = layers.Dense(math.prod(stage.shrink) * channels_in, stage.width, rngs, bias=True)
     self.blocks = layers.make_stack(lambda r: CausalBlock(stage.width, r), stage.depth, rngs)
 
   def __call__(self, x: jax.Array, past: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     x = self.stage_in(space_to_depth(x, self.stage.shrink, first=past is None))
-    return run_blocks(self.blocks, x, empty_past(x.shape[:4], self.stage) if past is None else past)
+    return run_blocks(self.blocks, x, past, self.stage.depth, self.remat)
 
 
 class DecoderStage(nnx.Module):
-  def __init__(self, stage: Stage, channels_out: int, rngs: nnx.Rngs):
-    self.stage = stage
+  def __init__(self, stage: Stage, channels_out: int, remat: str, rngs: nnx.Rngs):
+    self.stage, self.remat = stage, remat
     self.blocks = layers.make_stack(lambda r: CausalBlock(stage.width, r), stage.depth, rngs)
     self.stage_out = layers.Dense(stage.width, math.prod(stage.shrink) * channels_out, rngs, bias=True, scale=0.02)
 
   def __call__(self, x: jax.Array, past: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    y, new_past = run_blocks(self.blocks, x, empty_past(x.shape[:4], self.stage) if past is None else past)
+    y, new_past = run_blocks(self.blocks, x, past, self.stage.depth, self.remat)
     return depth_to_space(self.stage_out(layers.rms_norm(y)), self.stage.shrink, first=past is None), new_past
 
 
@@ -168,11 +187,12 @@ class Autoencoder(nnx.Module):
   def __init__(self, config: AutoencoderConfig, rngs: nnx.Rngs):
     self.config = config
     widths = [stage.width for stage in config.stages]
-    self.encoder = nnx.List(EncoderStage(s, w, rngs) for s, w in zip(config.stages, [3, *widths[:-1]], strict=True))
+    encoder = zip(config.stages, [3, *widths[:-1]], strict=True)
+    self.encoder = nnx.List(EncoderStage(s, w, config.remat, rngs) for s, w in encoder)
     self.latent_out = layers.Dense(widths[-1], 2 * config.channels, rngs, bias=True, scale=0.0)
     self.latent_in = layers.Dense(config.channels, widths[-1], rngs, bias=True)
     decoder = zip(reversed(config.stages), [*reversed(widths[:-1]), 3], strict=True)
-    self.decoder = nnx.List(DecoderStage(s, w, rngs) for s, w in decoder)
+    self.decoder = nnx.List(DecoderStage(s, w, config.remat, rngs) for s, w in decoder)
     # A linear code beside the networks: they start from the best linear autoencoder and learn what it lacks.
     block = 3 * math.prod(config.compression)
     self.linear_in = layers.Dense(block, config.channels, rngs)
@@ -189,22 +209,22 @@ class Autoencoder(nnx.Module):
     """
     x = constrain(frames_BTHWC, "batch", None, None, None, None)
     linear = self.linear_in(space_to_depth(x, self.config.compression, first=past is None))
-    pasts = []
+    x, pasts = x.astype(self.config.dtype), []
     for stage, seen in zip(self.encoder, past or [None] * len(self.encoder), strict=True):
       x, seen = stage(x, seen)
       pasts.append(seen)
-    mean, log_variance = jnp.split(self.latent_out(layers.rms_norm(x)), 2, -1)
+    mean, log_variance = jnp.split(self.latent_out(layers.rms_norm(x.astype(jnp.float32))), 2, -1)
     return linear + mean, jnp.clip(log_variance + FIRST_LOG_VARIANCE, -20.0, 10.0), pasts
 
   def reconstruct(self, raw_BthwC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
     """Raw latents -> frames (B, T, H, W, 3), about [-1, 1], and what the next chunk needs."""
-    x = self.latent_in(raw_BthwC)
+    x = self.latent_in(raw_BthwC).astype(self.config.dtype)
     linear = depth_to_space(self.linear_out(raw_BthwC), self.config.compression, first=past is None)
     pasts = []
     for stage, seen in zip(self.decoder, past or [None] * len(self.decoder), strict=True):
       x, seen = stage(x, seen)
       pasts.append(seen)
-    return constrain(linear + x, "batch", None, None, None, None), pasts
+    return constrain(linear + x.astype(jnp.float32), "batch", None, None, None, None), pasts
 
   def encode(self, frames_BTHWC: jax.Array, past: Any = None) -> tuple[jax.Array, list[jax.Array]]:
     """Frames -> normalised latents (the posterior's mean); chunks as in `posterior`."""

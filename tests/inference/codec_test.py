@@ -15,7 +15,7 @@ from sora_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sora_jax.patches import Grid
 from sora_jax.train.state import TrainState
 
-SECTION = types.SimpleNamespace(channels=3, stages=(((2, 2, 2), 8, 1),))
+SECTION = types.SimpleNamespace(channels=3, stages=(((2, 2, 2), 8, 1),), dtype="float32", remat="none")
 CONFIG = AutoencoderConfig.of(SECTION)
 
 
@@ -110,7 +110,7 @@ def test_a_workdir_of_another_autoencoder_is_refused(tmp_path):
   state = TrainState(drawn_params(5), {"count": np.int32(3)}, drawn_params(0), np.int32(3), np.zeros(2, np.uint32))
   with checkpoint.manager(tmp_path) as steps:
     checkpoint.save(steps, state, {}, {})
-  other = types.SimpleNamespace(channels=4, stages=SECTION.stages)
+  other = types.SimpleNamespace(**vars(SECTION) | {"channels": 4})
   with pytest.raises(checkpoint.CheckpointError, match="does not fit this config: ema/latent_in/kernel"):
     Codec.load(tmp_path, other)
 

@@ -1,5 +1,7 @@
 """The autoencoder: nothing sees a later frame, an image is a first frame, and chunks equal the whole clip."""
 
+import dataclasses
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 from hypothesis import strategies as st
 
+from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import (
   Autoencoder,
   AutoencoderConfig,
@@ -28,8 +31,8 @@ LATENT = (1, 4, 2, 2, 3)
 class Coder:
   """An autoencoder whose every parameter is drawn (fresh blocks are the identity), compiled once a shape."""
 
-  def __init__(self):
-    graph, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(CONFIG, nnx.Rngs(params=0))))
+  def __init__(self, config: AutoencoderConfig = CONFIG):
+    graph, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, nnx.Rngs(params=0))))
     rng = np.random.default_rng(0)
     size = lambda leaf: leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * size(leaf), jnp.float32)
@@ -149,6 +152,69 @@ def test_decoding_undoes_the_normalisation(coder, frames, latent):
   plain = {**coder.params, "latent_mean": jnp.zeros(3), "latent_std": jnp.ones(3)}
   raw = latent * np.asarray(coder.params["latent_std"]) + np.asarray(coder.params["latent_mean"])
   np.testing.assert_allclose(coder._decode(plain, raw, None)[0], coder.decode(latent)[0], atol=1e-5)
+
+
+def types_of_products(jaxpr) -> set[tuple[str, bool]]:
+  """The type of each product of matrices, and whether the backward pass makes it again."""
+  found = set()
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      found.add((equation.outvars[0].aval.dtype.name, False))
+    again = equation.primitive.name in ("remat2", "checkpoint", "remat")
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        found |= {(name, again or within) for name, within in types_of_products(inner)}
+  return found
+
+
+class TestDtypeAndRemat:
+  @pytest.fixture(scope="class")
+  def half(self) -> Coder:
+    return Coder(dataclasses.replace(CONFIG, dtype="bfloat16"))
+
+  def test_bfloat16_blocks_are_near_float32_and_return_float32(self, coder, half, frames, latent):
+    for found, wanted in (
+      (half.encode(frames)[0], coder.encode(frames)[0]),
+      (half.decode(latent)[0], coder.decode(latent)[0]),
+    ):
+      assert found.dtype == np.float32 and (found != wanted).any()
+      assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+
+  def test_blocks_compute_in_the_type_and_the_linear_code_in_float32(self, half, frames, latent):
+    for call, x in ((half._encode, frames), (half._decode, latent)):
+      kinds = {name for name, _ in types_of_products(jax.make_jaxpr(call)(half.params, x, None).jaxpr)}
+      assert kinds == {"bfloat16", "float32"}
+
+  def test_chunks_equal_the_whole_in_bfloat16_too(self, half, frames):
+    whole, _ = half.encode(frames)
+    first, past = half.encode(frames[:, : 1 + TIME])
+    later, _ = half.encode(frames[:, 1 + TIME :], past)
+    np.testing.assert_allclose(np.concatenate([first, later], 1), whole, atol=0.02 * np.abs(whole).max())
+
+  def test_remat_changes_what_is_kept_and_no_gradient(self, coder, frames, latent):
+    again = Coder(dataclasses.replace(CONFIG, remat="full"))
+    cotangent = np.ones(LATENT, np.float32)
+    trace = jax.make_jaxpr(again._pull_encode)(again.params, frames, cotangent).jaxpr
+    assert ("float32", True) in types_of_products(trace)
+    np.testing.assert_allclose(
+      again._pull_encode(again.params, frames, cotangent),
+      coder._pull_encode(coder.params, frames, cotangent),
+      atol=1e-5,
+    )
+    out = np.ones((1, FRAMES, HEIGHT, WIDTH, 3), np.float32)
+    np.testing.assert_allclose(
+      again._pull_decode(again.params, latent, out), coder._pull_decode(coder.params, latent, out), atol=1e-4
+    )
+
+  def test_another_remat_is_refused(self):
+    with pytest.raises(InputError, match="autoencoder.remat is 'attention': it is one of none, full"):
+      dataclasses.replace(CONFIG, remat="attention")
+
+  def test_a_run_s_settings_arrive(self, tiny_config):
+    tiny_config.autoencoder.update(dtype="bfloat16", remat="full")
+    found = AutoencoderConfig.of(tiny_config.autoencoder)
+    assert (found.dtype, found.remat) == ("bfloat16", "full")
 
 
 SHRINKS = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
