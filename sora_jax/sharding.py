@@ -31,9 +31,9 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
   "layers": ("fsdp",),  # of a stack of parameters, where each device takes whole ones
 }
 
-# The devices that share a row work on the same step as those that share the batch, so they share the weights as well.
+# Weights are sharded over the devices that share a row as well as over those that share the batch.
 FSDP = ("fsdp", "ring", "ulysses")
-FEW = 10**7  # parameters that any device may hold whole
+FEW = 10**7  # parameters, so few that any device can hold all of them
 
 # Parameter path -> the spec of its *last* dimensions; dimensions before them (stacked layers) are not split. Optimizer
 # moments match too: their paths end with their parameter's.
@@ -118,7 +118,7 @@ def split(name: str | None, size: int) -> tuple[str, ...] | None:
 
 
 def ways(name: str) -> int:
-  """How many parts a dimension of this logical name is split into; 1 without a mesh."""
+  """How many shards a dimension of this logical name has; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in AXIS_RULES[name]]))
 
@@ -162,7 +162,7 @@ def _dividing(axes: tuple[str, ...], size: int, mesh: Mesh | AbstractMesh) -> tu
 
 
 def unsplit(params: Any, mesh: Mesh | AbstractMesh) -> str | None:
-  """What to change where devices hold more than twice their part of many parameters, which the mesh does not divide.
+  """Advice where the mesh does not divide the parameters: devices hold over twice their share of many of them.
 
   Args:
     params: arrays or ShapeDtypeStructs.
@@ -218,9 +218,9 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-  """Which part of a batch this process reads, and of how many: processes that share rows read the same ones.
+  """(shard of the batch that this process reads, number of shards); processes that share rows read the same shard.
 
-  Its rows need not lie side by side, as on a TPU, where a process has a square of the torus.
+  The rows of a process need not be consecutive: on a TPU its devices are a square of the torus.
 
   Raises:
     ValueError: processes share some of their rows only.

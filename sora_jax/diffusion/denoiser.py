@@ -48,7 +48,7 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float, interval:
   def denoise(x_t_BLC: jax.Array, t_BL: jax.Array) -> jax.Array:
     acts_BL = (t_BL >= low) & (t_BL <= high)
     x_cond = conditional(x_t_BLC, t_BL)
-    # Half of the work, and of no use while no token is in the interval.
+    # The second network call is half of the work; it is skipped while no token is in the interval.
     x_free = jax.lax.cond(acts_BL.any(), unconditional, lambda x_t, t: x_cond, x_t_BLC, t_BL)
     return jnp.where(acts_BL[..., None], x_free + scale * (x_cond - x_free), x_cond)
 

@@ -46,10 +46,10 @@ def draw_times(batch: PackedBatch, key: jax.Array, levels: NoiseLevels) -> jax.A
 
 
 def corrupt(batch: PackedBatch, t_BS: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Noises the tokens that are not given.
+  """Adds noise to all tokens but the condition tokens.
 
   Returns:
-    x_t (B, L, C) and the noise level of every token (B, L); given and padding tokens have level 0.
+    x_t (B, L, C) and the noise level of every token (B, L); condition and padding tokens have level 0.
   """
   chex.assert_rank([batch.tokens_BLC, batch.segments_BL, t_BS], [3, 2, 2])
   keys_BS = noise.clip_keys(key, batch.clip_index_BS, "noise")
@@ -74,14 +74,14 @@ def velocity_errors(x_hat_BLC: jax.Array, batch: PackedBatch, t_BL: jax.Array) -
 
 
 def _predicted(batch: PackedBatch) -> jax.Array:
-  """Which tokens are of a segment and not given, bool (B, L, S)."""
+  """Which tokens belong to each segment and are no condition, bool (B, L, S)."""
   ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
   predicted_BL = (batch.segments_BL > 0) & ~batch.condition_BL
   return (batch.segments_BL[:, :, None] == ids_S[None, None]) & predicted_BL[:, :, None]
 
 
 def segment_weights(batch: PackedBatch, weighting: str) -> jax.Array:
-  """What each segment's error counts in the loss, (B, S): as a clip ("clip") or as many tokens ("token").
+  """The weight of each segment's error in the loss, (B, S): one a clip ("clip") or one a token ("token").
 
   Raises:
     ValueError: another weighting.

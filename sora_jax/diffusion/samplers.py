@@ -25,8 +25,8 @@ def sample(
   Args:
     denoise: the network, guidance included.
     noise_BLC: where the path starts.
-    condition_BLC: values of the tokens that are prompts; read where condition_BL holds.
-    condition_BL: bool, tokens that stay as given, at noise level 0.
+    condition_BLC: values of the condition tokens; read where condition_BL holds.
+    condition_BL: bool, tokens that stay as they are, at noise level 0.
     shift_BL: the size shift of each token's clip.
     steps: steps from noise to data.
     method: "euler" (one network call a step) or "heun" (two, but one at the last).

@@ -10,9 +10,9 @@ from flax import nnx
 
 @functools.lru_cache(maxsize=16)  # a deep transformer takes a tenth of a second
 def abstract(model: Callable[[Any, nnx.Rngs], nnx.Module], config: Hashable) -> tuple[nnx.GraphDef, Any]:
-  """What `model(config, rngs)` would be: its graph, for `nnx.merge`, and its parameters' shapes and types by name.
+  """The graph of `model(config, rngs)`, for `nnx.merge`, and the shapes and types of its parameters by name.
 
-  They lie nowhere: a mesh that is set where this is called first is not theirs.
+  Nothing is computed, and the shapes carry no sharding, whatever mesh is set.
   """
   graph, params = nnx.split(nnx.eval_shape(lambda: model(config, nnx.Rngs(params=0))))
   return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(params))

@@ -29,12 +29,14 @@ TIME_TAPS = 3  # a time mix sees its own frame and the two before
 EXPANSION = 4  # of the feed-forward in a block
 REMAT = ("none", "full")  # what the backward pass computes again: nothing, or all of a block but its input
 LEAST_VARIANCE = 1e-4  # of a component of the linear start, as a share of the largest one's
-FIRST_LOG_VARIANCE = -8.0  # of the posterior at initialisation: with more noise the decoder at first hears nothing else
+FIRST_LOG_VARIANCE = (
+  -8.0
+)  # of the posterior at initialisation: with more noise the decoder would first learn to ignore latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One level of the pyramid: how much it shrinks (time, rows, columns), how wide and how deep it is."""
+  """One level of the pyramid: its downsampling (time, rows, columns), its width and its number of blocks."""
 
   shrink: tuple[int, int, int]
   width: int
@@ -251,7 +253,7 @@ def linear_start(frames_BTHWC: np.ndarray, config: AutoencoderConfig) -> tuple[n
   """The best linear code of blocks of pixels: principal components, the largest first, each scaled to unit variance.
 
   A plain background has most of the variance of a clip and edges have little. Channels of unit variance that are
-  not correlated keep edges as far above a given noise level as the background.
+  not correlated keep edges as far above a noise level as the background.
 
   Args:
     frames_BTHWC: clips to fit, float32; at least as many blocks as a block has values is good.

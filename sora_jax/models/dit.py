@@ -85,7 +85,7 @@ class Block(nnx.Module):
       query_norm=head_norm(), key_norm=head_norm(), attention_out=layers.Dense(D, D, rngs, scale=0.0)
     )
     self.feed_forward = layers.SwiGLU(D, rngs)
-    # adaLN-single: this table is all that a block has of its own modulation (Chen et al. 2023, section 2.3).
+    # adaLN-single: a block adds this table to the modulation that all blocks share (Chen et al. 2023, section 2.3).
     self.table = nnx.Param(jnp.zeros((6, D), jnp.float32))
 
   def __call__(self, x_BLD, modulation_6BLD, segments_BL, rotary_BLh, text_BMD, text_segments_BM):
@@ -100,8 +100,8 @@ class Block(nnx.Module):
     query, key, value = (y.reshape(B, L, K, H) for y in self.qkv(layers.modulate(x, scale1, shift1)))
     query = layers.rotate(self.query_norm(query), cosine, sine)
     key = layers.rotate(self.key_norm(key), cosine, sine)
-    # Values turn with their token and back at the query, so what is gathered tells where it lay relative to the query
-    # (Miyato et al. 2024, "GTA", section 3).
+    # Values are rotated by their own position and the mean of them back by the query's: the result holds where a value
+    # lay relative to the query (Miyato et al. 2024, "GTA", section 3).
     value = layers.rotate(value, cosine, sine)
     mixed = attention(query, key, value, segments_BL, segments_BL, self.backend, ("tokens", "tokens"))
     mixed = layers.rotate(mixed, cosine, -sine).reshape(B, L, D)
@@ -136,7 +136,7 @@ class DiT(nnx.Module):
     """One prediction a token.
 
     Args:
-      x_BLC: noisy tokens; given tokens are clean.
+      x_BLC: noisy tokens; condition tokens are clean.
       t_BL: the noise level of every token, 0 clean to 1 noise.
       batch: segments, positions, sizes and captions; its own tokens are not read.
       caption_kept_BS: bool; where False the clip is seen with an empty caption.
@@ -178,8 +178,8 @@ class DiT(nnx.Module):
   def condition(self, t_BL: jax.Array, caption_BSD: jax.Array, batch: PackedBatch) -> jax.Array:
     """Noise level of each token, size and mean word vector of its clip -> (B, L, D), float32.
 
-    Words before the text encoder has mixed them: a pair of words that training never saw together is then a sum of
-    two that it knows.
+    The vectors are those before the text encoder's attention, so that two words that training never saw together are
+    the sum of two that it knows.
     """
     time_BLD = self.time_in(layers.fourier_features(t_BL, TIME_FEATURES, 1.0, 1000.0))
     size_BS4 = jnp.log(jnp.maximum(batch.size_BS4, 1e-3))

@@ -17,8 +17,8 @@ from sora_jax.models.attention.kernel import ATTENDED
 
 Block = TypeVar("Block", bound=nnx.Module)
 
-# What the backward pass of a block makes again: nothing, everything but its input, everything but what attention gave
-# (by far the dearest in a long row), or the same with that kept in the host's memory.
+# What the backward pass of a block computes again: nothing, all but its input, all but the outputs of attention (by far
+# the most expensive part of a long row), or the same with those outputs kept in the host's memory.
 REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -123,7 +123,7 @@ class SwiGLU(nnx.Module):
 
 @jax.checkpoint
 def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
-  """silu(gate) * up; made again in the backward pass, which is cheaper than storing its parts."""
+  """silu(gate) * up; computed again in the backward pass, which is cheaper than storing both factors."""
   return jax.nn.silu(gate) * up
 
 

@@ -58,7 +58,7 @@ class TextEncoder(nnx.Module):
 
   def words(self, text_BM: np.ndarray | jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Each token's own vector (B, M, D), before attention has mixed it with its neighbours."""
-    # Whole on every device before it is read: the partitioner has no good way to read a table that is split by width.
+    # The table is gathered to every device first: the partitioner has no good way to index one that is split by width.
     return constrain(self.embedding[...].astype(dtype), None, None)[text_BM]
 
   def __call__(self, text_BM: np.ndarray | jax.Array, segments_BM: jax.Array, dtype: jnp.dtype) -> jax.Array:

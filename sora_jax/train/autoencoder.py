@@ -72,7 +72,7 @@ class AutoencoderTask:
     return contact_sheet(pairs)
 
   def finish(self, params: Params) -> Params:
-    """Fills in the latents' mean and standard deviation a channel, over the probe."""
+    """Fills in the latents' mean and standard deviation of each channel, over the probe."""
     parts = [
       np.asarray(self._mean(params, self.probe[i : i + STATISTICS_BATCH]))
       for i in range(0, len(self.probe), STATISTICS_BATCH)
@@ -85,6 +85,6 @@ class AutoencoderTask:
     }
 
   def _through(self, params: Params, frames: jax.Array) -> jax.Array:
-    """Frames, padded, there and back by the posterior's mean."""
+    """Frames, padded, encoded by the posterior's mean and decoded."""
     model = self.model(params)
     return model.decode(model.encode(pad_clip(frames, model.config.compression))[0])[0]

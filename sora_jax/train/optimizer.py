@@ -66,9 +66,10 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def over_layers(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`inner`, each device on whole matrices of some layers; of a stack whose depth the devices don't divide, on parts.
+  """`inner` on stacks of matrices that are split by layer, so that each device has whole matrices.
 
-  Muon multiplies a matrix with itself in each of its iterations: one that lies in parts is gathered every time.
+  Muon multiplies a matrix with itself in each of its iterations, and one that lies in shards would be gathered every
+  time. A stack whose depth the number of devices does not divide keeps its layout.
   """
 
   def spread(tree: Any) -> Any:

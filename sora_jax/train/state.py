@@ -37,7 +37,7 @@ class Task(Protocol):
 
 
 class TrainState(NamedTuple):
-  """What a step changes; also, leaf for leaf, how it is laid out or what its arrays are like."""
+  """What a training step changes. The same tuple also holds shardings, or shapes and types, of those arrays."""
 
   params: Params
   optimizer: Any
@@ -47,13 +47,13 @@ class TrainState(NamedTuple):
 
 
 def make_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-  """A fresh state, made in place on the mesh: no host ever holds the whole of it."""
+  """A fresh state, made shard by shard on the mesh: no host ever holds the whole of it."""
   build = functools.partial(_build, task, optimizer, seed)
   return jax.jit(build, out_shardings=state_shardings(jax.eval_shape(build), mesh))()
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-  """What `make_state` would make: shapes, types and where they lie."""
+  """Shapes, types and shardings of what `make_state` makes."""
   shapes = jax.eval_shape(functools.partial(_build, task, optimizer, seed))
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, shapes, state_shardings(shapes, mesh))
@@ -67,7 +67,7 @@ def _build(task: Task, optimizer: optax.GradientTransformation, seed: int) -> Tr
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-  """How a state lies on the mesh: moments and EMA as their parameter does."""
+  """The shardings of a state: moments and EMA have those of their parameter."""
   whole = sharding.replicated(mesh)
   params, moments, ema = (sharding.param_shardings(tree, mesh) for tree in (state.params, state.optimizer, state.ema))
   return TrainState(params, moments, ema, whole, whole)

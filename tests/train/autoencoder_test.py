@@ -69,7 +69,7 @@ def test_the_linear_start_reconstructs_better_than_a_random_one(state, evaluate)
   assert float(evaluate(state.params, unseen)) > float(evaluate(random, unseen)) + 6
 
 
-def test_finish_scales_latents_to_mean_0_and_deviation_1(task, state):
+def test_finish_scales_latents_to_mean_0_and_std_1(task, state):
   drifted = {**state.params, "linear_in": jax.tree.map(lambda kernel: 3 * kernel, state.params["linear_in"])}
   params = task.finish(drifted)
   encode = jax.jit(lambda params, frames: task.model(params).encode(frames)[0])

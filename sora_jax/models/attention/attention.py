@@ -62,8 +62,8 @@ def attention(
 ) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys whose segment id equals the query's; (B, L, K, H).
 
-  Scores and softmax are float32. Padding, id 0, and a query whose segment has no key get something finite, of no use to
-  anybody.
+  Scores and softmax are float32. The result is finite but meaningless for padding, id 0, and for a query whose segment
+  has no key.
 
   Args:
     backend: what computes it, of BACKENDS; "auto" takes what is fastest here for these sizes.
@@ -109,7 +109,7 @@ def _fastest() -> str:
 
 
 def _fault(backend: str) -> str | None:
-  """Why a backend is known to fail on this machine's devices; None where nothing is known, or they aren't here."""
+  """Why a backend is known to fail on this machine's devices; None where no fault is known."""
   device = jax.local_devices()[0]
   if device.platform != sharding.platform():
     return None
@@ -125,7 +125,7 @@ def _capability(device: Any) -> float:
 def _on_all_devices(
   call: Callable, kernel: Kernel, shape_BKLH: tuple[int, ...], over: tuple[str | None, str | None]
 ) -> Callable:
-  """`call`, each device on its rows, heads and tokens; the kernel where devices share the tokens."""
+  """`call` on each device's rows, heads and tokens; ring attention with `kernel` where devices share the tokens."""
   B, K, L, _ = shape_BKLH
   rows, heads, tokens = sharding.split("batch", B), sharding.split("heads", K), sharding.split(over[0], L)
   keys = tokens if over[1] == over[0] else None

@@ -1,4 +1,4 @@
-"""Attention a block of queries at a time, over the keys it can see: nothing is L x M, and what can't meet is left out.
+"""Attention a block of queries at a time, over the keys of its segments alone; no array of L x M is made.
 
 Pure JAX. In a packed row the clips that have a query in a block lie side by side, so the keys of a block are one window
 of the row. Windows have few sizes, and the blocks of one size are a loop. The gradient makes the weights again from the
@@ -72,7 +72,7 @@ def forward(
   key_segments: jax.Array,
   queries: int = QUERIES,
 ) -> Attended:
-  """Attention to these keys, be they all that the queries have or a part."""
+  """Attention to these keys, all that the queries have or a shard of them."""
   L, queries = query.shape[2], min(queries, query.shape[2])
   query, query_segments = _pad(_scaled(query), 2, queries), _pad(query_segments, 1, queries)
   key_BKHM = key.swapaxes(2, 3)
@@ -84,7 +84,7 @@ def forward(
     weight = jnp.exp(score - most[..., None])
     total = weight.sum(-1)
     out = _product(weight.astype(value.dtype), block.theirs(value)) / total[..., None]
-    # A query without a key met only NEVER: its weights are all 1, and of nobody.
+    # The scores of a query without a key are all NEVER, and its weights all 1: they must not count.
     seen = most > NEVER / 2
     out, log_total = jnp.where(seen[..., None], out, 0.0), jnp.where(seen, most + jnp.log(total), NEVER)
     return Attended(block.put(carry.out, out), block.put(carry.log_total, log_total))

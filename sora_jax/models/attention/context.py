@@ -1,9 +1,9 @@
 """Attention over rows whose tokens lie on several devices: keys go round a ring, or heads are exchanged for tokens.
 
-Both run inside `shard_map`, where each device holds its part of the row. Ring attention (Liu et al. 2023, section 3)
-needs one part of the keys at a time and lets no device wait for more than the next; the all-to-all of DeepSpeed-Ulysses
-(Jacobs et al. 2023, section 3) moves less, but only as many devices as there are heads can share a row. Together, the
-devices of a ring each stand for a group that exchanges heads (Fang & Zhao 2024, USP, section 3).
+Both run inside `shard_map`, where each device holds its shard of the row. Ring attention (Liu et al. 2023, section 3)
+sends shards of keys from each device to the next while it computes; the all-to-all of DeepSpeed-Ulysses (Jacobs et al.
+2023, section 3) moves less data, but no more devices can share a row than there are heads. With both, each member of
+the ring is a group of devices that exchange heads (Fang & Zhao 2024, USP, section 3).
 
 Shape letters: B rows, K heads, L queries of this device, M keys of this device, H head width.
 """
@@ -20,9 +20,9 @@ from sora_jax.models.attention.kernel import NEVER, Attended, Kernel, kept
 
 
 def exchange_heads(attend: Callable, axis: str) -> Callable:
-  """`attend` on more tokens of fewer heads: (B, K, L, H) is a part of the tokens before and after, of the heads within.
+  """`attend` with the shards of heads in place of the shards of tokens: arrays (B, K, L, H) are exchanged and put back.
 
-  The devices of `axis` have tokens that follow each other, and divide the heads.
+  The devices of `axis` have consecutive shards of the tokens, and their number divides the heads.
   """
 
   def exchanged(
@@ -53,7 +53,7 @@ def _ring_forward(
 ) -> Attended:
   def visit(carry: tuple, _: None) -> tuple[tuple, None]:
     attended, visitor = carry
-    following = _pass_on(visitor, axis)  # on its way while this one is read
+    following = _pass_on(visitor, axis)  # sent while the kernel computes
     key, value, ids = visitor
     return (merge(attended, kernel.forward(query, key, value, query_segments, ids)), following), None
 
@@ -68,7 +68,7 @@ def _ring_save(kernel: Kernel, axis: str, *inputs: jax.Array) -> tuple[jax.Array
 
 
 def _ring_pull(kernel: Kernel, axis: str, saved: Any, gradient: jax.Array) -> tuple:
-  """The gradients of keys and values travel with them, and are home after a whole round."""
+  """The gradients of keys and values go round with them, and are back at their device after a whole round."""
   (query, key, value, query_segments, key_segments), attended = saved
 
   def visit(carry: tuple, _: None) -> tuple[tuple, None]:
@@ -90,13 +90,13 @@ ring_attention.defvjp(_ring_save, _ring_pull)
 
 
 def merge(a: Attended, b: Attended) -> Attended:
-  """What queries have from two sets of keys, of what they have from each."""
+  """Attention to the union of two sets of keys, from attention to each."""
   log_total = jnp.logaddexp(a.log_total, b.log_total)
   share = lambda part: jnp.exp(part.log_total - log_total)[..., None]
   return Attended(a.out * share(a) + b.out * share(b), log_total)
 
 
 def _pass_on(parts: tuple, axis: str) -> tuple:
-  """Every device's parts to the next device of the ring."""
+  """Sends each device's arrays to the next device of the ring."""
   size = lax.axis_size(axis)
   return lax.ppermute(parts, axis, [(device, (device + 1) % size) for device in range(size)])

@@ -1,6 +1,6 @@
-"""What computes attention: a pair of functions, one for the values and one for the gradients.
+"""The interface of attention kernels: a pair of functions, one for the values and one for the gradients.
 
-Both take a part of the keys, so that devices that share a row can pass the parts round; see `context.py`.
+Both accept a shard of the keys, so that devices that share a row can pass the shards round; see `context.py`.
 
 Shape letters: B rows, K heads, L queries, M keys, H head width.
 """
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 NEVER = -1e30  # a score that no query has: finite, so that differences of two are numbers
-ATTENDED = "attended"  # the name by which a rematerialisation policy may keep what attention gave
+ATTENDED = "attended"  # the name by which a rematerialisation policy keeps the outputs of attention
 
 
 class Attended(NamedTuple):
-  """What queries have from some of their keys: the mean of the values by weight, and the logarithm of the weights' sum.
+  """Attention of queries to some of their keys: the weighted mean of values, and the logarithm of the sum of weights.
 
   Attributes:
     out: (B, K, L, H); 0 where a query has none of these keys.
@@ -45,7 +45,7 @@ class Kernel(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(kernel: Kernel, *inputs: jax.Array) -> jax.Array:
-  """What a kernel's queries have from all their keys, (B, K, L, H). One that has none gets 0, and gives no gradient."""
+  """Attention by a kernel to all keys, (B, K, L, H). A query without a key gets 0, and gives no gradient."""
   return kernel.forward(*inputs).out.astype(inputs[0].dtype)
 
 
@@ -64,5 +64,5 @@ attend.defvjp(_save, _pull)
 
 
 def kept(attended: Attended, dtype: jnp.dtype) -> Attended:
-  """What the gradient needs, under the name by which it may be kept, and not made again."""
+  """What the gradient needs, under the name by which a policy keeps it."""
   return Attended(checkpoint_name(attended.out.astype(dtype), ATTENDED), checkpoint_name(attended.log_total, ATTENDED))
