@@ -36,6 +36,7 @@ def torch_blocks(shape: Shape, attend: Callable) -> Any:
   B, L, M, D, K = shape.rows, shape.tokens, shape.text_tokens, shape.width, shape.heads
   H = D // K
   norm = lambda x: functional.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)
+  head_norm = lambda x, gain: (norm(x.float()) * gain).to(x.dtype)
   modulate = lambda x, scale, shift: torch.addcmul(shift, norm(x.float()), 1 + scale).to(x.dtype)
   add_gated = lambda x, gate, more: torch.addcmul(x.float(), gate, more.float()).to(x.dtype)
   heads_first = lambda *arrays: [x.transpose(1, 2) for x in arrays]
@@ -52,17 +53,19 @@ def torch_blocks(shape: Shape, attend: Callable) -> Any:
       self.key_value = dense(shape.text_width, 2 * D)
       self.gate_up, self.down = dense(D, 2 * shape.hidden), dense(shape.hidden, D)
       self.table = nn.Parameter(torch.zeros(6, D))
+      self.gains = nn.Parameter(torch.ones(4, K, H))
 
     def forward(self, x, modulation, mask, rotary, text, text_mask):
       shift1, scale1, gate1, shift2, scale2, gate2 = (a + b for a, b in zip(modulation, self.table, strict=True))
       cosine, sine = (table[:, :, None] for table in rotary)
+      query_gain, key_gain, cross_query_gain, cross_key_gain = self.gains
       query, key, value = self.qkv(modulate(x, scale1, shift1)).view(B, L, 3, K, H).unbind(2)
-      query, key = rotate(norm(query), cosine, sine), rotate(norm(key), cosine, sine)
+      query, key = (rotate(head_norm(x, g), cosine, sine) for x, g in ((query, query_gain), (key, key_gain)))
       mixed = attend(*heads_first(query, key, rotate(value, cosine, sine)), mask).transpose(1, 2)
       x = add_gated(x, gate1, self.out(rotate(mixed, cosine, -sine).reshape(B, L, D)))
-      query = norm(self.query(norm(x)).view(B, L, K, H))
+      query = head_norm(self.query(norm(x)).view(B, L, K, H), cross_query_gain)
       key, value = self.key_value(text).view(B, M, 2, K, H).unbind(2)
-      mixed = attend(*heads_first(query, norm(key), value), text_mask).transpose(1, 2)
+      mixed = attend(*heads_first(query, head_norm(key, cross_key_gain), value), text_mask).transpose(1, 2)
       x = x + self.cross_out(mixed.reshape(B, L, D))
       gate, up = self.gate_up(modulate(x, scale2, shift2)).chunk(2, -1)
       return add_gated(x, gate2, self.down(functional.silu(gate) * up))

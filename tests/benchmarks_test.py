@@ -149,7 +149,13 @@ def peer_weights(blocks) -> dict:
     "down": blocks.feed_forward.down,
   }
   outward = lambda kernel: kernel.reshape(*kernel.shape[:2], -1).swapaxes(1, 2)
-  return {"table": blocks.table[...], **{f"{name}.weight": outward(each.kernel[...]) for name, each in dense.items()}}
+  norms = blocks.query_norm, blocks.key_norm, blocks.cross.query_norm, blocks.cross.key_norm
+  gains = jnp.stack([norm.gain[...] for norm in norms], 1)
+  return {
+    "table": blocks.table[...],
+    "gains": gains,
+    **{f"{name}.weight": outward(each.kernel[...]) for name, each in dense.items()},
+  }
 
 
 @pytest.mark.slow
