@@ -368,6 +368,8 @@ def _aspect(stream: av.VideoStream) -> float:
 
 
 def _crop(container: InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> Crop:
+  if (frame.height, frame.width) != (stream.codec_context.height, stream.codec_context.width):
+    return Crop()  # not the size that the container speaks of
   path, kind = container.name.removeprefix("file:"), container.format.name.partition(",")[0]
   return crop_of(path, kind, stream.id, frame.height, frame.width)
 
