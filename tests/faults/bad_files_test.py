@@ -305,7 +305,7 @@ class TestB01:
     lay_out(tmp_path, broken_files.foreign_files("/nowhere", "http://127.0.0.1:9"))
     tiny_config.data.source = str(tmp_path)
     with pytest.raises(
-      quarantine.TooManyBad, match=r"42 of 48 clips can't be used, .*max_bad=0.25 .*; sora data check"
+      quarantine.TooManyBad, match=r"49 of 55 clips can't be used, .*max_bad=0.25 .*; sora data check"
     ):
       train.train(tiny_config, tmp_path / "w")
     assert not (tmp_path / "w" / "latents").exists() and not (tmp_path / "w" / "autoencoder").exists()
