@@ -123,6 +123,10 @@ def ways(name: str) -> int:
   return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in AXIS_RULES[name]]))
 
 
+def mesh_is_set() -> bool:
+  return not jax.sharding.get_abstract_mesh().empty
+
+
 def one_device() -> bool:
   """Whether all arrays lie on one device: the mesh that is set has no other, or none is set."""
   mesh = jax.sharding.get_abstract_mesh()

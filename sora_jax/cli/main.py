@@ -85,6 +85,7 @@ class UsageError(InputError):
 
 def main() -> None:
   """The console entry point."""
+  process.restart_with_large_pages()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.set_verbosity(logging.ERROR)
   process.keep_freed_memory()
@@ -161,10 +162,11 @@ def train(_: list[str]) -> dict:
 
 
 def sample(_: list[str]) -> dict:
-  from sora_jax.jobs import sample
-
   origin = FLAGS["from"].value
   if origin is not None:
+    process.keep_compiled(process.trusted_programs())
+    from sora_jax.jobs import sample
+
     return sample.again(origin, FLAGS.out)
   _need(
     "sample",
@@ -184,7 +186,9 @@ def animate(_: list[str]) -> dict:
 
 def _make(size: str | None, image: str | None) -> dict:
   """Samples every prompt, packed together, and writes the clips with their sidecars."""
-  from sora_jax.jobs import sample
+  process.keep_compiled(process.trusted_programs(FLAGS.checkpoint))
+  with process.importing():
+    from sora_jax.jobs import sample
 
   order = sample.Order(
     checkpoint=FLAGS.checkpoint,
@@ -341,6 +345,7 @@ def doctor(_: list[str]) -> dict:
     "ffmpeg": {name: ".".join(map(str, version)) for name, version in av.library_versions.items()},
     "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
     "processes": jax.process_count(),
+    "allocator": process.allocator(),
   }
 
 

@@ -36,8 +36,15 @@ def velocity(x_hat: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
   return (x_t - x_hat) / jnp.maximum(t, 1e-6)[..., None]
 
 
-def guided(conditional: Denoise, unconditional: Denoise, scale: float, interval: tuple[float, float]) -> Denoise:
+def guided(
+  conditional: Denoise,
+  unconditional: Denoise,
+  scale: jax.Array | float,
+  interval: tuple[jax.Array | float, jax.Array | float],
+) -> Denoise:
   """Classifier-free guidance (Ho & Salimans 2022, eq. 6) inside an interval of noise levels (Kynkaanniemi et al. 2024).
+
+  Scale and interval may be traced: other values need no other program.
 
   Args:
     scale: 1 is no guidance.
@@ -46,9 +53,9 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float, interval:
   low, high = interval
 
   def denoise(x_t_BLC: jax.Array, t_BL: jax.Array) -> jax.Array:
-    acts_BL = (t_BL >= low) & (t_BL <= high)
+    acts_BL = (t_BL >= low) & (t_BL <= high) & (scale != 1.0)
     x_cond = conditional(x_t_BLC, t_BL)
-    # The second network call is half of the work; it is skipped while no token is in the interval.
+    # The second network call is half of the work; it is skipped while guidance acts on no token.
     x_free = jax.lax.cond(acts_BL.any(), unconditional, lambda x_t, t: x_cond, x_t_BLC, t_BL)
     return jnp.where(acts_BL[..., None], x_free + scale * (x_cond - x_free), x_cond)
 

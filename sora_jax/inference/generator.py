@@ -3,8 +3,11 @@
 Shape letters: B rows, L tokens, S segments, C values a token.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +19,12 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from sora_jax import sharding
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import Clip, contact_sheet, to_uint8
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion import noise, objective, samplers, schedules
-from sora_jax.diffusion.denoiser import Denoise, clean_from, guided
+from sora_jax.diffusion.denoiser import clean_from, guided
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.models.abstract import abstract
@@ -28,9 +32,9 @@ from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, per_token, stack
 from sora_jax.packing.rows import pack_rows
 from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
-from sora_jax.sharding import constrain
+from sora_jax.sharding import constrain, param_shardings
 
-GROUP_TOKENS = 2048  # sampled at a time, or one row where that is longer
+GROUP_TOKENS = 2048  # sampled at a time by the devices that share a row, or one row where that is longer
 MAX_SIDE = 8192  # pixels
 MAX_FRAMES = 7200  # two minutes at 60 frames a second
 
@@ -71,9 +75,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the sampler runs.
+  """How the sampler runs. Other steps or another method compile another program; guidance and interval do not.
 
   Attributes:
+    guidance: how strongly the prompt steers; 1 is not at all, and saves half of the work.
+    interval: the noise levels (low, high) where guidance acts.
     first_frame: a clip's first frame is made as an image, then the clip is animated from it.
   """
 
@@ -82,6 +88,10 @@ class Sampling:
   guidance: float
   interval: tuple[float, float]
   first_frame: bool
+
+  def __post_init__(self):
+    if not all(math.isfinite(value) for value in (self.guidance, *self.interval)):
+      raise InputError(f"guidance {self.guidance} and its interval {self.interval} are not all finite numbers")
 
   @classmethod
   def of(cls, config: Any) -> "Sampling":
@@ -101,28 +111,31 @@ class Sampling:
 
 @functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
 def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
-  """The sampler, jitted: (params, batch, seeds (B, S), `Sampling`) -> clean tokens (B, L, C)."""
+  """The sampler, jitted: (params, batch, seeds (B, S), guidance and its interval (3,), steps, method) -> clean tokens
+  (B, L, C).
+  """
   graph, _ = abstract(DiT, model)
 
-  def sample_tokens(params: Any, batch: PackedBatch, seeds_BS: jax.Array, sampling: Sampling) -> jax.Array:
-    dit = nnx.merge(graph, params)
+  @jax.jit  # so that it is traced and lowered once, however often a step calls it
+  def network(params: Any, batch: PackedBatch, kept_BS: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    return clean_from(nnx.merge(graph, params)(x_t, t, batch, kept_BS), x_t, t, prediction)
 
-    def network(captions: bool) -> Denoise:
-      kept = jnp.full(batch.weight_BS.shape, captions)
-      return lambda x_t, t: clean_from(dit(x_t, t, batch, kept), x_t, t, prediction)
-
-    denoise = network(True)
-    if sampling.guidance != 1.0:
-      denoise = guided(denoise, network(False), sampling.guidance, sampling.interval)
+  def sample_tokens(
+    params: Any, batch: PackedBatch, seeds_BS: jax.Array, guidance_3: jax.Array, steps: int, method: str
+  ) -> jax.Array:
+    shape_BS = batch.weight_BS.shape
+    with_captions, without = (functools.partial(network, params, batch, jnp.full(shape_BS, on)) for on in (True, False))
+    scale, low, high = guidance_3
+    denoise = guided(with_captions, without, scale, (low, high))
     keys = noise.clip_keys(jax.random.key(0), seeds_BS, "noise")
     start = noise.token_noise(keys, batch.segments_BL, model.channels)
     shift_BS = schedules.size_shift(objective.segment_tokens(batch), base_tokens)
     shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
     given = batch.tokens_BLC, batch.condition_BL
-    tokens_BLC = samplers.sample(denoise, start, *given, shift_BL, sampling.steps, sampling.method)
+    tokens_BLC = samplers.sample(denoise, start, *given, shift_BL, steps, method)
     return constrain(tokens_BLC, None, None, None)  # whole on every host
 
-  return jax.jit(sample_tokens, static_argnums=3)
+  return jax.jit(sample_tokens, static_argnums=(4, 5))
 
 
 class Generator:
@@ -134,6 +147,7 @@ class Generator:
     self.step: int | None = None  # of the checkpoint, when it came from one
     self.grid: Grid = codec.grid(config.model.patch)
     self.channels = model.channels
+    self._digest: tuple[Any, Any, str] | None = None
     self._run = _program(model, config.diffusion.prediction, config.diffusion.base_tokens)
 
   @classmethod
@@ -154,10 +168,20 @@ class Generator:
     codec = Codec.load(folder / "autoencoder", config.autoencoder)
     model = DiTConfig.of(config, tokenizer.vocabulary)
     _, like = abstract(DiT, model)
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    like = jax.tree.map(place, like, param_shardings(like, sharding.make_mesh()))
     params, found = checkpoint.load_params(folder, like, step)
     generator = cls(codec, model, params, tokenizer, config)
     generator.step = found
     return generator
+
+  def digest(self) -> str:
+    """The sha256 of the transformer's and the autoencoder's weights, computed once for the same weights."""
+    weights = self.params, self.codec.params
+    if self._digest is None or any(old is not new for old, new in zip(self._digest, weights, strict=False)):
+      text = "".join(map(checkpoint.tree_digest, weights))
+      self._digest = (*weights, hashlib.sha256(text.encode()).hexdigest())
+    return self._digest[2]
 
   def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
     """Makes every requested clip; a clip depends on its own request alone, not on what it is packed with.
@@ -197,15 +221,17 @@ class Generator:
     return [found[number] for number in range(len(requests))]
 
   def _in_groups(self, batch: PackedBatch, seeds_BS: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Samples some rows at a time, the last ones filled up with copies of the last.
+    """Samples some rows at a time on all devices, the last ones filled up with copies of the last.
 
-    How many depends on the length of a row alone, so any number of clips runs one compiled program.
+    How many depends on the length of a row and the devices alone, so any number of clips runs one compiled program.
     """
-    size = max(GROUP_TOKENS // batch.segments_BL.shape[1], 1)
-    parts = []
-    for start in range(0, len(seeds_BS), size):
-      fill = lambda rows, start=start: pad_edge(rows[start : start + size], (size,))
-      parts.append(np.asarray(self._run(self.params, *jax.tree.map(fill, (batch, seeds_BS)), sampling)))
+    guidance_3, parts = np.array([sampling.guidance, *sampling.interval], np.float32), []
+    with _on_all_devices():
+      size = max(GROUP_TOKENS // batch.segments_BL.shape[1], 1) * sharding.ways("batch")
+      for start in range(0, len(seeds_BS), size):
+        fill = lambda rows, start=start: pad_edge(rows[start : start + size], (size,))
+        rows = jax.tree.map(fill, (batch, seeds_BS))
+        parts.append(np.asarray(self._run(self.params, *rows, guidance_3, sampling.steps, sampling.method)))
     return np.concatenate(parts)[: len(seeds_BS)]
 
   def _latent_shape(self, request: Request) -> tuple[int, int, int]:
@@ -270,6 +296,11 @@ class Generator:
         request = requests[number]
         found[number] = Clip(frames_THWC, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
     return [found[number] for number in range(len(requests))]
+
+
+def _on_all_devices() -> contextlib.AbstractContextManager:
+  """The mesh that a caller has set, such as a training's, or one over all devices, which share weights and rows."""
+  return contextlib.nullcontext() if sharding.mesh_is_set() else jax.set_mesh(sharding.make_mesh())
 
 
 def sheet(clips: Sequence[Clip], columns: int = 5) -> np.ndarray:

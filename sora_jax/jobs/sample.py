@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from sora_jax import __version__
-from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import from_uint8
 from sora_jax.data.caption_limits import cut_prompt
 from sora_jax.data.sizes import parse_size
@@ -134,7 +133,7 @@ def again(path: str | pathlib.Path, out: str | None = None) -> dict:
     raise InputError(f"{path} is not the JSON that `sora sample` writes beside a clip ({error})") from error
   if order.image and sha256(order.image) != image_sha256:
     raise InputError(f"{order.image} has changed since {path} was written: it can't make the same clip")
-  if weights_sha256(Generator.load(order.checkpoint, order.step)) != weights:
+  if Generator.load(order.checkpoint, order.step).digest() != weights:
     raise InputError(f"the weights in {order.checkpoint} have changed since {path} was written")
   if out is not None:
     # Several prompts get numbered names, so the order's own name must lead to `out` for this number.
@@ -178,7 +177,7 @@ def describe(order: Order, number: int, generator: Generator, sampling: Sampling
     "seed": order.seed + number,
     "step": generator.step,
     "image_sha256": sha256(order.image) if order.image else None,
-    "weights_sha256": weights_sha256(generator),
+    "weights_sha256": generator.digest(),
     "versions": {"sora_jax": __version__, "jax": jax.__version__},
   }
 
@@ -209,12 +208,6 @@ def load_image(path: str, size: str | None) -> np.ndarray:
     return from_uint8(isolated.shared().read(path, fps=1.0, max_frames=1, size=wanted))
   except (video_io.UnreadableFile, OSError) as error:
     raise InputError(f"--image {path} can't be read: {error}") from error
-
-
-def weights_sha256(generator: Generator) -> str:
-  """One digest of the transformer's and the autoencoder's weights."""
-  parts = checkpoint.tree_digest(generator.params) + checkpoint.tree_digest(generator.codec.params)
-  return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def sha256(path: str) -> str:

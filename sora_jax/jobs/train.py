@@ -70,13 +70,13 @@ def train(config: Any, workdir: str | os.PathLike, run: Run | None = None) -> Su
   """
   folder, run = epath.Path(workdir), run or Run()
   run.preemption.end_after(config.train.max_minutes, run.started)
-  source, mesh = open_run(config, folder, run.hosts)
+  source, mesh, given = open_run(config, folder, run.hosts)
   with goodput.accounted(folder / "logs", run.started, run.hosts.is_first) as clock:
     run = dataclasses.replace(run, clock=clock)
     if config.task == "autoencoder":
       summary = train_autoencoder(autoencoder_run(config, config.train.steps), source, folder, mesh, run)
     else:
-      codec = get_codec(config, source, folder, mesh, run)
+      codec = get_codec(config, source, folder, mesh, run, given)
       summary = train_dit(config, codec, source, folder, mesh, run)
   return dataclasses.replace(summary, goodput=clock.summary())
 
@@ -103,16 +103,18 @@ def prepare(
   if config.task != "dit":
     raise InputError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
   here, run = epath.Path(workdir), run or Run()
-  source, mesh = open_run(config, here, run.hosts)
-  codec = get_codec(config, source, here, mesh, run)
+  source, mesh, given = open_run(config, here, run.hosts)
+  codec = get_codec(config, source, here, mesh, run, given)
   folder = here / "latents"
   store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run)
   get_tokenizer(config, store, here, run.hosts)
   return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
 
-def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[sources.Source, jax.sharding.Mesh]:
-  """The source and mesh of a run; the workdir is its own from here on.
+def open_run(
+  config: Any, workdir: epath.Path, hosts: Hosts = ALONE
+) -> tuple[sources.Source, jax.sharding.Mesh, Codec | None]:
+  """The source and mesh of a run, and the autoencoder that the config names; the workdir is the run's from here on.
 
   Raises:
     HostsError: the hosts differ in their config, code or data, or don't share the workdir.
@@ -125,8 +127,7 @@ def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[so
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)
   source = sources.open_source(config.data, config.seed, budget(config))
-  if config.autoencoder.checkpoint:
-    Codec.load(config.autoencoder.checkpoint, config.autoencoder)
+  given = given_codec(config.autoencoder, workdir / "autoencoder", hosts)
   check_clips(config, source)
   tokenizer = try_tokenizer(config, source, workdir, hosts) if config.task == "dit" else None
   # Not before: a mistyped source, checkpoint or vocabulary must not bind the folder to it.
@@ -137,7 +138,7 @@ def open_run(config: Any, workdir: epath.Path, hosts: Hosts = ALONE) -> tuple[so
   if tokenizer:
     keep_tokenizer(tokenizer, source, config, workdir)
   hosts.at("preparing the autoencoder")
-  return source, mesh
+  return source, mesh, given
 
 
 def check_step(config: Any, mesh: jax.sharding.Mesh, warns: bool = True) -> None:
@@ -252,17 +253,27 @@ def fitting(smaller: str, remat: str) -> Iterator[None]:
     ) from error
 
 
-def get_codec(config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh, run: Run) -> Codec:
-  """The frozen autoencoder of a transformer: the one in the workdir, the config's, or one trained now."""
-  folder = workdir / "autoencoder"
-  section = config.autoencoder
-  if section.checkpoint:
-    keep_codec(section, folder, run.hosts)
-  elif codec := trained_codec(folder, section, run.hosts):
+def get_codec(
+  config: Any, source: sources.Source, workdir: epath.Path, mesh: jax.sharding.Mesh, run: Run, given: Codec | None
+) -> Codec:
+  """The frozen autoencoder of a transformer: `given`, which the workdir keeps, the one there, or one trained now."""
+  folder, section = workdir / "autoencoder", config.autoencoder
+  if given is not None:
+    keep_codec(given, section, folder, run.hosts)
+    return given
+  if codec := trained_codec(folder, section, run.hosts):
     return codec
-  else:
-    train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh, run)
+  train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh, run)
   return Codec.load(folder, section)
+
+
+def given_codec(section: Any, folder: epath.Path, hosts: Hosts) -> Codec | None:
+  """The autoencoder that the config names: as `folder` keeps it, or from where it is; None where it names none."""
+  if not section.checkpoint:
+    return None
+  path = manifest.root(folder)
+  kept = lambda: path.is_dir() and bool(manifest.committed(path))
+  return Codec.load(folder if hosts.decide("looking for the autoencoder", kept) else section.checkpoint, section)
 
 
 def trained_codec(folder: epath.Path, section: Any, hosts: Hosts) -> Codec | None:
@@ -275,14 +286,15 @@ def trained_codec(folder: epath.Path, section: Any, hosts: Hosts) -> Codec | Non
   return codec if codec.step == section.steps else None
 
 
-def keep_codec(section: Any, folder: epath.Path, hosts: Hosts) -> None:
+def keep_codec(codec: Codec, section: Any, folder: epath.Path, hosts: Hosts) -> None:
   """Puts the config's autoencoder in the workdir, which is all that sampling needs."""
-  codec = Codec.load(section.checkpoint, section)
+  if codec.origin == (os.fspath(folder), section):
+    return
   with checkpoint.manager(folder, hosts=hosts) as steps:
-    if steps.latest_step() is None:
-      nothing = np.zeros(1, np.uint32)
-      state = TrainState(codec.params, {"nothing": nothing}, codec.params, np.array(codec.step, np.int32), nothing)
-      checkpoint.save(steps, state, {}, checkpoint.load_meta(section.checkpoint), force=True)
+    nothing = np.zeros(1, np.uint32)
+    state = TrainState(codec.params, {"nothing": nothing}, codec.params, np.array(codec.step, np.int32), nothing)
+    checkpoint.save(steps, state, {}, checkpoint.load_meta(section.checkpoint), force=True)
+  codec.origin = os.fspath(folder), section
 
 
 def autoencoder_run(config: Any, steps: int) -> Any:

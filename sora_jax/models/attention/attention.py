@@ -19,15 +19,26 @@ from sora_jax import sharding
 from sora_jax.errors import InputError
 from sora_jax.models.attention import context
 from sora_jax.models.attention.blockwise import BLOCKWISE
-from sora_jax.models.attention.flash_gpu import FLASH_GPU
-from sora_jax.models.attention.flash_tpu import FLASH_TPU
 from sora_jax.models.attention.kernel import ATTENDED, Kernel, attend
 
+
+def _flash_gpu() -> Kernel:
+  from sora_jax.models.attention.flash_gpu import FLASH_GPU  # Pallas takes half a second to import
+
+  return FLASH_GPU
+
+
+def _flash_tpu() -> Kernel:
+  from sora_jax.models.attention.flash_tpu import FLASH_TPU
+
+  return FLASH_TPU
+
+
 LONG = 512 * 512  # pairs of a query and a key in a row, from where on blocks pay (on a CPU)
-# The kernel of a name on each platform it runs on. "dense", every pair and a mask, runs anywhere.
-KERNELS = {
-  "blocks": {"cpu": BLOCKWISE, "gpu": BLOCKWISE, "tpu": BLOCKWISE},
-  "flash": {"gpu": FLASH_GPU, "tpu": FLASH_TPU},
+# What gives the kernel of a name on each platform it runs on. "dense", every pair and a mask, runs anywhere.
+KERNELS: dict[str, dict[str, Callable[[], Kernel]]] = {
+  "blocks": dict.fromkeys(("cpu", "gpu", "tpu"), lambda: BLOCKWISE),
+  "flash": {"gpu": _flash_gpu, "tpu": _flash_tpu},
 }
 BACKENDS = ("auto", "dense", *KERNELS)
 # Backends that are known to fail: which, whether on a device, and why; each with where that is reported.
@@ -76,7 +87,7 @@ def attention(
   chex.assert_equal_shape([key_BMKH, value_BMKH])
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query_BLKH, key_BMKH, value_BMKH))
   name = choose(backend, query.shape[2], key.shape[2])
-  kernel = KERNELS[_fastest() if name == "dense" else name][sharding.platform()]
+  kernel = KERNELS[_fastest() if name == "dense" else name][sharding.platform()]()
   call = dense_attention if name == "dense" else functools.partial(attend, kernel)
   if not sharding.one_device():
     call = _on_all_devices(call, kernel, query.shape, over)
