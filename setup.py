@@ -66,5 +66,5 @@ setuptools.setup(
       "safetensors>=0.8.0",
     ],
   },
-  entry_points={"console_scripts": ["sora = sora_jax.cli.main:main"]},
+  entry_points={"console_scripts": ["sora = sora_jax.cli.start:main"]},
 )

@@ -1,7 +1,7 @@
 """How long a run takes from the command to its transformer's first step: in a new workdir, and taken up again.
 
 A transformer as deep as DiT-S, but narrow, so that steps on a CPU are short and compiling is what takes time. The first
-start trains the autoencoder for a few steps, encodes 24 clips, trains until a step is logged, and is told to end. The
+start trains the autoencoder for a few steps, encodes 24 clips, trains until a step is logged, and is preempted. The
 second, by the same command, finds autoencoder, latents, a checkpoint and, in the workdir's compile cache, its programs.
 Both find Python's modules compiled.
 

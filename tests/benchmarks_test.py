@@ -79,6 +79,23 @@ def test_every_program_of_the_demo_is_compiled_at_each_level():
 
 
 @pytest.mark.slow
+def test_a_step_is_put_beside_itself_without_the_allocator_s_setting():
+  found = last_line("memory.py", "--rounds=1", "--steps=1", "--widths", "4", "4", "4", "--depth=1")
+  assert {"with", "without", "ratio", "ratio_of_processor_time"} <= set(found)
+  for name in ("with", "without"):
+    assert set(found[name]) == {
+      "allocator",
+      "seconds",
+      "page_faults",
+      "system_seconds",
+      "user_seconds",
+      "peak_gib",
+    }
+  assert found["ratio"] == pytest.approx(found["without"]["seconds"] / found["with"]["seconds"], rel=0.05)
+  assert "SORA_MALLOC=0" in found["without"]["allocator"]
+
+
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_again_compiles_little():
   found = last_line("restart.py", "--pairs", "1", "--set", "model.depth=2", "--set", "model.text_depth=1")
   (pair,) = found["pairs"]

@@ -68,7 +68,8 @@ def _can_restart() -> bool:
   """Whether running the command line of this process again does what it does now."""
   words = sys.orig_argv[1:]
   ours = sys.argv[1:] == words[len(words) - len(sys.argv) + 1 :]  # else another program has called with its own words
-  readable = bool(sys.executable and words) and "-" not in words[:1] and not sys.flags.interactive
+  ours = ours and len(sys.argv) > 1  # without a word there is nothing to do, and any program would seem to be ours
+  readable = bool(sys.executable and words) and words[0] != "-" and not sys.flags.interactive
   return ours and readable and "jax" not in sys.modules and os.environ.get(RESTARTED) != str(os.getpid())
 
 

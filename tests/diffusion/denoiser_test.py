@@ -1,5 +1,7 @@
 """Predictions convert without contradiction; guidance acts inside its interval alone."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -72,8 +74,10 @@ def test_the_unconditional_network_runs_only_while_guidance_acts():
     jax.debug.callback(lambda: calls.append(1))
     return unconditional(x_t, t)
 
-  denoise = jax.jit(guided(conditional, counted, 2.0, (0.3, 0.7)))
+  guide = jax.jit(lambda scale, interval, x, t: guided(conditional, counted, scale, interval)(x, t))
+  denoise = functools.partial(guide, 2.0, (0.3, 0.7))
   denoise(x_t, np.full_like(t, 0.2)).block_until_ready()
+  guide(1.0, (0.0, 1.0), x_t, t).block_until_ready()  # no guidance at all
   jax.effects_barrier()
   assert calls == []
   t[:] = 0.2
@@ -81,3 +85,4 @@ def test_the_unconditional_network_runs_only_while_guidance_acts():
   denoise(x_t, t).block_until_ready()
   jax.effects_barrier()
   assert calls == [1]
+  assert guide._cache_size() == 1

@@ -1,17 +1,21 @@
 """Sampling: a clip depends on its own request alone, sizes are exact, given frames stay, bad requests are named."""
 
+import copy
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+from sora_jax.checkpoints import checkpoint
 from sora_jax.checkpoints.checkpoint import CheckpointError
 from sora_jax.clips import Clip
 from sora_jax.errors import InputError
 from sora_jax.inference.generator import GROUP_TOKENS, Generator, Request, Sampling, sheet
 from sora_jax.jobs.train import train
 from sora_jax.models.dit import DiTConfig
+from tests.devices import on_devices
 
 VIDEO = Request("a red circle moves leftwards", 16, 16, 5, 8.0, 11)
 WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
@@ -106,6 +110,84 @@ class TestSample:
   def test_a_bad_sampling_setting_is_named(self, generator, sampling, change, message):
     with pytest.raises(ValueError, match=message):
       generator.sample([IMAGE], dataclasses.replace(sampling, **change))
+
+  @pytest.mark.parametrize("change", [{"guidance": float("nan")}, {"interval": (0.0, float("inf"))}])
+  def test_guidance_that_is_no_number_is_refused(self, sampling, change):
+    with pytest.raises(ValueError, match="guidance"):
+      dataclasses.replace(sampling, **change)
+
+  def test_other_guidance_intervals_and_seeds_compile_nothing(self, generator, sampling):
+    first = one(generator, VIDEO, sampling)
+    compiled = []
+    listen = lambda event, seconds, **_: compiled.append(event) if "compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+      jax.jit(lambda x: x + 123)(1)  # the listener hears of what is compiled
+      assert compiled
+      compiled.clear()
+      found = [
+        one(
+          generator, dataclasses.replace(VIDEO, seed=seed), dataclasses.replace(sampling, guidance=scale, interval=ends)
+        )
+        for scale, ends, seed in [(1.0, (0.0, 1.0), 3), (4, (0, 1), 4), (2.5, (0.2, 0.7), 5), (0.0, (0.9, 0.1), 6)]
+      ]
+    finally:
+      jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+    assert all(np.abs(clip - first).max() > 1e-3 for clip in found)
+
+  def test_guidance_of_one_and_an_interval_without_a_step_are_the_same_as_none(self, generator, sampling):
+    none, outside = (
+      one(generator, VIDEO, dataclasses.replace(sampling, guidance=scale, interval=ends))
+      for scale, ends in [(1.0, (0.0, 1.0)), (9.0, (2.0, 3.0))]
+    )
+    np.testing.assert_array_equal(none, outside)
+
+
+class TestDigest:
+  def test_weights_are_read_once_for_all_that_is_made_of_them(self, generator, monkeypatch):
+    loaded, calls, digest = copy.copy(generator), [], checkpoint.tree_digest
+    loaded._digest = None
+    monkeypatch.setattr(checkpoint, "tree_digest", lambda tree: calls.append(tree) or digest(tree))
+    assert loaded.digest() == loaded.digest()
+    assert len(calls) == 2  # the transformer's and the autoencoder's
+
+  def test_other_weights_have_another(self, generator):
+    other = copy.copy(generator)
+    before = other.digest()
+    other.params = {**other.params, "patch_out": {"kernel": np.zeros(3), "bias": np.zeros(3)}}
+    assert other.digest() != before
+    assert generator.digest() == before
+
+
+MANY = """
+import json
+import jax
+from sora_jax.inference.generator import Generator, Request, Sampling
+
+generator = Generator.load(WORKDIR)
+run, rows = generator._run, []
+def noted(params, batch, *more):
+  rows.append(batch.segments_BL.shape[0])
+  found = run(params, batch, *more)
+  assert len(found.sharding.device_set) == DEVICES
+  return found
+generator._run = noted
+requests = [Request("a red circle", 24, 16, 5, 8.0, seed) for seed in range(9)]
+clips = generator.sample(requests, Sampling.of(generator.config))
+print(json.dumps([jax.device_count(), rows, [clip.frames_THWC.tolist() for clip in clips]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_fills_all_devices_and_its_clips_are_those_of_one(trained):
+  found = {}
+  for count in (1, 4):
+    script = MANY.replace("WORKDIR", repr(str(trained))).replace("DEVICES", str(count))
+    devices, (rows,), clips = on_devices(count, script)
+    assert (devices, rows) == (count, GROUP_TOKENS // 48 * count)
+    found[count] = np.array(clips)
+  np.testing.assert_allclose(found[1], found[4], atol=1e-4)
 
 
 class TestTemporalPatch:

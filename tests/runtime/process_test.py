@@ -1,7 +1,10 @@
 """Host settings are accepted where the machine has them, leave others alone, and asking twice does no harm."""
 
 import importlib.metadata
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +92,181 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, monkeypatch):
   process.keep_compiled(tmp_path)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "middle-cache", "new-cache"]
   assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+
+
+# A program as the command is: it starts again with large pages, then says what has become of it.
+RESTARTS = """
+import json, os, signal, sys, time
+from sora_jax.runtime import process
+process.restart_with_large_pages()
+with open(sys.argv[1], "a") as log:
+  log.write("begun\\n")
+age = time.monotonic() - process.started()
+ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+tunables = os.environ.get("GLIBC_TUNABLES")
+found = [os.getpid(), process.allocator(), tunables, sys.argv[2:], sys.stdin.read(), age, ignored]
+print(json.dumps(found), flush=True)
+sys.exit(7)
+"""
+LARGE = f"{process.TUNABLE}={process.WANTED}"
+
+
+def restarted(tmp_path, code: str = RESTARTS, **more: str):
+  """(what the program found, its process id): run with two words and something to read."""
+  environment = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "SORA_MALLOC")}
+  environment |= {"JAX_PLATFORMS": "cpu", **more}
+  words = [sys.executable, "-c", code, str(tmp_path / "log"), "--a=1 2", ""]
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+  ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  with subprocess.Popen(words, env=environment, preexec_fn=ignore, **pipes) as run:
+    said = run.communicate("something to read", timeout=60)[0]
+  assert run.returncode == 7
+  assert (tmp_path / "log").read_text() == "begun\n"  # what comes after the restart is run once
+  return json.loads(said), run.pid
+
+
+@pytest.fixture
+def large_pages(monkeypatch):
+  for name, value in (("JAX_PLATFORMS", "cpu"), ("GLIBC_TUNABLES", ""), ("SORA_MALLOC", "")):
+    monkeypatch.setenv(name, value)
+  if why := process._why_not():
+    pytest.skip(f"no large pages here: {why}")
+
+
+def test_a_command_starts_again_in_its_own_process_with_large_pages(tmp_path, large_pages):
+  begin = time.monotonic()
+  (number, allocator, tunables, words, read, age, ignored), pid = restarted(tmp_path)
+  assert (number, tunables, words, read, ignored) == (pid, LARGE, ["--a=1 2", ""], "something to read", True)
+  assert "pages of 2 MiB" in allocator and 0 < age < time.monotonic() - begin + 0.02
+
+
+def test_tunables_of_the_user_stay_and_the_one_in_question_is_the_user_s(tmp_path, large_pages):
+  assert restarted(tmp_path, GLIBC_TUNABLES="glibc.malloc.perturb=0")[0][2] == f"glibc.malloc.perturb=0:{LARGE}"
+  (tmp_path / "log").unlink()
+  set_already = restarted(tmp_path, GLIBC_TUNABLES=f"{process.TUNABLE}=0")[0]
+  assert set_already[2] == f"{process.TUNABLE}=0" and "as it is" in set_already[1]
+
+
+@pytest.mark.parametrize(
+  ("more", "said"),
+  [({"SORA_MALLOC": "0"}, "SORA_MALLOC=0"), ({"JAX_PLATFORMS": "cuda,cpu"}, "accelerator")],
+)
+def test_a_command_goes_on_as_it_is_where_it_is_told_to_or_has_an_accelerator(tmp_path, large_pages, more, said):
+  found = restarted(tmp_path, **more)[0]
+  assert found[2] is None and said in found[1]
+
+
+def test_what_a_command_starts_has_large_pages_and_does_not_start_again(tmp_path, large_pages):
+  code = "import subprocess, sys, os\n" + RESTARTS.replace(
+    "process.restart_with_large_pages()",
+    "process.restart_with_large_pages()\nos.execve = None\nif 'CHILD' not in os.environ:\n"
+    "  sys.exit(subprocess.run([sys.executable, *sys.orig_argv[1:]], env={**os.environ, 'CHILD': '1'}).returncode)",
+  )
+  (number, allocator, *_), pid = restarted(tmp_path, code)
+  assert number != pid and "pages of 2 MiB" in allocator
+
+
+@pytest.fixture
+def executed(monkeypatch, large_pages):
+  """Notes restarts instead of doing them; this process counts as a command with two words."""
+  found = []
+  monkeypatch.setattr(os, "execve", lambda *call: found.append(call))
+  monkeypatch.setattr(sys, "orig_argv", [sys.executable, "sora", "train", "--x"])
+  monkeypatch.setattr(sys, "argv", ["sora", "train", "--x"])
+  monkeypatch.setattr(sys, "modules", {name: each for name, each in sys.modules.items() if name != "jax"})
+  monkeypatch.delenv(process.RESTARTED, raising=False)
+  return found
+
+
+def test_a_restart_runs_the_same_words(executed):
+  process.restart_with_large_pages()
+  ((program, words, environment),) = executed
+  assert (program, words) == (sys.executable, [sys.executable, "sora", "train", "--x"])
+  assert environment["GLIBC_TUNABLES"] == LARGE and environment[process.RESTARTED] == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+  "case", ["restarted before", "another program", "no words", "a program from a pipe", "jax is there", "no pages"]
+)
+def test_no_restart_where_it_would_not_end_or_would_do_something_else(executed, monkeypatch, tmp_path, case):
+  if case == "restarted before":  # by something that takes GLIBC_TUNABLES away
+    monkeypatch.setenv(process.RESTARTED, str(os.getpid()))
+  elif case == "another program":
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", "pytest", "tests"])
+  elif case == "no words":
+    monkeypatch.setattr(sys, "argv", ["sora"])
+  elif case == "a program from a pipe":
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-", "train", "--x"])
+  elif case == "jax is there":
+    monkeypatch.setitem(sys.modules, "jax", sys)
+  else:
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    monkeypatch.setattr(process, "PAGES", tmp_path / "enabled")
+  process.restart_with_large_pages()
+  assert not executed
+
+
+def test_a_restart_that_the_system_refuses_is_no_error(executed, monkeypatch):
+  def refuse(*_):
+    raise PermissionError(1, "no")
+
+  monkeypatch.setattr(os, "execve", refuse)
+  process.restart_with_large_pages()
+
+
+class TestTrustedPrograms:
+  """Compiled programs are run, so they come from folders that this user's own processes made on this machine."""
+
+  @pytest.fixture(autouse=True)
+  def caches(self, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches" / "sora_jax" / "compiled"
+
+  @pytest.fixture
+  def workdir(self, tmp_path):
+    """With programs that a process like training has compiled."""
+    (tmp_path / "run").mkdir()
+    assert compiles(tmp_path / "run" / "compiled", XDG_CACHE_HOME=os.environ["XDG_CACHE_HOME"]) == 0
+    return tmp_path / "run"
+
+  def test_those_of_a_training_of_this_user_are_run(self, workdir):
+    assert process.trusted_programs(workdir) == workdir / "compiled"
+    assert compiles(process.trusted_programs(workdir)) >= 1
+
+  def test_those_of_a_workdir_that_came_from_elsewhere_are_not(self, workdir, tmp_path, caches):
+    shutil.copytree(workdir, tmp_path / "copy")
+    assert process.trusted_programs(tmp_path / "copy").parent == caches
+    shutil.rmtree(workdir / "compiled")
+    shutil.copytree(tmp_path / "copy" / "compiled", workdir / "compiled")  # at the same place, but another folder
+    assert process.trusted_programs(workdir).parent == caches
+
+  @pytest.mark.parametrize("path", ["", "compiled"])
+  @pytest.mark.parametrize("mode", [0o775, 0o757])
+  def test_those_that_others_can_write_are_not(self, workdir, caches, path, mode):
+    (workdir / path).chmod(mode)
+    assert process.trusted_programs(workdir).parent == caches
+
+  def test_those_that_another_user_owns_are_not(self, workdir, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert process.trusted_programs(workdir) is None  # nor are the user's, which are somebody else's as well
+
+  def test_a_workdir_that_can_t_be_written_has_the_user_s_programs(self, workdir, caches, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert process.trusted_programs(workdir).parent == caches
+
+  @pytest.mark.parametrize("workdir", [None, "gs://bucket/run", "nowhere"])
+  def test_without_a_workdir_here_the_user_s_own_are(self, workdir, caches):
+    folder = process.trusted_programs(workdir)
+    assert folder.parent == caches and folder.stat().st_mode & 0o777 == 0o700
+    assert process.trusted_programs(workdir) == folder
+
+  def test_where_the_user_has_no_folder_nothing_is_kept(self, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert process.trusted_programs() is None
+    process.keep_compiled(None)
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 LEVEL = "--xla_backend_optimization_level"
