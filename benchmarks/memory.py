@@ -2,10 +2,10 @@
 
 Steps of an autoencoder of 4x8x8 on crops of 9x128x128. Each variant is a process of its own; they take turns, so that
 a machine that slows down for a while slows all of them, and medians are reported. `with` starts itself again as
-`sora_jax.runtime.process.restart_with_large_pages` does; `without` is the same under SORA_MALLOC=0; `tcmalloc` has
-that library preloaded, where it is installed.
+`sora_jax.runtime.process.restart_with_large_pages` does; `without` is the same under SORA_MALLOC=0; `preloaded` has
+tcmalloc in glibc's place, where it is installed.
 
-    python benchmarks/memory.py [--json] [--rounds N] [--steps N]
+    python benchmarks/memory.py [--json] [--rounds N] [--steps N] [--preload FILE]
 """
 
 import argparse
@@ -82,11 +82,10 @@ def tcmalloc() -> str | None:
   return None
 
 
-def variants() -> dict[str, dict[str, str]]:
+def variants(library: str | None) -> dict[str, dict[str, str]]:
   """Name -> what is added to the environment."""
   found = {"with": {}, "without": {"SORA_MALLOC": "0"}}
-  library = tcmalloc()
-  return found | ({"tcmalloc": {"LD_PRELOAD": library}} if library else {})
+  return found | ({"preloaded": {"LD_PRELOAD": library}} if library else {})
 
 
 def start(more: dict[str, str], words: list[str]) -> dict[str, Any]:
@@ -103,12 +102,13 @@ def start(more: dict[str, str], words: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description="a training step with large pages, without, and with tcmalloc")
+  parser = argparse.ArgumentParser(description="a training step with large pages, without, and with another allocator")
   parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
   parser.add_argument("--rounds", type=int, default=3, help="processes of each variant")
   parser.add_argument("--steps", type=int, default=8, help="that a process measures")
   parser.add_argument("--widths", type=int, nargs=3, default=(32, 64, 96), help="of the autoencoder's stages")
   parser.add_argument("--depth", type=int, default=2, help="of each stage")
+  parser.add_argument("--preload", metavar="FILE", default=tcmalloc(), help="an allocator; tcmalloc by default")
   parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.one:
@@ -116,9 +116,9 @@ def main() -> None:
     print(json.dumps(measure(arguments.steps, arguments.widths, arguments.depth)))
     return
   words = [f"--steps={arguments.steps}", f"--depth={arguments.depth}", "--widths", *map(str, arguments.widths)]
-  found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants()}
+  found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants(arguments.preload)}
   for _ in range(arguments.rounds):
-    for name, more in variants().items():
+    for name, more in variants(arguments.preload).items():
       found[name].append(start(more, words))
       row = found[name][-1]
       print(f"{name:<9}" + "".join(f"{key} {row[key]:>9.2f}   " for key in FIGURES) + row["allocator"], flush=True)

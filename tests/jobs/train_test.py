@@ -198,8 +198,13 @@ class TestOwnData:
 
     config.task = "dit"
     config.autoencoder.checkpoint = str(autoencoder)
-    summary = train(config, tmp_path / "w")
-    assert summary.steps_run == 2 and 0 < summary.useful_tokens <= 1
+    load, loads = Codec.load, []
+    with monkeypatch.context() as patched:
+      patched.setattr(Codec, "load", staticmethod(lambda *given: loads.append(given[0]) or load(*given)))
+      summary = train(config, tmp_path / "w")
+      assert summary.steps_run == 2 and 0 < summary.useful_tokens <= 1
+      train(config, tmp_path / "w")
+    assert loads == [str(autoencoder), tmp_path / "w" / "autoencoder"]  # once a run: the first keeps it in the workdir
     index = json.loads((tmp_path / "w" / "latents" / "index.json").read_text())
     assert sorted(clip["id"] for clip in index["clips"]) == ["cat.mp4", "dog.png"]
     codec = Codec.load(autoencoder, config.autoencoder)
