@@ -39,6 +39,7 @@ setuptools.setup(
     "importlib-resources>=6.0",  # of tensorflow-datasets, which doesn't name it
     "jax>=0.10.2,<0.13",
     "ml-collections>=1.1.0",
+    "ml_dtypes>=0.4",
     "numpy>=2.0",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",

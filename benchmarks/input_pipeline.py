@@ -76,7 +76,7 @@ def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callab
   coder = AutoencoderTask(model, section.kl_weight, probe)
   codec = Codec(model, coder.init(jax.random.key(0)))
   store = precompute.encode_source(codec, source, folder / "latents")
-  captions = [entry["captions"] for entry in store.entries]
+  captions = list(store.all_captions())
   tokenizer = Tokenizer.train((text for each in captions for text in each.values()), config.model.vocabulary)
   transformer = DiTConfig.of(config, tokenizer.vocabulary)
   texts = Texts.of(captions, tokenizer, config.train.row_text)

@@ -69,8 +69,8 @@ def small(mix: packing.Mix) -> packing.Mix:
 
 def packed(mix: packing.Mix, seed: int) -> Scheme:
   order = np.random.default_rng(seed).permutation(len(mix.text))
-  rows = pack_rows(mix.tokens[order].tolist(), mix.text[order].tolist(), ROW)
-  return Scheme([([[int(order[clip]) for clip in row]], ROW) for row in rows], mix.tokens)
+  rows = pack_rows(mix.tokens[order], mix.text[order], ROW)
+  return Scheme([([order[row].tolist()], ROW) for row in rows], mix.tokens)
 
 
 def buckets(mix: packing.Mix, seed: int) -> Scheme:

@@ -82,8 +82,8 @@ def draw(clips: int, seed: int) -> Mix:
 
 def packed_rows(mix: Mix, seed: int) -> list[list[int]]:
   order = np.random.default_rng(seed).permutation(len(mix.text))
-  rows = pack_rows(mix.tokens[order].tolist(), mix.text[order].tolist(), ROW)
-  return [[int(order[clip]) for clip in row] for row in rows]
+  rows = pack_rows(mix.tokens[order], mix.text[order], ROW)
+  return [order[row].tolist() for row in rows]
 
 
 def of_rows(mix: Mix, rows: list[list[int]], order: Callable[[np.ndarray], np.ndarray]) -> Scheme:
@@ -107,7 +107,7 @@ def packed(mix: Mix, ranks: int, seed: int) -> Scheme:
 
 
 def fullest(mix: Mix, seed: int) -> Scheme:
-  rows = best_fit(range(len(mix.text)), mix.tokens.tolist(), mix.text.tolist(), ROW)
+  rows = best_fit(mix.tokens.tolist(), mix.text.tolist(), ROW)
   return of_rows(mix, rows, lambda work: np.random.default_rng(seed).permutation(len(work)))
 
 

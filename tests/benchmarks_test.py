@@ -227,3 +227,12 @@ def load(name: str):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+def test_an_index_in_columns_is_put_beside_one_of_json():
+  found = last_line("index.py", "--clips", "150000", "--json-clips", "3000")
+  assert (found["clips"], found["json_clips"]) == (150_000, 3000)
+  assert found["open_seconds"] < 5 and found["plan_us_per_clip"] < 100
+  assert found["bytes_per_clip"] < 200 < found["json_bytes_per_clip"]
+  assert 0.98 < found["useful_tokens"] <= 1 and 0.85 < found["useful_text_tokens"] <= 1
+  assert found["json_us_per_clip"] > 0 and found["json_plan_us_per_clip"] > 0

@@ -6,9 +6,11 @@ Where the files lie is left to `folder.py` and `records.py`.
 import collections
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sora_jax import clips
@@ -109,6 +111,14 @@ class View(NamedTuple):
     return (frames, *(self.fit(frames, *size) if self.fit else size))
 
 
+def fingerprint_of(parts: Iterable[Any]) -> str:
+  """sha256 (hex) of what JSON can spell, whatever its order."""
+  total = hashlib.sha256()
+  for part in sorted(json.dumps(part, ensure_ascii=True) for part in parts):
+    total.update(part.encode() + b"\n")
+  return total.hexdigest()
+
+
 def reopened(kind: Callable[..., Any], arguments: dict[str, Any], fingerprint: str) -> Any:
   """A source that was sent to another process: opened there, rather than sent with all that it has read.
 
@@ -127,11 +137,13 @@ class FileSource:
   Attributes:
     entries: what can be used.
     dropped: what can't, with reasons.
-    fingerprint: changes when a file or caption does.
+    media_fingerprint, captions_fingerprint, fingerprint: change when a file does, when a caption does, and with both.
   """
 
-  def __init__(self, entries: Sequence[Entry], dropped: Sequence[Dropped], fingerprint: str, view: View):
-    self.entries, self.dropped, self.fingerprint = entries, dropped, fingerprint
+  def __init__(self, entries: Sequence[Entry], dropped: Sequence[Dropped], media_fingerprint: str, view: View):
+    self.entries, self.dropped, self.media_fingerprint = entries, dropped, media_fingerprint
+    self.captions_fingerprint = fingerprint_of((each.file, sorted(each.captions.items())) for each in entries)
+    self.fingerprint = fingerprint_of([self.media_fingerprint, self.captions_fingerprint])
     self.view = view
 
   def open_file(self, index: int) -> contextlib.AbstractContextManager[str | os.PathLike]:

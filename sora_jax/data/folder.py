@@ -6,7 +6,6 @@ trusted: a line or file that can't be used is dropped with its line number and r
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -14,7 +13,18 @@ from typing import Any
 
 from etils import epath
 
-from sora_jax.data.files import MAX_CAPTION, Dropped, Entry, FileSource, Fit, View, describe_dropped, is_clean
+from sora_jax.data.files import (
+  MAX_CAPTION,
+  Dropped,
+  Entry,
+  FileSource,
+  Fit,
+  View,
+  describe_dropped,
+  fingerprint_of,
+  is_clean,
+)
+from sora_jax.data.media_digests import media_digests
 from sora_jax.data.tables import by_name, csv_rows, json_rows, listed
 from sora_jax.errors import InputError
 from sora_jax.runtime import storage
@@ -198,6 +208,5 @@ def _is_inside(path: os.PathLike, folder: os.PathLike) -> bool:
 
 
 def _fingerprint(folder: epath.Path, entries: list[Entry]) -> str:
-  """sha256 (hex) over the sorted names, sizes and captions."""
-  rows = [(each.file, storage.size(folder / each.file), sorted(each.captions.items())) for each in entries]
-  return hashlib.sha256(json.dumps(sorted(rows), ensure_ascii=True).encode("ascii")).hexdigest()
+  """Of the files' names and contents."""
+  return fingerprint_of(media_digests(folder, (each.file for each in entries)).items())

@@ -1,28 +1,53 @@
-"""Encoded clips on disk: arrays of a few thousand clips each, and one index. Read by position, never unpickled.
+"""Encoded clips on disk: arrays of many clips each, an index in columns, and the captions beside them.
 
-    folder/key.json              what the arrays are made from: weights, source, sizes, ...
-    folder/unit-00000.npy .json  the values of one unit's clips one after another, and what is in them
-    folder/index.json            all units; written last: without it the store is not complete
+    folder/key.json              what the latents are made from: weights, media, sizes, ...
+    folder/unit-00000.npy        the values of one unit's clips one after another, bfloat16
+    folder/unit-00000.npz        what is in it; written last: without it the unit is missing
+    folder/index/NAME.npy        a column each over the clips of all units
+    folder/index.json            what the columns hold; written last: without it the store is not complete
+    folder/captions.*            the clips' captions, which change without the latents: see `captions.py`
 
-A unit is written whole or not at all, by whoever gets to it, so that making a store can be taken up again and shared.
+The columns are memory-mapped, so opening a store takes no time or memory a clip. A unit is written whole or not at all,
+by whoever gets to it, so that making a store can be taken up again and shared.
+
+Shape letters: N clips.
 """
 
 import hashlib
-import io
-import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from etils import epath
 
+from sora_jax.data import columns
+from sora_jax.data.captions import Captions
 from sora_jax.data.files import Dropped
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
+# Raised by hand when latents on disk can no longer be used: other files, or other values from the same weights.
+LATENT_FORMAT = 2
 INDEX, KEY = "index.json", "key.json"
+# numpy has no bfloat16 of its own: the head of the file names the type of its two bytes.
+VALUES = np.dtype([("bfloat16", "<u2")])
+MAPPED = 1024  # units that are mapped at a time
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+  "unit": ("<i4", ()),  # the array that holds it
+  "start": ("<i8", ()),  # in that array
+  "shape": ("<i4", (4,)),
+  "size": ("<f8", (4,)),  # seconds, height, width, frames per second
+  "frames": ("<i4", ()),
+  "component": ("<i4", ()),  # of a mixture
+  "number": ("<i8", ()),  # in the source
+  "id_end": ("<i8", ()),  # in `ids`
+}
+IDS = "|u1"  # UTF-8, one after another
+CLIP = ("shape", "size", "frames", "component", "id_end", "ids")  # of these is the fingerprint of a store
 
 
 class LatentClip(NamedTuple):
@@ -31,56 +56,103 @@ class LatentClip(NamedTuple):
   latent_thwC: np.ndarray  # float32, normalised
   size_4: tuple[float, float, float, float]  # seconds, height, width, fps
   frames: int
-  captions: dict[str, str]
   id: str
-  part: int = 0  # of a mixture of sources
+  component: int = 0  # of a mixture of sources
+  number: int = 0  # in the source
 
 
 class LatentStore:
   """Encoded clips by number.
 
   Attributes:
-    entries: what the index says of each clip: its `shape`, `size`, `frames`, `captions`, `id` and `part`.
     key: what the store was made from.
     dropped: clips of the source that could not be read.
+    unit_N, start_N, shape_N4, size_N4, frames_N, component_N, number_N: the columns of the index.
+    media_fingerprint: of the clips that are in it and their sizes.
   """
 
   def __init__(self, folder: str | os.PathLike):
+    """
+    Raises:
+      InputError: it is not complete, damaged, or of another version.
+    """
     self.folder = epath.Path(folder)
-    index = json.loads(storage.read_bytes(self.folder / INDEX))
+    index = _read_index(self.folder)
     self.key: dict[str, str] = index["key"]
-    self.entries: list[dict[str, Any]] = index["clips"]
     self.dropped = [Dropped(**each) for each in index["dropped"]]
+    self.media_fingerprint: str = index["fingerprint"]
+    try:
+      found = {name: columns.read(_column(self.folder, name), *COLUMNS[name], index["clips"]) for name in COLUMNS}
+      self._ids = columns.read(_column(self.folder, "ids"), IDS)
+    except columns.BadColumn as error:
+      raise InputError(f"{error}: delete {self.folder}, and the latents are made again") from error
+    self.unit_N, self.start_N, self.shape_N4, self.size_N4 = (found[key] for key in ("unit", "start", "shape", "size"))
+    self.frames_N, self.component_N, self.number_N = (found[key] for key in ("frames", "component", "number"))
+    self._id_end_N = found["id_end"]
     self._arrays: dict[int, np.ndarray] = {}
+    self._captions: Captions | None = None
 
   def __len__(self) -> int:
-    return len(self.entries)
+    return len(self.unit_N)
 
   def __getitem__(self, number: int) -> LatentClip:
-    entry = self.entries[number]
-    shape, start = tuple(entry["shape"]), entry["start"]
-    values = self._values(entry["unit"])[start : start + int(np.prod(shape))]
-    size, captions = tuple(entry["size"]), entry["captions"]
-    return LatentClip(np.asarray(values).reshape(shape), size, entry["frames"], captions, entry["id"], entry["part"])
+    shape = tuple(self.shape_N4[number].tolist())
+    start = int(self.start_N[number])
+    values = self._values(int(self.unit_N[number]))[start : start + int(np.prod(shape))]
+    return LatentClip(
+      np.asarray(values).view(ml_dtypes.bfloat16).astype(np.float32).reshape(shape),
+      tuple(self.size_N4[number].tolist()),
+      int(self.frames_N[number]),
+      self.id(number),
+      int(self.component_N[number]),
+      int(self.number_N[number]),
+    )
+
+  def id(self, number: int) -> str:
+    """The name of a clip in its source."""
+    start = int(self._id_end_N[number - 1]) if number else 0
+    return bytes(self._ids[start : int(self._id_end_N[number])]).decode()
+
+  def captions(self, number: int) -> dict[str, str]:
+    """The captions of a clip."""
+    return self.all_captions()[number]
+
+  def all_captions(self) -> Captions:
+    """
+    Raises:
+      InputError: they are not there, or damaged.
+    """
+    if self._captions is None:
+      self._captions = Captions(self.folder)
+    return self._captions
 
   def _values(self, unit: int) -> np.ndarray:
     if unit not in self._arrays:
-      path = storage.kept_local(self.folder / _name(unit, "npy"))
-      self._arrays[unit] = np.load(path, mmap_mode="r", allow_pickle=False)
+      if len(self._arrays) >= MAPPED:
+        self._arrays = {}
+      self._arrays[unit] = columns.read(self.folder / _name(unit, "npy"), VALUES)
     return self._arrays[unit]
 
-  def __getstate__(self) -> dict[str, Any]:
-    return {**vars(self), "_arrays": {}}  # another process maps the files itself
+  def __reduce__(self):
+    return LatentStore, (os.fspath(self.folder),)  # another process maps the files itself
 
   @property
   def fingerprint(self) -> str:
     """Of the clips that are in it, their sizes and captions."""
-    said = ("id", "part", "shape", "size", "frames", "captions")
-    return digest(json.dumps([entry[name] for name in said], sort_keys=True) for entry in self.entries)
+    return digest([self.media_fingerprint, self.all_captions().digest])
 
   @property
   def channels(self) -> int:
-    return self.entries[0]["shape"][-1]
+    return int(self.shape_N4[0, -1])
+
+
+def read_key(path: epath.Path) -> dict[str, str]:
+  """A key that is kept on disk; empty where it is damaged."""
+  try:
+    key = json.loads(path.read_text())
+  except ValueError:
+    return {}
+  return key if isinstance(key, dict) else {}
 
 
 def differing(old: dict[str, str], new: dict[str, str]) -> list[str]:
@@ -89,7 +161,7 @@ def differing(old: dict[str, str], new: dict[str, str]) -> list[str]:
 
 
 def begin(folder: str | os.PathLike, key: dict[str, str]) -> bool:
-  """Makes a folder ready for the units of a store; those of another key are thrown away, and it is told why.
+  """Makes a folder ready for the units of a store; those of another key are deleted, and stderr says why.
 
   Returns:
     Whether the store of this key is complete already.
@@ -97,7 +169,7 @@ def begin(folder: str | os.PathLike, key: dict[str, str]) -> bool:
   root = epath.Path(folder)
   root.mkdir(parents=True, exist_ok=True)
   if (root / KEY).exists():
-    changed = differing(json.loads((root / KEY).read_text()), key)
+    changed = differing(read_key(root / KEY), key)
     if not changed:
       return (root / INDEX).exists()
     print(f"{root}: encoding again: other {', '.join(changed)}", file=sys.stderr)
@@ -109,49 +181,101 @@ def begin(folder: str | os.PathLike, key: dict[str, str]) -> bool:
 
 def missing_units(folder: str | os.PathLike, units: int) -> list[int]:
   """Which units are not written yet."""
-  there = {path.name for path in epath.Path(folder).glob("unit-*.json")}
-  return [unit for unit in range(units) if _name(unit, "json") not in there]
+  there = {path.name for path in epath.Path(folder).glob("unit-*.npz")}
+  return [unit for unit in range(units) if _name(unit, "npz") not in there]
 
 
 def write_unit(folder: str | os.PathLike, unit: int, clips: Iterable[LatentClip], dropped: Sequence[Dropped]) -> None:
-  """Writes the clips of one unit; `dropped` is looked at when the last clip was given."""
+  """Writes the clips of one unit, one by one; `dropped` is read when the last clip was given."""
   root = epath.Path(folder)
-  entries, values, start = [], [np.zeros(0, np.float32)], 0
-  for clip in clips:
-    entry = {"unit": unit, "start": start, "shape": list(clip.latent_thwC.shape)}
-    entry |= {"size": list(map(float, clip.size_4)), "frames": clip.frames, "captions": dict(clip.captions)}
-    entries.append(entry | {"id": clip.id, "part": clip.part})
-    values.append(clip.latent_thwC.astype(np.float32).reshape(-1))
-    start += values[-1].size
-  content = io.BytesIO()
-  np.save(content, np.concatenate(values), allow_pickle=False)
-  (root / _name(unit, "npy")).write_bytes(content.getbuffer())
-  found = {"clips": entries, "dropped": [vars(each) for each in dropped]}
-  storage.write_text(root / _name(unit, "json"), json.dumps(found))
+  rows: list[tuple[Any, ...]] = []
+  ids: list[bytes] = []
+
+  def values() -> Iterator[np.ndarray]:
+    start = 0
+    for clip in clips:
+      kept = clip.latent_thwC.astype(ml_dtypes.bfloat16).reshape(-1)
+      ids.append(clip.id.encode())
+      rows.append((unit, start, clip.latent_thwC.shape, clip.size_4, clip.frames, clip.component, clip.number))
+      start += kept.size
+      yield kept.view(VALUES)
+
+  columns.write(root / _name(unit, "npy"), values(), VALUES)
+  given = [*zip(*rows, strict=True)] or [()] * 7
+  found = dict(zip(COLUMNS, [*given, np.cumsum([len(each) for each in ids], dtype=np.int64)], strict=True))
+  arrays = {name: np.array(found[name], dtype).reshape(-1, *shape) for name, (dtype, shape) in COLUMNS.items()}
+  bad = json.dumps([vars(each) for each in dropped]).encode()
+  arrays |= {"ids": np.frombuffer(b"".join(ids), np.uint8), "dropped": np.frombuffer(bad, np.uint8)}
+  columns.save_together(root / _name(unit, "npz"), **arrays)
 
 
 def finish(folder: str | os.PathLike, units: int) -> LatentStore:
   """Makes the store complete: all of its units are there."""
   root = epath.Path(folder)
-  found = [json.loads(storage.read_bytes(root / _name(unit, "json"))) for unit in range(units)]
-  joined = {name: list(itertools.chain.from_iterable(unit[name] for unit in found)) for name in ("clips", "dropped")}
   key = json.loads((root / KEY).read_text())
-  storage.write_text(root / INDEX, json.dumps({"key": key, **joined}))
+  write_index(root, (columns.load_together(root / _name(unit, "npz")) for unit in range(units)), key)
   return LatentStore(root)
+
+
+def write_index(folder: str | os.PathLike, units: Iterable[dict[str, np.ndarray]], key: dict[str, str]) -> None:
+  """Joins the columns of all units.
+
+  Args:
+    units: by name the columns of each, its `ids` and what it `dropped`.
+  """
+  root = epath.Path(folder)
+  (root / "index").mkdir(parents=True, exist_ok=True)
+  joined: list[dict[str, np.ndarray]] = []
+  dropped: list[dict[str, Any]] = []
+  end, clips = 0, 0
+  for unit in units:
+    dropped += json.loads(bytes(unit.pop("dropped")))
+    joined.append({**unit, "id_end": unit["id_end"] + end})
+    end, clips = end + len(unit["ids"]), clips + len(unit["unit"])
+  seen = hashlib.sha256()
+  for name, (dtype, shape) in {**COLUMNS, "ids": (IDS, ())}.items():
+    pieces = [each.pop(name) for each in joined]
+    columns.write(_column(root, name), pieces, dtype, shape)
+    for piece in pieces if name in CLIP else ():
+      seen.update(np.ascontiguousarray(piece).data if piece.size else b"")
+  content = {"format": LATENT_FORMAT, "clips": clips, "fingerprint": seen.hexdigest(), "key": key, "dropped": dropped}
+  storage.write_text(root / INDEX, json.dumps(content))
 
 
 def forget_bad(folder: str | os.PathLike) -> None:
   """Takes the units in which clips are missing out of a store, which is then not complete."""
   root = epath.Path(folder)
   (root / INDEX).unlink(missing_ok=True)
-  for path in root.glob("unit-*.json"):
-    if json.loads(path.read_text())["dropped"]:
+  for path in root.glob("unit-*.npz"):
+    if json.loads(bytes(columns.load_together(path)["dropped"])):
       path.unlink()
 
 
 def digest(texts: Iterable[str]) -> str:
   """sha256 (hex) of texts in their order."""
   return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def _read_index(root: epath.Path) -> dict[str, Any]:
+  again = f"delete {root}, and the latents are made again"
+  try:
+    index = json.loads(storage.read_bytes(root / INDEX))
+  except FileNotFoundError as error:
+    raise InputError(f"{root}: no latents, or not all of them: {INDEX} is missing; run the command again") from error
+  except ValueError as error:
+    raise InputError(f"{root / INDEX}: damaged: {again}") from error
+  version = index.get("format") if isinstance(index, dict) else None
+  if version != LATENT_FORMAT:
+    made = "an older version" if version is None else f"format {version!r}, not {LATENT_FORMAT}"
+    raise InputError(f"{root}: latents of {made}: {again}")
+  wanted = {"clips": int, "fingerprint": str, "key": dict, "dropped": list}
+  if not all(isinstance(index.get(name), kind) for name, kind in wanted.items()):
+    raise InputError(f"{root / INDEX}: damaged: {again}")
+  return index
+
+
+def _column(root: epath.Path, name: str) -> epath.Path:
+  return root / "index" / f"{name}.npy"
 
 
 def _name(unit: int, kind: str) -> str:

@@ -6,6 +6,7 @@ Shape letters: B, T, H, W as in `clips.py`.
 """
 
 import functools
+import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore, digest
-from sora_jax.data.sources import Source, component_of
+from sora_jax.data.sources import Source, shapes_of
 from sora_jax.data.stream import Extent, Reading, Stream
 from sora_jax.errors import InputError
 from sora_jax.packing.balance import ClipFlops, order_rows
@@ -26,7 +27,7 @@ from sora_jax.patches import Grid, pad_edge, patchify
 from sora_jax.video.io import UnreadableFile
 
 # What a draw is for; part of its key, so that one draw never depends on another.
-CAPTION, CONDITION, CROP, ORDER, DROP = range(5)
+CAPTION, CONDITION, CROP, ORDER, DROP, PROBE = range(6)
 CACHED_BYTES = 2**30  # of decoded frames kept for crops
 
 
@@ -39,23 +40,34 @@ class Crops:
   """
 
   def __init__(self, source: Source, crop_THW: tuple[int, int, int], seed: int, weights: Sequence[float] = ()):
-    """`weights` are the shares of the crops for each part of a mixture."""
+    """`weights` are the shares of the crops for each component of a mixture."""
     self.source, self.crop_THW, self.seed = source, crop_THW, seed
-    shapes = np.array([source.shape(index) for index in range(len(source))], np.float64)
-    pixels, filled = shapes.prod(1), np.minimum(shapes[:, 0] / crop_THW[0], 1.0)
-    share = pixels * filled
+    shapes = shapes_of(source)
+    pixels = shapes.shape_N3.prod(1, dtype=np.float64)
+    share = pixels * np.minimum(shapes.shape_N3[:, 0] / crop_THW[0], 1.0)
     if weights:
-      parts = np.array([component_of(source, index) for index in range(len(source))])
-      share *= (np.asarray(weights) / np.bincount(parts, weights=share))[parts]
-    share = np.cumsum(share)
-    self.share, self.cached = share / share[-1], max(int(CACHED_BYTES / (12 * pixels.mean())), 1)
-    shapes_and_rates = (f"{source.shape(index)} {source.fps(index)}" for index in range(len(source)))
-    self.extent = Extent(digest([source.fingerprint, *shapes_and_rates]), len(source), 1)
+      component = shapes.component_N
+      share *= (np.asarray(weights) / np.bincount(component, weights=share))[component]
+    self.cached = max(int(CACHED_BYTES / (12 * pixels.mean())), 1)
+    self.share = np.cumsum(share)
+    self.share /= self.share[-1]
+    seen = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest() for column in shapes[:2]]
+    self.extent = Extent(digest([source.media_fingerprint, *seen]), len(source), 1)
 
   def __call__(self, number: int) -> tuple[np.ndarray, np.int32]:
     rng = np.random.default_rng([self.seed, int(number), CROP])
     index = min(int(np.searchsorted(self.share, rng.random(), side="right")), len(self.source) - 1)
     return crop(_cached_frames(self)(index), self.crop_THW, rng), np.int32(index)
+
+  def probe(self, count: int) -> np.ndarray:
+    """`count` crops (count, T, H, W, 3) of clips from all over the source, which training does not see as such.
+
+    Clips are drawn as they are for training, evenly: one from each of `count` equal shares of what can be drawn.
+    """
+    rng = np.random.default_rng([self.seed, PROBE])
+    shares = (np.arange(count) + rng.random(count)) / count
+    clips = np.minimum(np.searchsorted(self.share, shares, side="right"), len(self.source) - 1)
+    return np.stack([crop(readable_frames(self.source, clip), self.crop_THW, rng) for clip in clips.tolist()])
 
 
 @functools.lru_cache(maxsize=1)  # not in Crops, which is sent to workers: each has a cache of its own
@@ -111,7 +123,7 @@ class Step(NamedTuple):
 class PackedRows:
   """Rows of packed latents by number: row i belongs to epoch i // rows_per_epoch, and an epoch has each clip once.
 
-  Which lengths share a row is planned once; which clips of a length, and in which order the rows come, changes with the
+  Which lengths share a row is found once; which clips of a length, and in which order the rows come, changes with the
   epoch. Each `step.rows` rows in turn are a step in which all ranks have the same work.
   """
 
@@ -128,7 +140,7 @@ class PackedRows:
   ):
     """
     Args:
-      weights: shares of the tokens for each part of a mixture; none: each clip once in an epoch.
+      weights: shares of the tokens for each component of a mixture; none: each clip once in an epoch.
 
     Raises:
       ValueError: a clip does not fit in a row (the message names the numbers), there is no clip, or the rows of a step
@@ -140,24 +152,24 @@ class PackedRows:
       raise InputError(f"{step.rows} rows a step can't be shared by {step.ranks} ranks: make it a multiple")
     self.store, self.grid, self.row, self.seed = store, grid, row, seed
     self.texts, self.step, self.shares = texts, step, shares
-    lengths = np.array([_kept(_tokens(entry["shape"], grid.patch), shares) for entry in store.entries])
+    lengths = _kept(_tokens(store.shape_N4, grid.patch), shares)
     if weights:
-      parts = np.array([entry["part"] for entry in store.entries])
-      self.places: Everyone | Weighted = Weighted(lengths, texts.longest_N, parts, weights, seed)
+      given = (lengths, texts.longest_N, row.text, store.component_N, weights, seed)
+      self.slots: Everyone | Weighted = Weighted(*given)
     else:
-      self.places = Everyone(lengths, texts.longest_N)
-    self.rows = pack_rows(self.places.lengths_K.tolist(), self.places.text_K.tolist(), row)
-    self.flops_R = np.array([step.flops(self.places.lengths_K[places]).sum() for places in self.rows])
-    self.components_RP = self._parts(len(weights)) if weights else None
+      self.slots = Everyone(lengths, texts.longest_N, row.text)
+    self.rows = pack_rows(self.slots.lengths_K, self.slots.text_K, row)
+    self.flops_R = self.rows.sums(step.flops(self.slots.lengths_K.astype(np.float64)))
+    self.components_RP = self._components(len(weights)) if weights else None
     self.extent = Extent(store.fingerprint, len(store), len(self.rows))
 
-  def _parts(self, parts: int) -> np.ndarray:
-    """Tokens of each part in each row."""
-    tokens, part = self.places.lengths_K, self.places.component_K
-    return np.array([np.bincount(part[row], weights=tokens[row], minlength=parts) for row in self.rows])
+  def _components(self, components: int) -> np.ndarray:
+    """Tokens of each component in each row."""
+    tokens, component = self.slots.lengths_K, self.slots.component_K
+    return np.stack([self.rows.sums(tokens * (component == number)) for number in range(components)], 1)
 
   def __len__(self) -> int:
-    """Rows of one epoch: a pass over every clip, or over a part of a mixture."""
+    """Rows of one epoch: a pass over every clip, or over a component of a mixture."""
     return len(self.rows)
 
   def __call__(self, number: int) -> PackedBatch:
@@ -165,8 +177,8 @@ class PackedRows:
     number = int(number)
     epoch, place = divmod(number, len(self.rows))
     row_order, clip_for = _epoch(self, epoch)
-    clips = [int(clip_for[each]) for each in self.rows[row_order[place]]]
-    # A part of a mixture may give a clip several times in a pass, even in a row: each time is another.
+    clips = clip_for[self.rows[row_order[place]]].tolist()
+    # A component of a mixture may give a clip several times in a pass, even in a row: each time is another.
     turns = itertools.count(number * self.row.segments) if self.components_RP is not None else itertools.repeat(epoch)
     segments = [self.segment(clip, turn) for clip, turn in zip(clips, turns, strict=False)]
     return pack_row(segments, self.row, segments[0].tokens_NC.shape[1])
@@ -176,7 +188,7 @@ class PackedRows:
     try:
       latent, size, frames = self.store[clip][:3]
     except (OSError, ValueError, EOFError) as error:
-      named = f"{self.store.folder}: the latents of clip {self.store.entries[clip]['id']} can't be read"
+      named = f"{self.store.folder}: the latents of clip {self.store.id(clip)} can't be read"
       raise InputError(f"{named} ({error}): delete that folder, and they are made again") from error
     tokens_NC = np.asarray(patchify(latent, self.grid.patch))
     style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
@@ -185,7 +197,7 @@ class PackedRows:
       -(-latent.shape[0] // self.grid.patch[0]), self.shares.conditions, self._rng(turn, clip, CONDITION)
     )
     condition_N = np.repeat(given, len(positions) // len(given))
-    kept = _kept(len(positions), self.shares)
+    kept = int(_kept(np.array(len(positions)), self.shares))
     if kept < len(positions):
       mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), kept, replace=False))
       tokens_NC, positions, condition_N = tokens_NC[mine], positions[mine], condition_N[mine]
@@ -196,6 +208,7 @@ class PackedRows:
       text_M=self.texts(clip, style),
       size_4=np.array(size, np.float32),
       index=clip,
+      turn=turn % 2**31,  # of so many in a step no two are alike
     )
 
   def _rng(self, turn: int, clip: int, purpose: int) -> np.random.Generator:
@@ -223,18 +236,23 @@ def packed_batches(rows: PackedRows, reading: Reading) -> Stream:
   return Stream(rows, rows.step.rows, rows.extent, reading)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # a step may begin in one epoch and end in the next
 def _epoch(rows: PackedRows, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-  """The order of the rows in an epoch, and the clip in each place of the plan."""
+  """The order of the rows in an epoch, and the clip in each slot."""
   rng = np.random.default_rng([rows.seed, epoch, ORDER])
   ranks, begun = rows.step.ranks, epoch * len(rows.rows) % rows.step.rows
   row_order = order_rows(rows.flops_R, ranks, rows.step.rows // ranks, rng, begun, rows.components_RP)
-  return row_order, rows.places.fill(epoch, rng)
+  return row_order, rows.slots.fill(epoch, rng)
 
 
-def _kept(tokens: int, shares: Shares) -> int:
-  return tokens - int(tokens * shares.dropped_tokens)
+def _kept(tokens_N: np.ndarray, shares: Shares) -> np.ndarray:
+  """How many of their tokens are seen of clips that have so many, int32."""
+  return tokens_N - (tokens_N * shares.dropped_tokens).astype(np.int32)
 
 
-def _tokens(latent_shape: list[int], patch: tuple[int, int, int]) -> int:
-  return int(np.prod([-(-n // p) for n, p in zip(latent_shape, patch, strict=False)]))
+def _tokens(shape_N4: np.ndarray, patch: tuple[int, int, int]) -> np.ndarray:
+  """Tokens of latents of these shapes, int32 (N,)."""
+  tokens_N = np.ones(len(shape_N4), np.int32)
+  for axis, size in enumerate(patch):
+    tokens_N *= -(-shape_N4[:, axis] // size)
+  return tokens_N

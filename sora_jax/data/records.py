@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from sora_jax.data.files import MAX_CAPTION, Entry, FileSource, Fit, View, is_clean, reopened
+from sora_jax.data.files import MAX_CAPTION, Entry, FileSource, Fit, View, fingerprint_of, is_clean, reopened
 from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video.io import Probe, UnreadableFile
@@ -117,7 +117,8 @@ class RecordSource(FileSource):
     self.ends = list(itertools.accumulate(self.shards))
     entries, self.digests = _read_index(self.folder, sum(self.shards), digest)
     self._local: dict[int, str] = {}  # the file of a shard, or its copy
-    super().__init__(entries, (), digest, view)
+    media = fingerprint_of((each.file, digest.hex()) for each, digest in zip(entries, self.digests, strict=True))
+    super().__init__(entries, (), media, view)
 
   def __reduce__(self):
     return reopened, (RecordSource, {"folder": os.fspath(self.folder), **self.view._asdict()}, self.fingerprint)

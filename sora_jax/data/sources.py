@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,10 +30,14 @@ class Source(Protocol):
   """Clips by number.
 
   Attributes:
-    fingerprint: changes when a clip or caption does.
+    media_fingerprint: changes when what a clip shows does.
+    captions_fingerprint: changes when a caption does.
+    fingerprint: changes with either.
     dropped: what it holds and can't give.
   """
 
+  media_fingerprint: str
+  captions_fingerprint: str
   fingerprint: str
   dropped: Sequence[Dropped]
 
@@ -55,13 +59,16 @@ class Source(Protocol):
 
 
 class Mixture:
-  """Several sources as one, a part each: their clips one source after another."""
+  """Several sources as one, a component each: their clips one source after another."""
 
   def __init__(self, sources: Sequence[Source]):
     self.sources = sources
     self.ends = list(itertools.accumulate(len(source) for source in sources))
     self.dropped: Sequence[Dropped] = [each for source in sources for each in source.dropped]
-    self.fingerprint = hashlib.sha256(" ".join(source.fingerprint for source in sources).encode()).hexdigest()
+    joined = lambda prints: hashlib.sha256(" ".join(prints).encode()).hexdigest()
+    self.media_fingerprint = joined(source.media_fingerprint for source in sources)
+    self.captions_fingerprint = joined(source.captions_fingerprint for source in sources)
+    self.fingerprint = joined(source.fingerprint for source in sources)
 
   def __len__(self) -> int:
     return self.ends[-1]
@@ -86,7 +93,7 @@ class Mixture:
     source, place = self.find(index)
     return source.where(place)
 
-  def part(self, index: int) -> int:
+  def component(self, index: int) -> int:
     """Which of the sources clip `index` is of."""
     return bisect.bisect_right(self.ends, index)
 
@@ -94,13 +101,36 @@ class Mixture:
     """The source of clip `index`, and its number there."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    part = self.part(index)
-    return self.sources[part], index - self.ends[part] + len(self.sources[part])
+    component = self.component(index)
+    return self.sources[component], index - self.ends[component] + len(self.sources[component])
 
 
 def component_of(source: Source, index: int) -> int:
-  """Which part of a mixture clip `index` is of; 0 where the source is none."""
-  return source.part(index) if isinstance(source, Mixture) else 0
+  """Which component of a mixture clip `index` is of; 0 where the source is none."""
+  return source.component(index) if isinstance(source, Mixture) else 0
+
+
+class Shapes(NamedTuple):
+  """What is known of all clips of a source without decoding one, in columns."""
+
+  shape_N3: np.ndarray  # int32: frames, height, width
+  fps_N: np.ndarray  # float64
+  component_N: np.ndarray  # int32: of a mixture
+
+
+def shapes_of(source: Source) -> Shapes:
+  """The shapes and rates of all clips."""
+  if isinstance(source, Mixture):
+    found = [shapes_of(each) for each in source.sources]
+    component_N = np.repeat(np.arange(len(found), dtype=np.int32), [len(each) for each in source.sources])
+    return Shapes(np.concatenate([each[0] for each in found]), np.concatenate([each[1] for each in found]), component_N)
+  count = len(source)
+  component_N = np.zeros(count, np.int32)
+  if isinstance(source, WorldSource):
+    shape_N3 = np.resize(np.array(source.shapes, np.int32), (count, 3))
+    return Shapes(shape_N3, np.full(count, source.rate), component_N)
+  shape_N3 = np.fromiter(map(source.shape, range(count)), np.dtype((np.int32, 3)), count)
+  return Shapes(shape_N3, np.fromiter(map(source.fps, range(count)), np.float64, count), component_N)
 
 
 def small_size(source: Source, index: int, side: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sora_jax import clips
-from sora_jax.data.files import MAX_CAPTION, Dropped, View, describe_dropped, is_clean, reopened
+from sora_jax.data.files import MAX_CAPTION, Dropped, View, describe_dropped, fingerprint_of, is_clean, reopened
 from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.video import io as video_io
@@ -65,9 +65,13 @@ class TfdsSource:
     self.keys = find_keys(self.features, spec)
     self.name = builder.info.full_name
     rows = _index(self, _state(builder, split))
-    self.fingerprint = hashlib.sha256(f"{self.name} {split} {_digest(rows)}".encode()).hexdigest()
     self.places = [place for place, row in enumerate(rows) if "reason" not in row]
     self.index = [rows[place] for place in self.places]
+    seen, named = ("size", "fps", "digest"), [self.name, split]
+    media = ((place, [rows[place][name] for name in seen]) for place in self.places)
+    self.media_fingerprint = fingerprint_of([*named, *media])
+    self.captions_fingerprint = fingerprint_of([*named, *((place, rows[place]["captions"]) for place in self.places)])
+    self.fingerprint = fingerprint_of([self.media_fingerprint, self.captions_fingerprint])
     bad = [(place, row["reason"]) for place, row in enumerate(rows) if "reason" in row]
     self.dropped: Sequence[Dropped] = [Dropped(f"{self.name}-{place}", 0, reason) for place, reason in bad]
     if not self.index:

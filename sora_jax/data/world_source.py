@@ -45,8 +45,9 @@ class WorldSource:
     self.world = get_world(world)
     self.clips, self.rate, self.seed, self.held_out = clips, fps, seed, held_out
     self.shapes = [(t, h, w) for t in frames for h, w in sizes]
-    key = f"{world} {clips} {self.shapes} {fps} {seed} {held_out}"
-    self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    key = f"{world} {self.world.version} {clips} {self.shapes} {fps} {seed} {held_out}"
+    # The world's code makes both: where it changes, both do.
+    self.fingerprint = self.media_fingerprint = self.captions_fingerprint = hashlib.sha256(key.encode()).hexdigest()
 
   def __len__(self) -> int:
     return self.clips

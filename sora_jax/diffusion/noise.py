@@ -1,7 +1,8 @@
 """Random draws that belong to a clip, not to a row, a device or an order.
 
-Every draw is keyed by (run seed and step, clip index, purpose) and every token's noise also by the token's number
-inside its clip, so a clip gets the same noise alone, packed with others, or on another number of devices.
+Every draw is keyed by (run seed and step, clip index and turn, purpose) and every token's noise also by the token's
+number inside its clip, so a clip gets the same noise alone, packed with others, or on another number of devices. The
+turn tells the uses of a clip apart that a mixture repeats within a step.
 """
 
 import jax
@@ -11,10 +12,14 @@ import numpy as np
 PURPOSES = {"time": 1, "noise": 2, "caption_drop": 3, "posterior": 4, "uniform_time": 5}
 
 
-def clip_keys(key: jax.Array, clip_index: np.ndarray | jax.Array, purpose: str) -> jax.Array:
-  """One key a clip: `clip_index` int32 of any shape -> keys of that shape."""
+def clip_keys(
+  key: jax.Array, clip_index: np.ndarray | jax.Array, purpose: str, turn: np.ndarray | jax.Array | None = None
+) -> jax.Array:
+  """One key a use of a clip: `clip_index` and `turn`, int32 of any one shape -> keys of that shape."""
   key = jax.random.fold_in(key, PURPOSES[purpose])
   keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(clip_index.reshape(-1))
+  if turn is not None:
+    keys = jax.vmap(jax.random.fold_in)(keys, turn.reshape(-1))
   return keys.reshape(clip_index.shape)
 
 

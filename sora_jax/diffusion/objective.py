@@ -36,10 +36,10 @@ def segment_tokens(batch: PackedBatch) -> jax.Array:
 
 def draw_times(batch: PackedBatch, key: jax.Array, levels: NoiseLevels) -> jax.Array:
   """One noise level a clip, float32 (B, S)."""
-  normal_BS = noise.clip_normal(noise.clip_keys(key, batch.clip_index_BS, "time"))
+  normal_BS = noise.clip_normal(noise.clip_keys(key, batch.clip_index_BS, "time", batch.turn_BS))
   t_BS = schedules.logit_normal(normal_BS, levels.mean, levels.std)
   # One draw says whether a clip is of the share, and if so, its place within the share is the level.
-  uniform_BS = noise.clip_uniform(noise.clip_keys(key, batch.clip_index_BS, "uniform_time"))
+  uniform_BS = noise.clip_uniform(noise.clip_keys(key, batch.clip_index_BS, "uniform_time", batch.turn_BS))
   share = levels.uniform_share
   t_BS = jnp.where(uniform_BS < share, uniform_BS / max(share, 1e-6), t_BS)
   return schedules.shift(t_BS, schedules.size_shift(segment_tokens(batch), levels.base_tokens))
@@ -52,7 +52,7 @@ def corrupt(batch: PackedBatch, t_BS: jax.Array, key: jax.Array) -> tuple[jax.Ar
     x_t (B, L, C) and the noise level of every token (B, L); condition and padding tokens have level 0.
   """
   chex.assert_rank([batch.tokens_BLC, batch.segments_BL, t_BS], [3, 2, 2])
-  keys_BS = noise.clip_keys(key, batch.clip_index_BS, "noise")
+  keys_BS = noise.clip_keys(key, batch.clip_index_BS, "noise", batch.turn_BS)
   e_BLC = noise.token_noise(keys_BS, batch.segments_BL, batch.tokens_BLC.shape[-1])
   t_BL = jnp.where(batch.condition_BL, 0.0, per_token(t_BS, batch.segments_BL))
   return (1.0 - t_BL[..., None]) * batch.tokens_BLC + t_BL[..., None] * e_BLC, t_BL

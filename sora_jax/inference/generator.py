@@ -30,7 +30,7 @@ from sora_jax.inference.codec import Codec
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, per_token, stack
-from sora_jax.packing.rows import pack_rows
+from sora_jax.packing.rows import Rows, pack_rows
 from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
 from sora_jax.sharding import constrain, param_shardings
 
@@ -282,7 +282,7 @@ class Generator:
     tokens = train.row_tokens if longest <= train.row_tokens else -(-longest // 128) * 128
     return RowShape(tokens, train.row_text, train.row_segments)
 
-  def _batch(self, rows: list[list[int]], segments: Sequence[Segment], row: RowShape) -> PackedBatch:
+  def _batch(self, rows: Rows, segments: Sequence[Segment], row: RowShape) -> PackedBatch:
     return stack([pack_row([segments[clip] for clip in clips], row, self.channels) for clips in rows])
 
   def _decode(self, requests: Sequence[Request], latents: Sequence[np.ndarray]) -> list[Clip]:

@@ -2,18 +2,18 @@
 
 import collections
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sora_jax import __version__
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import Clip
-from sora_jax.data import latents, quarantine
+from sora_jax.data import captions, latents, quarantine
 from sora_jax.data.files import Dropped
-from sora_jax.data.sources import Source, component_of
+from sora_jax.data.sources import Source, component_of, shapes_of
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.runtime import work_units
@@ -22,8 +22,9 @@ from sora_jax.runtime.run import Run
 from sora_jax.video.io import UnreadableFile
 
 BATCH = 64  # clips of one size encoded together
-BATCH_PIXELS = 2e7  # bounds memory
-UNIT = 512  # clips; what is lost when encoding is stopped
+PIXEL_BYTES = 12  # three colours in float32
+BATCH_BYTES = 2**28  # of pixels, decoded together: bounds memory
+UNIT_BYTES = 2**29  # of pixels, decoded one batch after another: what is lost when encoding is stopped
 SLOW = 6  # times as long as a step may a unit take
 
 Unit = list[list[int]]  # batches of clips of one shape, by number
@@ -40,6 +41,8 @@ def encode_source(
 ) -> latents.LatentStore:
   """The latents of every clip of `source`; made again only when something that they are made from changed.
 
+  Captions lie beside the latents, and are written again alone where they changed.
+
   Several hosts share the work. A clip that can't be read is skipped, named on stderr and listed in the folder's
   quarantine.jsonl; the others keep their order.
 
@@ -54,55 +57,84 @@ def encode_source(
     Preempted: the run was asked to stop; units that are done are saved.
     HostsError: the hosts' weights or sources differ, or one of them is late.
   """
-  units, key = plan_units(source), key_of(codec, source)
   run = run or Run()
   hosts, stopping = run.hosts, run.stopping()
+  key = key_of(codec, source)
   hosts.same("comparing weights and clips", key)
-  missing = hosts.decide("looking for latents", lambda: missing_units(folder, key, len(units)))
-  if missing is not None:
+  if not hosts.decide("looking for latents", lambda: latents.begin(folder, key)):
+    units = plan_units(source)
+    missing = hosts.decide("looking for what is encoded", lambda: latents.missing_units(folder, len(units)))
     work = functools.partial(encode_unit, codec, source, folder, units, hosts)
     mine = missing[hosts.index :: hosts.count]
     work_units.run(work, mine, "encode", workers, beam, stopping.preempted)
     hosts.barrier("encoding latents", LONG)
     left = hosts.decide("counting latents", lambda: len(latents.missing_units(folder, len(units))))
     stopping.end_here(f"latents: {len(units) - left} of {len(units)} units are saved")
-    hosts.decide("joining latents", lambda: len(latents.finish(folder, len(units))))
+    hosts.decide("joining latents", lambda: len(latents.finish(folder, len(units))), LONG)
   store = latents.LatentStore(folder)
   hosts.decide("checking latents", lambda: check(store, source, max_bad))
+  hosts.decide("writing captions", lambda: refresh_captions(store, source), LONG)
   return store
 
 
-def missing_units(folder: str | os.PathLike, key: dict[str, str], units: int) -> list[int] | None:
-  """Those that are to be encoded; None where the store of this key is complete."""
-  return None if latents.begin(folder, key) else latents.missing_units(folder, units)
+def refresh_captions(store: latents.LatentStore, source: Source) -> None:
+  """Writes the captions of a store's clips, where those that are there are not the source's."""
+  made_from = latents.digest([store.media_fingerprint, source.captions_fingerprint])
+  found = captions.written_from(store.folder)
+  if found == made_from:
+    return
+  if found:
+    print(f"{store.folder}: captions changed: written again; latents stay", file=sys.stderr)
+  numbers: dict[tuple[int, str], int] = {}
+
+  def find(clip: int) -> int:
+    """The clip's number in the source: that which it was encoded from, unless the source's order has changed."""
+    name, number, component = store.id(clip), int(store.number_N[clip]), int(store.component_N[clip])
+    if number < len(source) and (component_of(source, number), source.where(number)[0]) == (component, name):
+      return number
+    if not numbers:
+      numbers.update(((component_of(source, each), source.where(each)[0]), each) for each in range(len(source)))
+    return numbers[component, name]
+
+  captions.write_captions(store.folder, (source.captions(find(clip)) for clip in range(len(store))), made_from)
 
 
 def key_of(codec: Codec, source: Source) -> dict[str, str]:
   """Everything that latents are made from, by name."""
-  seen = ((source.shape(index), source.fps(index)) for index in range(len(source)))
+  shapes = shapes_of(source)
+  seen = np.column_stack([shapes.shape_N3, shapes.fps_N])
+  sizes, counts = np.unique(seen, axis=0, return_counts=True)  # whatever the order of the source
   return {
     "autoencoder": checkpoint.tree_digest(codec.params),
-    "clips or captions": source.fingerprint,
-    "sizes, durations or rates": latents.digest(map(str, seen)),
-    "type": "float32",
-    "version of sora_jax": __version__,
+    "clips": source.media_fingerprint,
+    "sizes, durations or rates": latents.digest([str(sizes.tolist()), str(counts.tolist())]),
+    "format of latents": str(latents.LATENT_FORMAT),
   }
 
 
 def plan_units(source: Source) -> list[Unit]:
-  """All clips, those of one shape together, in units of about UNIT clips."""
+  """All clips, those of one shape together, in units of UNIT_BYTES of pixels or of one batch that has more.
+
+  The same clips give the same units whatever their order in the source, so that encoding is taken up again after a list
+  of captions was sorted.
+  """
+  shape_N3, _, component_N = shapes_of(source)
   by_shape = collections.defaultdict(list)
-  for index in range(len(source)):
-    by_shape[source.shape(index)].append(index)
+  for index, shape in enumerate(map(tuple, shape_N3.tolist())):
+    by_shape[shape].append(index)
+  named = lambda index: (component_N[index], source.where(index)[0])
   units: list[Unit] = [[]]
-  clips = 0
-  for shape, indices in by_shape.items():
-    size = max(1, min(BATCH, int(BATCH_PIXELS // np.prod(shape))))
+  filled = 0
+  for shape in sorted(by_shape):
+    indices, each = sorted(by_shape[shape], key=named), PIXEL_BYTES * math.prod(shape)
+    size = max(1, min(BATCH, BATCH_BYTES // each, UNIT_BYTES // each))
     for start in range(0, len(indices), size):
-      if clips >= UNIT:
-        units, clips = [*units, []], 0
-      units[-1].append(indices[start : start + size])
-      clips += len(units[-1][-1])
+      batch = indices[start : start + size]
+      if units[-1] and filled + len(batch) * each > UNIT_BYTES:
+        units.append([])
+        filled = 0
+      units[-1].append(batch)
+      filled += len(batch) * each
   return units
 
 
@@ -148,7 +180,7 @@ def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped]) -> Ite
         continue
       frames, height, width = clip.frames_THWC.shape[:3]
       size_4 = (clip.seconds, float(height), float(width), clip.fps)
-      yield latents.LatentClip(latent, size_4, frames, source.captions(index), clip.id, component_of(source, index))
+      yield latents.LatentClip(latent, size_4, frames, clip.id, component_of(source, index), index)
 
 
 def _read(source: Source, indices: list[int], bad: list[Dropped]) -> list[tuple[int, Clip]]:

@@ -1,29 +1,26 @@
 """The tokenizer of a run and its captions as ids: made once and kept on disk, so that a second start makes neither.
 
-workdir/tokenizer.model
-folder/text.json     what the ids are made from: tokenizer, captions, limit, version
-folder/text.npz      ids of all captions one after another, and where each starts
+workdir/tokenizer.model; what is kept of the ids is at the head of `data/captions.py`.
 """
 
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from sora_jax import __version__
 from sora_jax.data import caption_limits, latents
-from sora_jax.data.captions import STYLES, Texts
+from sora_jax.data.captions import Texts
+from sora_jax.data.columns import BadColumn
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.sources import Source
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.runtime import storage
 from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 
-MODEL, KEY, IDS = "tokenizer.model", "text.json", "text.npz"
+MODEL, KEY = "tokenizer.model", "text.json"
+TEXT_FORMAT = "1"  # raised by hand when ids on disk can no longer be used
+TRAINED_ON = 500_000  # clips whose captions a tokenizer learns from: evenly spread, all where there are fewer
 
 
 def try_tokenizer(config: Any, source: Source, workdir: epath.Path, hosts: Hosts = ALONE) -> Tokenizer | None:
@@ -38,7 +35,8 @@ def try_tokenizer(config: Any, source: Source, workdir: epath.Path, hosts: Hosts
     if path.exists():
       made.append(Tokenizer.load(path))
     else:
-      made.append(Tokenizer.train(caption_limits.captions_of(source), config.model.vocabulary))
+      some = range(0, len(source), -(-len(source) // TRAINED_ON))
+      made.append(Tokenizer.train(caption_limits.captions_of(source, some), config.model.vocabulary))
 
   hosts.decide("training the tokenizer", make, LONG)
   return made[0] if made else None
@@ -58,53 +56,43 @@ def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path, hosts: H
 
   def make() -> None:
     if not path.exists():
-      captions = (text for entry in store.entries for text in entry["captions"].values())
-      Tokenizer.train(captions, config.model.vocabulary).save(path)
+      some = store.all_captions().every(-(-len(store) // TRAINED_ON))
+      Tokenizer.train((text for each in some for text in each.values()), config.model.vocabulary).save(path)
 
   hosts.decide("training the tokenizer", make, LONG)
   return Tokenizer.load(path)
 
 
-def kept_texts(
-  folder: str | os.PathLike,
-  captions: Sequence[Mapping[str, str]],
-  tokenizer: Tokenizer,
-  limit: int,
-  hosts: Hosts = ALONE,
-) -> Texts:
-  """`Texts.of`, kept in the folder; where it holds others, what differs is named on stderr and they are made again.
+def kept_texts(store: LatentStore, tokenizer: Tokenizer, limit: int, hosts: Hosts = ALONE) -> Texts:
+  """The ids of the store's captions, kept beside them; where those are of others, stderr says what differs.
 
   Of several hosts the first makes them, and all read them.
   """
-  root = epath.Path(folder)
+  root = store.folder
   key = {
     "tokenizer": latents.digest([tokenizer.model.hex()]),
-    "captions": latents.digest(each[style] for each in captions for style in STYLES),
+    "captions": store.all_captions().digest,
     "limit": str(limit),
-    "version of sora_jax": __version__,
+    "format of ids": TEXT_FORMAT,
   }
 
   def make() -> None:
-    if (root / KEY).exists() and (root / IDS).exists():
-      changed = latents.differing(_read_key(root / KEY), key)
+    if (root / KEY).exists():
+      changed = latents.differing(latents.read_key(root / KEY), key) or _damage(root)
       if not changed:
         return
       print(f"{root / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
-    texts = Texts.of(captions, tokenizer, limit)
-    root.mkdir(parents=True, exist_ok=True)
     (root / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
-    with (root / IDS).open("wb") as file:
-      np.savez(file, ids=texts.ids_M, starts=texts.starts)
+    Texts.save(root, store.all_captions(), tokenizer, limit)
     storage.write_text(root / KEY, json.dumps(key, indent=1, sort_keys=True))
 
   hosts.decide("tokenising captions", make, LONG)
-  with (root / IDS).open("rb") as file, np.load(file, allow_pickle=False) as found:
-    return Texts(found["ids"], found["starts"])
+  return Texts.load(root)
 
 
-def _read_key(path: epath.Path) -> dict[str, str]:
+def _damage(root: epath.Path) -> list[str]:
   try:
-    key = json.loads(path.read_text())
-  except ValueError:
-    return {}
-  return key if isinstance(key, dict) else {}
+    Texts.load(root)
+  except BadColumn:
+    return ["ids, which are damaged"]
+  return []

@@ -209,14 +209,8 @@ def train_autoencoder(
 ) -> Summary:
   """Trains the autoencoder with the settings of `config.train`, into `folder`."""
   section = config.autoencoder
-  probe = [
-    pipeline.crop(
-      pipeline.readable_frames(source, i % len(source)), section.crop, np.random.default_rng([config.seed, i])
-    )
-    for i in range(PROBE)
-  ]
-  task = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, np.stack(probe))
   crops = pipeline.Crops(source, section.crop, config.seed, tuple(config.data.weights))
+  task = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, crops.probe(PROBE))
   place = reading(config, mesh)
   with contextlib.closing(pipeline.crop_batches(crops, section.batch, place)) as stream:
     batches = Batches(
@@ -315,17 +309,16 @@ def train_dit(
   store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run)
   tokenizer = get_tokenizer(config, store, workdir, run.hosts)
   model = DiTConfig.of(config, tokenizer.vocabulary)
-  captions = [entry["captions"] for entry in store.entries]
-  texts = kept_texts(workdir / "latents", captions, tokenizer, config.train.row_text, run.hosts)
+  texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts)
   rows = packed_rows(config, store, texts, codec, model)
   generator = Generator(codec, model, None, tokenizer, config)
 
   def preview(params: Any) -> np.ndarray:
     generator.params = params
-    picks = [store[i] for i in np.linspace(0, len(store) - 1, 6).astype(int)]
+    picks = [(store[i], store.captions(i)["short"]) for i in np.linspace(0, len(store) - 1, 6).astype(int).tolist()]
     requests = [
-      Request(c.captions["short"], int(c.size_4[2]), int(c.size_4[1]), c.frames, c.size_4[3], i)
-      for i, c in enumerate(picks)
+      Request(caption, int(c.size_4[2]), int(c.size_4[1]), c.frames, c.size_4[3], i)
+      for i, (c, caption) in enumerate(picks)
     ]
     return sheet(generator.sample(requests, Sampling.of(config)))
 
@@ -336,7 +329,7 @@ def train_dit(
     batches = Batches(
       stream,
       tokens=lambda batch: (int((batch.segments_BL > 0).sum()) * every, batch.segments_BL.size * every),
-      clips=lambda batch: [store.entries[index]["id"] for index in batch.clip_index_BS[batch.weight_BS > 0]],
+      clips=lambda batch: [store.id(int(index)) for index in batch.clip_index_BS[batch.weight_BS > 0]],
     )
     with fitting("train.rows or train.row_tokens", "model.remat=full or offload"):
       return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config), run)[1]

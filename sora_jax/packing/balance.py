@@ -4,7 +4,7 @@ Rows hold equal numbers of tokens, but attention's work grows with the square of
 clip costs several times a row of images. A row can't be made cheaper than its longest clip, so rows of equal work go
 into one step; where a rank takes several rows a step, each gets heavy and light ones.
 
-Shape letters: R rows, P parts of a mixture.
+Shape letters: R rows, P components of a mixture.
 """
 
 import heapq
@@ -74,16 +74,16 @@ def order_rows(
   return np.concatenate([loose[:head], steps.reshape(-1), loose[head:]])
 
 
-def even_order(parts_NP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """An order of N things in which the sums of their P parts keep the same mix all the way.
+def even_order(components_NP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """An order of N things in which the sums of their P components keep the same mix all the way.
 
   The next one is the first drawn after which the sums are no farther from the mix of all than one thing may be, or else
   the one after which they are nearest. (The nearest in any case would leave the most uneven things to the end.)
   """
-  parts_NP = np.asarray(parts_NP, np.float64)
-  mix_P = parts_NP.sum(0) / max(parts_NP.sum(), 1e-9)
-  order = rng.permutation(len(parts_NP))
-  off_NP = (parts_NP - parts_NP.sum(1, keepdims=True) * mix_P)[order]
+  components_NP = np.asarray(components_NP, np.float64)
+  mix_P = components_NP.sum(0) / max(components_NP.sum(), 1e-9)
+  order = rng.permutation(len(components_NP))
+  off_NP = (components_NP - components_NP.sum(1, keepdims=True) * mix_P)[order]
   squares_N, sums_P = np.square(off_NP).sum(1), np.zeros(len(mix_P))
   near, choice = squares_N.max(initial=0) * (1 + 1e-9), CHOICE * math.isqrt(len(order)) + CHOICE
   for n in range(len(order)):

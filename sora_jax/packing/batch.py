@@ -24,6 +24,7 @@ class Segment(NamedTuple):
   size_4: np.ndarray  # float32 (seconds, height, width, fps)
   index: int  # type: ignore[assignment]  # hides the tuple's method; names the clip, the key of its random draws
   weight: float = 1.0
+  turn: int = 0  # which time the clip is used, the other key: a mixture may repeat a clip in a step
 
 
 class PackedBatch(NamedTuple):
@@ -35,6 +36,7 @@ class PackedBatch(NamedTuple):
   condition_BL: np.ndarray  # bool
   weight_BS: np.ndarray  # float32, 0 where a row has fewer than S segments
   clip_index_BS: np.ndarray  # int32
+  turn_BS: np.ndarray  # int32
   size_BS4: np.ndarray
   text_BM: np.ndarray  # int32
   text_segments_BM: np.ndarray  # int32, 0 = padding
@@ -75,6 +77,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     condition_BL=np.zeros(row.tokens, bool),
     weight_BS=np.zeros(row.segments, np.float32),
     clip_index_BS=np.zeros(row.segments, np.int32),
+    turn_BS=np.zeros(row.segments, np.int32),
     size_BS4=np.ones((row.segments, 4), np.float32),
     text_BM=np.zeros(row.text, np.int32),
     text_segments_BM=np.zeros(row.text, np.int32),
@@ -88,6 +91,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     out.condition_BL[start:end] = segment.condition_N
     out.weight_BS[number] = segment.weight
     out.clip_index_BS[number] = segment.index
+    out.turn_BS[number] = segment.turn
     out.size_BS4[number] = segment.size_4
     out.text_BM[text_start:text_end] = segment.text_M
     out.text_segments_BM[text_start:text_end] = number + 1

@@ -49,9 +49,8 @@ class DiTTask:
   def loss(self, params: Params, batch: PackedBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
     t_BS = objective.draw_times(batch, key, self.diffusion.levels)
     x_t, t_BL = objective.corrupt(batch, t_BS, key)
-    dropped_BS = (
-      noise.clip_uniform(noise.clip_keys(key, batch.clip_index_BS, "caption_drop")) < self.diffusion.caption_drop
-    )
+    keys_BS = noise.clip_keys(key, batch.clip_index_BS, "caption_drop", batch.turn_BS)
+    dropped_BS = noise.clip_uniform(keys_BS) < self.diffusion.caption_drop
     output = nnx.merge(self.graph, params)(x_t, t_BL, batch, ~dropped_BS)
     x_hat = clean_from(output, x_t, t_BL, self.diffusion.prediction)
     return objective.velocity_loss(x_hat, batch, t_BL, self.diffusion.weighting)

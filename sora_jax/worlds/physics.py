@@ -88,6 +88,7 @@ class Uniform(balls.Balls):
   """A red ball rolls to the right at a constant velocity."""
 
   name = "uniform"
+  version = 1
   attributes: tuple[str, ...] = ("present", "size", "velocity")
   colours = ("red",)
 
@@ -126,6 +127,7 @@ class Parabola(Uniform):
   """A red ball is thrown to the right and falls."""
 
   name = "parabola"
+  version = 1
   attributes: tuple[str, ...] = ("present", "size", "velocity", "fall")
 
   def _heights(self, radius: float) -> tuple[float, float]:
@@ -150,6 +152,7 @@ class Collision(balls.Balls):
   """A red ball from the left and a blue ball from the right meet head-on and bounce without loss."""
 
   name = "collision"
+  version = 1
   attributes: tuple[str, ...] = ("present", "size", "velocity")
   colours = ("red", "blue")
 

@@ -123,6 +123,7 @@ def _draw(shape: str, size: str, centres_T2: np.ndarray, rows_H: np.ndarray, col
 class Shapes:
   """The world of moving shapes; see the module's docstring and `world.World`."""
 
+  version = 1
   attributes: tuple[str, ...] = ("colour", "shape", "size", "background", "direction", "speed")
 
   def __init__(self, name: str = "shapes", held_out: tuple[tuple[str, str], ...] = HELD_OUT):

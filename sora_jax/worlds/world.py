@@ -24,10 +24,13 @@ class World(Protocol):
 
   Attributes:
     name: the name in the table of worlds.
+    version: raised by hand with each change of what the world samples, renders or says, so that no latents or captions
+      of the one before are taken for its own.
     attributes: what `examine` reports, in the order in which reports show it.
   """
 
   name: str
+  version: int
   attributes: tuple[str, ...]
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> State:

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import pickle
 
 import grain
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from sora_jax.clips import Clip
 from sora_jax.data import latents
-from sora_jax.data.captions import Texts
+from sora_jax.data.captions import Texts, write_captions
 from sora_jax.data.pipeline import (
   Crops,
   PackedRows,
@@ -22,10 +23,13 @@ from sora_jax.data.pipeline import (
   packed_batches,
   readable_frames,
 )
+from sora_jax.data.sources import Mixture
 from sora_jax.data.stream import Reading
 from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.diffusion import noise
+from sora_jax.diffusion.objective import NoiseLevels, draw_times
 from sora_jax.packing.balance import ClipFlops
-from sora_jax.packing.batch import RowShape
+from sora_jax.packing.batch import RowShape, stack
 from sora_jax.patches import Grid
 from sora_jax.video.io import UnreadableFile
 
@@ -53,18 +57,18 @@ def store(tmp_path_factory) -> latents.LatentStore:
     for i in range(CLIPS):
       shape = SHAPES[i % len(SHAPES)]
       latent = rng.normal(size=(*GRID.latent_shape(*shape), 4)).astype(np.float32)
-      captions = {"short": "a short one", "long": "a long one that says more"}
-      yield latents.LatentClip(latent, (shape[0] / 8, shape[1], shape[2], 8.0), shape[0], captions, str(i))
+      yield latents.LatentClip(latent, (shape[0] / 8, shape[1], shape[2], 8.0), shape[0], str(i))
 
   folder = tmp_path_factory.mktemp("latents")
   latents.begin(folder, {})
   latents.write_unit(folder, 0, make(), [])
+  write_captions(folder, [{"short": "a short one", "long": "a long one that says more"}] * CLIPS, "")
   return latents.finish(folder, 1)
 
 
 @pytest.fixture(scope="module")
 def make_rows(store, tokenizer):
-  texts = Texts.of([entry["captions"] for entry in store.entries], tokenizer, ROW.text)
+  texts = Texts.of(store.all_captions(), tokenizer, ROW.text)
 
   def make(seed=0, long_captions=0.5, condition_share=0.5, dropped=0.0, row=ROW, step=STEP) -> PackedRows:
     return PackedRows(store, texts, GRID, row, step, seed, Shares(long_captions, condition_share, dropped))
@@ -215,11 +219,7 @@ class TestPackedRows:
     assert chosen[:8] != chosen[8:]
 
   def test_a_mixture_keeps_its_weights_and_each_use_of_a_clip_is_another(self, store, tokenizer, make_rows):
-    entries = [entry | {"part": int(number >= 36)} for number, entry in enumerate(store.entries)]
-    mixed = copy.copy(store)
-    mixed.entries = entries
-    texts = Texts.of([entry["captions"] for entry in entries], tokenizer, ROW.text)
-    rows = PackedRows(mixed, texts, GRID, ROW, STEP, 0, Shares(0.5, 0.5), weights=(0.3, 0.7))
+    rows = self.mixed(store, tokenizer)
     tokens, uses = np.zeros(2), collections.defaultdict(set)
     for row in map(rows, range(1000)):
       for segment, clip in enumerate(clips_of(row), 1):
@@ -228,12 +228,55 @@ class TestPackedRows:
     assert tokens / tokens.sum() == pytest.approx([0.3, 0.7], abs=0.01)
     assert set(uses) == set(range(CLIPS)) and all(len(uses[clip]) == 2 for clip in range(36, CLIPS))
 
+  def mixed(self, store, tokenizer) -> PackedRows:
+    """Of a mixture whose second component has four clips and most of the tokens."""
+    mixed = copy.copy(store)
+    mixed.component_N = (np.arange(CLIPS) >= 36).astype(np.int32)
+    texts = Texts.of(store.all_captions(), tokenizer, ROW.text)
+    return PackedRows(mixed, texts, GRID, ROW, STEP, 0, Shares(0.5, 0.5), weights=(0.3, 0.7))
+
+  def test_a_clip_that_a_step_repeats_has_another_level_noise_and_drop_each_time(self, store, tokenizer):
+    rows, repeated = self.mixed(store, tokenizer), 0
+    for step in range(5):
+      batch = stack([rows(4 * step + number) for number in range(4)])
+      there = batch.weight_BS > 0
+      used = np.stack([batch.clip_index_BS[there], batch.turn_BS[there]], 1)
+      assert len(np.unique(used, axis=0)) == len(used)
+      repeated += len(used) - len(np.unique(used[:, 0]))
+      for purpose in noise.PURPOSES:
+        keys = noise.clip_keys(jax.random.key(0), batch.clip_index_BS, purpose, batch.turn_BS)
+        drawn = np.asarray(noise.clip_uniform(keys))[there]
+        assert len(np.unique(drawn)) == len(drawn)
+      levels = draw_times(batch, jax.random.key(0), NoiseLevels(0.0, 1.0, 100.0))[there]
+      assert len(np.unique(np.asarray(levels))) == len(used)
+    assert repeated > 20
+
+  def test_captions_of_all_lengths_leave_clips_free_to_meet_others(self, tokenizer, tmp_path):
+    """Sixty images of one size, hardly two of which have captions of one length."""
+    clips = [latents.LatentClip(np.ones((1, 4, 4, 4), np.float32), (0.1, 16, 16, 8.0), 1, str(i)) for i in range(60)]
+    latents.begin(tmp_path, {})
+    latents.write_unit(tmp_path, 0, clips, [])
+    write_captions(tmp_path, [{"short": "a" * (1 + i), "long": "b" * (1 + i)} for i in range(60)], "")
+    store = latents.finish(tmp_path, 1)
+    texts = Texts.of(store.all_captions(), tokenizer, 64)
+    assert len(set(texts.longest_N.tolist())) > 40
+    rows = PackedRows(store, texts, GRID, RowShape(48, 512, 12), STEP, 0, Shares(0.5, 0.0))
+    epochs = [[clips_of(rows(epoch * len(rows) + i)) for i in range(len(rows))] for epoch in range(2)]
+    assert all(sorted(clip for row in epoch for clip in row) == list(range(60)) for epoch in epochs)
+    together = [{frozenset(row) for row in epoch} for epoch in epochs]
+    assert not together[0] & together[1]
+
+  def test_rows_that_are_sent_to_another_process_are_the_same(self, make_rows):
+    rows = make_rows()
+    assert_equal(pickle.loads(pickle.dumps(rows))(5), rows(5))
+
   def test_rows_that_ranks_can_t_share_are_refused(self, make_rows):
     with pytest.raises(ValueError, match="4 rows a step.*3 ranks"):
       make_rows(step=STEP._replace(ranks=3))
 
   def test_no_clips_are_refused(self, tmp_path, tokenizer):
     latents.begin(tmp_path, {})
+    write_captions(tmp_path, [], "")
     with pytest.raises(ValueError, match="no clips"):
       PackedRows(latents.finish(tmp_path, 0), Texts.of([], tokenizer, 8), GRID, ROW, STEP, 0, Shares(0.5, 0.5))
 
@@ -245,7 +288,9 @@ class TestPackedRows:
 class FakeSource:
   """Ten clips, the first twice as wide; frames hold their clip's number. Those in `broken` can't be read."""
 
-  fingerprint = "fake"
+  media_fingerprint = "fake"
+
+  dropped, captions_fingerprint, fingerprint = (), "fake", "fake"
 
   def __init__(self, broken=()):
     self.broken = broken
@@ -279,6 +324,34 @@ def test_an_image_counts_for_the_frames_of_a_crop_that_it_fills():
   batches = crop_batches(Crops(Mixed(), (4, 4, 4), 0), 50, shard(0, 1))
   drawn = np.concatenate([next(batches)[1] for _ in range(40)])
   assert np.mean(drawn % 2 == 0) == pytest.approx(1 / 17, abs=0.02)
+
+
+class TestProbe:
+  def test_it_is_drawn_over_the_whole_source_by_the_weights_of_its_components(self):
+    """Clips 0 to 199 are of the first component of a mixture, unlike the rest."""
+
+    class Many(FakeSource):
+      def __init__(self, value, count):
+        super().__init__()
+        self.value, self.count = value, count
+
+      def __len__(self):
+        return self.count
+
+      def __getitem__(self, index):
+        return Clip(np.full((*self.shape(index), 3), self.value, np.float32), 8.0, "", str(index))
+
+    mixture = Mixture([Many(-1.0, 200), Many(0.0, 50), Many(1.0, 10)])
+    for weights in ((0.25, 0.25, 0.5), (0.5, 0.5, 0.0625)):
+      probe = Crops(mixture, (2, 4, 4), 3, weights).probe(64)
+      assert probe.shape == (64, 2, 4, 4, 3) and probe.dtype == np.float32
+      shares = np.array([(probe[:, 0, 0, 0, 0] == value).mean() for value in (-1.0, 0.0, 1.0)])
+      assert shares == pytest.approx(np.array(weights) / sum(weights), abs=0.02)
+
+  def test_it_is_a_function_of_the_seed(self):
+    first, again, other = (Crops(FakeSource(), (2, 4, 4), seed).probe(20) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
 
 
 def open_seed(seed):

@@ -182,7 +182,7 @@ class TestMixture:
     wanted = [(part, source, place) for part, source in enumerate(parts) for place in range(len(source))]
     assert len(mixture) == len(wanted) == 8
     for index, (part, source, place) in enumerate(wanted):
-      assert component_of(mixture, index) == mixture.part(index) == part
+      assert component_of(mixture, index) == mixture.component(index) == part
       assert mixture.shape(index) == source.shape(place) and mixture.fps(index) == source.fps(place)
       assert mixture.captions(index) == source.captions(place) and mixture.where(index) == source.where(place)
       found, clip = mixture[index], source[place]

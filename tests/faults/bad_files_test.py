@@ -282,8 +282,8 @@ class TestB01:
     lines = (tmp_path / "latents" / quarantine.FILE).read_text().splitlines()
     bad = [Dropped(**json.loads(line)) for line in lines]
     assert len(bad) >= 15 and all(names[each.line - 1] == each.file and each.reason for each in bad)
-    assert sorted([*(each.file for each in bad), *(entry["id"] for entry in store.entries)]) == sorted(names)
-    kept = {entry["id"]: index for index, entry in enumerate(store.entries)}
+    assert sorted([*(each.file for each in bad), *map(store.id, range(len(store)))]) == sorted(names)
+    kept = {store.id(index): index for index in range(len(store))}
     for number in range(GOOD):
       latent = store[kept[f"good_{number}.gif"]].latent_thwC
       assert np.abs((latent + 1) * 127.5 - good_frames(number)).max() <= 2

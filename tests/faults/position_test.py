@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data import latents
+from sora_jax.data.captions import write_captions
 from sora_jax.data.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ flags.FLAGS.mark_as_parsed()
 order = json.loads(sys.argv[1])
 store = LatentStore(order["folder"])
 tokenizer = Tokenizer.load(order["folder"] + "/tokenizer.model")
-texts = kept_texts(order["folder"], [entry["captions"] for entry in store.entries], tokenizer, 64)
+texts = kept_texts(store, tokenizer, 64)
 step = pipeline.Step(order["batch"], 4, ClipFlops.of(1000, 2, 16))
 rows = pipeline.PackedRows(
   store, texts, Grid((2, 4, 4), (1, 2, 2)), RowShape(48, 64, 8), step, 7, pipeline.Shares(0.5, 0.5, order["dropped"])
@@ -66,13 +67,13 @@ def folder(tmp_path_factory) -> pathlib.Path:
     for i in range(CLIPS):
       frames, width = ((1, 16), (1, 24), (5, 16), (5, 24))[i % 4]
       latent = rng.normal(size=(1 + (frames - 1) // 2, 4, width // 4, 4)).astype(np.float32)
-      captions = {"short": f"clip {i}", "long": f"this is clip {i}"}
-      yield latents.LatentClip(latent, (frames / 8, 16.0, width, 8.0), frames, captions, str(i))
+      yield latents.LatentClip(latent, (frames / 8, 16.0, width, 8.0), frames, str(i))
 
   folder = tmp_path_factory.mktemp("store")
   latents.begin(folder, {})
   latents.write_unit(folder, 0, make(), [])
   latents.finish(folder, 1)
+  write_captions(folder, [{"short": f"clip {i}", "long": f"this is clip {i}"} for i in range(CLIPS)], "")
   Tokenizer.train(["this is clip 0", "clip 12"], 300).save(folder / "tokenizer.model")
   return folder
 

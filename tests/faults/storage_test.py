@@ -120,7 +120,7 @@ class TestF28:
     probe = isolated.shared().probe(tmp_path / "own" / "0.mp4")
     line = records.Record("0", {"short": "a clip", "long": "a clip"}, probe, media)
     records.finish("gs://b/shards", [records.write_shard(f"gs://b/shards/{records.shard_name(0, 1)}", [line])])
-    clip = latents.LatentClip(np.ones((1, 2, 2, 4), np.float32), (0.6, 16.0, 16.0, 8.0), 5, {"short": "a"}, "0")
+    clip = latents.LatentClip(np.ones((1, 2, 2, 4), np.float32), (0.6, 16.0, 16.0, 8.0), 5, "0")
     latents.begin("gs://b/latents", {})
     latents.write_unit("gs://b/latents", 0, [clip], [])
     latents.finish("gs://b/latents", 1)

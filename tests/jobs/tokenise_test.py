@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from sora_jax.data.captions import Texts
+from sora_jax.data import latents
+from sora_jax.data.captions import Texts, write_captions
+from sora_jax.data.latents import LatentStore
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
 from sora_jax.jobs import tokenise
@@ -18,45 +20,54 @@ from tests.data.captions_test import CAPTIONS, assert_ids
 tokenizer = captions_test.tokenizer  # the fixture
 
 
+def store_of(folder, captions=CAPTIONS) -> LatentStore:
+  """A store without clips whose captions are these."""
+  folder.mkdir(exist_ok=True)
+  if not latents.begin(folder, {}):
+    latents.finish(folder, 0)
+  write_captions(folder, captions, "")
+  return LatentStore(folder)
+
+
 def test_what_was_kept_is_read_and_not_made_again(tmp_path, tokenizer, monkeypatch):
-  assert_ids(kept_texts(tmp_path / "w", CAPTIONS, tokenizer, 9), tokenizer, 9)
-  monkeypatch.setattr(Texts, "of", None)
-  again = kept_texts(tmp_path / "w", CAPTIONS, tokenizer, 9)
+  assert_ids(kept_texts(store_of(tmp_path / "w"), tokenizer, 9), tokenizer, 9)
+  monkeypatch.setattr(Texts, "save", None)
+  again = kept_texts(store_of(tmp_path / "w"), tokenizer, 9)
   assert_ids(pickle.loads(pickle.dumps(again)), tokenizer, 9)
 
 
 def test_other_captions_limits_or_tokenizers_are_named_and_made_again(tmp_path, tokenizer, capsys):
   """F30."""
-  kept_texts(tmp_path, CAPTIONS, tokenizer, 9)
-  assert_ids(kept_texts(tmp_path, CAPTIONS, tokenizer, 5), tokenizer, 5)
+  kept_texts(store_of(tmp_path), tokenizer, 9)
+  assert_ids(kept_texts(store_of(tmp_path), tokenizer, 5), tokenizer, 5)
   assert "other limit\n" in capsys.readouterr().err
   other = Tokenizer.train(["something else"], 290)
-  assert_ids(kept_texts(tmp_path, CAPTIONS, other, 5), other, 5)
+  assert_ids(kept_texts(store_of(tmp_path), other, 5), other, 5)
   assert "other tokenizer\n" in capsys.readouterr().err
-  assert len(kept_texts(tmp_path, CAPTIONS[:2], other, 5)) == 2
+  assert len(kept_texts(store_of(tmp_path, CAPTIONS[:2]), other, 5)) == 2
   assert "other captions\n" in capsys.readouterr().err
-  kept_texts(tmp_path, CAPTIONS[:2], other, 5)
+  kept_texts(store_of(tmp_path, CAPTIONS[:2]), other, 5)
   assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
 def test_a_damaged_key_is_not_trusted(tmp_path, tokenizer, content):
-  kept_texts(tmp_path, CAPTIONS, tokenizer, 9)
+  kept_texts(store_of(tmp_path), tokenizer, 9)
   (tmp_path / tokenise.KEY).write_text(content)
-  assert_ids(kept_texts(tmp_path, CAPTIONS, tokenizer, 9), tokenizer, 9)
+  assert_ids(kept_texts(store_of(tmp_path), tokenizer, 9), tokenizer, 9)
 
 
 def test_stopping_while_ids_are_written_leaves_no_key(tmp_path, tokenizer, monkeypatch):
-  kept_texts(tmp_path, CAPTIONS, tokenizer, 9)
+  kept_texts(store_of(tmp_path), tokenizer, 9)
 
   def stopped(*_, **__):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-    patched.setattr(np, "savez", stopped)
-    kept_texts(tmp_path, CAPTIONS, tokenizer, 5)
+    patched.setattr(Tokenizer, "encode", stopped)
+    kept_texts(store_of(tmp_path), tokenizer, 5)
   assert not (tmp_path / tokenise.KEY).exists()
-  assert_ids(kept_texts(tmp_path, CAPTIONS, tokenizer, 9), tokenizer, 9)
+  assert_ids(kept_texts(store_of(tmp_path), tokenizer, 9), tokenizer, 9)
 
 
 class Source:
@@ -95,3 +106,29 @@ def test_it_is_kept_and_what_its_limit_cuts_is_said_at_every_start(tmp_path, cap
   assert Tokenizer.load(workdir / tokenise.MODEL).model == made.model
   tokenise.keep_tokenizer(made, source, limits(300, 999), workdir)
   assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 40])
+def test_damaged_ids_are_made_again(tmp_path, tokenizer, content, capsys):
+  kept_texts(store_of(tmp_path), tokenizer, 9)
+  (tmp_path / "text-ids.npy").write_bytes(content)
+  assert_ids(kept_texts(store_of(tmp_path), tokenizer, 9), tokenizer, 9)
+  assert "tokenising again: other ids, which are damaged\n" in capsys.readouterr().err
+
+
+def test_kept_ids_are_mapped_and_sent_as_the_name_of_their_folder(tmp_path, tokenizer):
+  texts = kept_texts(store_of(tmp_path), tokenizer, 9)
+  assert isinstance(texts.ids_M, np.memmap) and len(pickle.dumps(texts)) < 500
+
+
+def test_a_tokenizer_learns_from_clips_that_are_evenly_spread(tmp_path, monkeypatch):
+  monkeypatch.setattr(tokenise, "TRAINED_ON", 3)
+  learnt = []
+  monkeypatch.setattr(Tokenizer, "train", lambda texts, size: learnt.extend(texts) or Tokenizer(b""))
+  monkeypatch.setattr(Tokenizer, "save", lambda self, path: None)
+  monkeypatch.setattr(Tokenizer, "load", lambda path: None)
+  captions = [{"short": f"s{i}", "long": f"l{i}"} for i in range(8)]
+  store = store_of(tmp_path, captions)
+  monkeypatch.setattr(LatentStore, "__len__", lambda self: 8)
+  tokenise.get_tokenizer(ml_collections.ConfigDict({"model": {"vocabulary": 300}}), store, epath.Path(tmp_path))
+  assert learnt == ["s0", "l0", "s3", "l3", "s6", "l6"]

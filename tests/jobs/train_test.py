@@ -11,6 +11,7 @@ import pytest
 
 from sora_jax.checkpoints import checkpoint, manifest
 from sora_jax.data import pipeline, sources, stream
+from sora_jax.data.latents import LatentStore
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling
@@ -205,8 +206,8 @@ class TestOwnData:
       assert summary.steps_run == 2 and 0 < summary.useful_tokens <= 1
       train(config, tmp_path / "w")
     assert loads == [str(autoencoder), tmp_path / "w" / "autoencoder"]  # once a run: the first keeps it in the workdir
-    index = json.loads((tmp_path / "w" / "latents" / "index.json").read_text())
-    assert sorted(clip["id"] for clip in index["clips"]) == ["cat.mp4", "dog.png"]
+    store = LatentStore(tmp_path / "w" / "latents")
+    assert sorted(map(store.id, range(len(store)))) == ["cat.mp4", "dog.png"]
     codec = Codec.load(autoencoder, config.autoencoder)
     shutil.rmtree(autoencoder)
     generator = Generator.load(tmp_path / "w")
@@ -242,10 +243,10 @@ class TestOwnData:
     summary = train(config, workdir)
     assert (summary.resumed_from, summary.steps_run, summary.step) == (2, 2, 4)
     assert checkpoint.digest(workdir / "autoencoder") == coder
-    index = json.loads((workdir / "latents" / "index.json").read_text())
-    assert sorted(clip["id"] for clip in index["clips"]) == ["a.png", "b.png", "c.png"]
+    store = LatentStore(workdir / "latents")
+    assert sorted(map(store.id, range(len(store)))) == ["a.png", "b.png", "c.png"]
     said = capfd.readouterr().err
-    assert "encoding again: other clips or captions" in said and "(restart)" in said
+    assert "encoding again: other clips" in said and "(restart)" in said
 
   def test_a_missing_autoencoder_is_named(self, tiny_config, tmp_path):
     tiny_config.autoencoder.checkpoint = str(tmp_path / "nowhere")
@@ -286,11 +287,12 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(trained, tiny_config, tmp_path
   summary = train(tiny_config, address)
   assert (summary.step, summary.resumed_from) == (6, None)
   assert checkpoint.digest(address) == checkpoint.digest(trained)
-  for name in ("tokenizer.model", "latents/unit-00000.npy", "latents/index.json", "latents/quarantine.jsonl"):
+  same = ("unit-00000.npy", "index.json", "index/size.npy", "quarantine.jsonl")
+  for name in ("tokenizer.model", *(f"latents/{each}" for each in same)):
     assert bucket.objects[f"b/runs/w/{name}"] == (trained / name).read_bytes()
-  assert {"config.json", "latents/text.npz", "logs/metrics.jsonl", "logs/preview_0000006.png", "logs/goodput.json"} <= {
-    name.removeprefix("b/runs/w/") for name in bucket.objects
-  }
+  logs = {"logs/metrics.jsonl", "logs/preview_0000006.png", "logs/goodput.json"}
+  logs = {"logs/metrics.jsonl", "logs/preview_0000006.png", "logs/goodput.json"}
+  assert {"config.json", "latents/text-ids.npy", *logs} <= {name.removeprefix("b/runs/w/") for name in bucket.objects}
   assert [line["loss"] for line in read_metrics(f"{address}/logs")] == [
     line["loss"] for line in read_metrics(trained / "logs")
   ]

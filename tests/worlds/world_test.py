@@ -13,7 +13,7 @@ each_world = pytest.mark.parametrize("name", world.world_names())
 @each_world
 def test_every_world_keeps_the_interface(name):
   simulator = world.get_world(name)
-  assert simulator.name == name
+  assert simulator.name == name and type(simulator.version) is int and simulator.version >= 1
   state = simulator.sample(np.random.default_rng(0))
   assert dataclasses.is_dataclass(state)
   with pytest.raises(dataclasses.FrozenInstanceError):
