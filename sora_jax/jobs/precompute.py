@@ -16,6 +16,7 @@ from sora_jax.data.files import Dropped
 from sora_jax.data.sources import Source, component_of, shapes_of
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
+from sora_jax.packing.rows import kinds
 from sora_jax.runtime import work_units
 from sora_jax.runtime.hosts import LONG, Hosts
 from sora_jax.runtime.run import Run
@@ -101,13 +102,14 @@ def refresh_captions(store: latents.LatentStore, source: Source) -> None:
 
 def key_of(codec: Codec, source: Source) -> dict[str, str]:
   """Everything that latents are made from, by name."""
-  shapes = shapes_of(source)
-  seen = np.column_stack([shapes.shape_N3, shapes.fps_N])
-  sizes, counts = np.unique(seen, axis=0, return_counts=True)  # whatever the order of the source
+  shape_N3, fps_N, _ = shapes_of(source)
+  alike_N = kinds(*shape_N3.T, np.unique(fps_N, return_inverse=True)[1])  # whatever the order of the source
+  _, first, counts = np.unique(alike_N, return_index=True, return_counts=True)
+  seen = (shape_N3[first].tolist(), fps_N[first].tolist(), counts.tolist())
   return {
     "autoencoder": checkpoint.tree_digest(codec.params),
     "clips": source.media_fingerprint,
-    "sizes, durations or rates": latents.digest([str(sizes.tolist()), str(counts.tolist())]),
+    "sizes, durations or rates": latents.digest(map(str, seen)),
     "format of latents": str(latents.LATENT_FORMAT),
   }
 
