@@ -1,6 +1,6 @@
 """Where clips come from: one interface over folders, records, data sets of TFDS, worlds, and mixtures of them.
 
-A source knows the shape, rate and captions of every clip without decoding it, so rows can be planned before a frame is
+A source knows the shape, rate and captions of every clip without decoding it, so rows can be packed before a frame is
 read. Clips have their native size and duration; a budget in the config is the only thing that shrinks one.
 """
 
