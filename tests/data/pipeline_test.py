@@ -247,7 +247,7 @@ class TestPackedRows:
         keys = noise.clip_keys(jax.random.key(0), batch.clip_index_BS, purpose, batch.turn_BS)
         drawn = np.asarray(noise.clip_uniform(keys))[there]
         assert len(np.unique(drawn)) == len(drawn)
-      levels = draw_times(batch, jax.random.key(0), NoiseLevels(0.0, 1.0, 100.0))[there]
+      levels = draw_times(batch, jax.random.key(0), NoiseLevels(mean=0.0, std=1.0, base_tokens=100.0))[there]
       assert len(np.unique(np.asarray(levels))) == len(used)
     assert repeated > 20
 
