@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -30,7 +31,7 @@ RECORDS, META = "captions.array_record", "captions.json"
 TOGETHER = 4096  # captions read or tokenised at a time
 
 
-class Captions(Sequence):
+class Captions:
   """The captions of a store's clips by number.
 
   Attributes:
@@ -54,7 +55,7 @@ class Captions(Sequence):
   def __len__(self) -> int:
     return self._count
 
-  def __getitem__(self, number):
+  def __getitem__(self, number: int) -> dict[str, str]:
     if not 0 <= number < len(self):
       raise IndexError(number)
     return self._read([number])[0]
@@ -79,7 +80,7 @@ class Captions(Sequence):
       meta = self._path.with_name(META)
       raise InputError(f"{self._path}: damaged ({reason}): delete {meta}, and captions are written again") from error
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[Any, ...]:
     return Captions, (os.fspath(self._path.parent),)
 
 
@@ -159,7 +160,7 @@ class Texts:
     columns.write(root / "text-ids.npy", _tokenised(captions, tokenizer, limit, counts), np.int32)
     columns.write(root / "text-starts.npy", [_starts(counts)], np.int64)
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[Any, ...]:
     # Another process maps the files itself.
     return (Texts.load, (self.folder,)) if self.folder is not None else (Texts, (self.ids_M, self.starts))
 

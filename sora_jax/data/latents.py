@@ -133,7 +133,7 @@ class LatentStore:
       self._arrays[unit] = columns.read(self.folder / _name(unit, "npy"), VALUES)
     return self._arrays[unit]
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[Any, ...]:
     return LatentStore, (os.fspath(self.folder),)  # another process maps the files itself
 
   @property

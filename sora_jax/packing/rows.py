@@ -21,7 +21,7 @@ LEVEL = 0.995  # of the tokens of levelled rows: what is left lets clips find a 
 TEXT_CLASSES = np.array([*range(5), *(step << bits for bits in range(28) for step in range(5, 9))])  # ... 8, 10, 12
 
 
-class Rows(Sequence):
+class Rows:
   """Rows as two columns: the clips of all rows one after another, and where each row begins."""
 
   def __init__(self, clips_N: np.ndarray, starts: np.ndarray):
@@ -37,7 +37,7 @@ class Rows(Sequence):
   def __len__(self) -> int:
     return len(self.starts) - 1
 
-  def __getitem__(self, row):
+  def __getitem__(self, row: int) -> np.ndarray:
     """The numbers of a row's clips."""
     if not 0 <= row < len(self):
       raise IndexError(row)
