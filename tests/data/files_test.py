@@ -171,7 +171,8 @@ class TestFileSource:
 
 class TestReopened:
   def test_a_source_is_opened_with_the_same_arguments(self, root):
-    source = files.reopened(Files, {"root": root, "view": View(5.0)}, "print")
+    fingerprint = Files(root, View()).fingerprint
+    source = files.reopened(Files, {"root": root, "view": View(5.0)}, fingerprint)
     assert type(source) is Files and source.view == View(5.0)
 
   def test_one_that_changed_is_not_given_out(self, root):
