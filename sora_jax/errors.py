@@ -1,5 +1,8 @@
 """The base of every error that a user can mend: a command prints it as one line, and any other keeps its traceback."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class SoraError(Exception):
   """One line that says what is wrong, where, and what to do."""
@@ -7,3 +10,20 @@ class SoraError(Exception):
 
 class InputError(SoraError, ValueError):
   """A setting, an argument or a file is not what it must be."""
+
+
+@contextlib.contextmanager
+def path_errors(name: str) -> Iterator[None]:
+  """Turns the system's errors about a user's files (missing, forbidden, disk full) into one line that names the file.
+
+  Args:
+    name: what is being read or written, for errors that don't say.
+
+  Raises:
+    InputError: in the place of an OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    where = error.filename if isinstance(error.filename, str) else name
+    raise InputError(f"{where}: {error.strerror or error}") from error

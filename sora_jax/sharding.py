@@ -62,13 +62,26 @@ def make_mesh(shape: dict[str, int] | None = None, devices: Sequence[jax.Device]
   Raises:
     ValueError: an unknown axis, sizes that do not multiply to the number of devices, slices that do not divide `data`.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = all_devices() if devices is None else devices
   sizes = _sizes({"fsdp": -1} if shape is None else shape, len(devices))
   if sizes["context"] % sizes["ulysses"]:
     raise InputError(f"mesh.ulysses={sizes['ulysses']} must divide mesh.context={sizes['context']}, whose part it is")
   ring = sizes["context"] // sizes["ulysses"]
   counts = (sizes["data"], sizes["fsdp"], ring, sizes["ulysses"], sizes["tensor"])
   return Mesh(make_grid(counts, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def all_devices() -> list[jax.Device]:
+  """JAX's devices, started if they are not yet.
+
+  Raises:
+    InputError: JAX_PLATFORMS names a platform that is not here, or a driver fails.
+  """
+  try:
+    return jax.devices()
+  except RuntimeError as error:
+    reason = str(error).partition("\n")[0]
+    raise InputError(f"JAX can't start its devices ({reason}): see `sora doctor`, or set JAX_PLATFORMS=cpu") from error
 
 
 def make_grid(counts: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from sora_jax.cli.main import main
+from sora_jax.cli.command import defined
+from sora_jax.cli.main import COMMANDS, find
 from sora_jax.video import io as video_io
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -55,10 +56,11 @@ def test_make_knows_its_targets(words):
 @pytest.mark.parametrize("words", sora_commands(), ids=lambda words: " ".join(words[:4]))
 def test_flags_and_configs_of_every_command_are_known(words, monkeypatch):
   monkeypatch.chdir(ROOT)
-  assert words[1] in main.COMMANDS
-  for word in words[2:]:
+  name, rest = find(words[1:])
+  flags = defined(COMMANDS[name])
+  for word in rest:
     flag = word.removeprefix("--").split("=")[0].split(".")[0]
-    assert not word.startswith("--") or flag in main.FLAGS, word
+    assert not word.startswith("--") or flag in flags, word
   for word in words:
     if word.startswith("configs/"):
       assert (ROOT / word.split(":")[0]).is_file()
@@ -85,7 +87,7 @@ def test_the_commands_work_in_the_order_in_which_they_stand(tmp_path):
       continue
     small = SMALL if words[1] in ("train", "precompute") else []
     done = subprocess.run(
-      [sys.executable, "-m", "sora_jax.cli.main", *words[1:], *small],
+      [sys.executable, "-m", "sora_jax.cli", *words[1:], *small],
       cwd=tmp_path,
       capture_output=True,
       text=True,

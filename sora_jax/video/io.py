@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pathlib
+import struct
 import uuid
 from collections.abc import Iterator
 
@@ -40,6 +41,8 @@ __all__ = [
 
 MAX_BYTES = 8 * 2**30  # of the frames that one read returns
 
+# The boxes that lead to the description of a video's pixels.
+_ENTRY_PATH = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")
 _MIME = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp", "png": "image/png"}
 
 
@@ -138,7 +141,9 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
   """Writes a clip to .mp4, .gif, .webp or .png; a killed run leaves the old file or none, never half a one.
 
-  .mp4 is H.264 at CRF 16, its bytes the same each time; an odd side needs 4:4:4, which not all browsers play.
+  .mp4 is H.264 at CRF 16 with 4:2:0 chroma, which all players show, its bytes the same each time. That stores even
+  sides alone: an odd one gets its last row or column twice, and the file says which pixels count: players that
+  don't know how show one more.
   .gif and .webp loop for ever. .gif has 256 colours for the whole clip and no more than 50 frames a second,
   since players slow those down. .png, and .webp of one frame, are exact.
 
@@ -159,7 +164,8 @@ def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
   try:
     data = encode(frames, fps, kind)
   except ValueError as error:
-    raise InputError(f"{path.name}: {error}") from error
+    kind_of_error = InputError if isinstance(error, InputError) else ValueError
+    raise kind_of_error(f"{path.name}: {error}") from error
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
   try:
     temporary.write_bytes(data)
@@ -175,7 +181,7 @@ def encode_data_uri(frames: np.ndarray, fps: float, kind: str = "webp") -> str:
     ValueError: as `write` does.
   """
   if kind not in _MIME:
-    raise InputError(f"can't encode {kind!r}: use webp, png, mp4 or gif")
+    raise ValueError(f"can't encode {kind!r}: use webp, png, mp4 or gif")
   return f"data:{_MIME[kind]};base64,{base64.b64encode(encode(frames, fps, kind)).decode('ascii')}"
 
 
@@ -190,12 +196,12 @@ def encode(frames: np.ndarray, fps: float, kind: str, lossless: bool = False) ->
   """
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-    raise InputError(f"frames must be (T, H, W, 3) with no side 0, got {frames.shape}")
+    raise ValueError(f"frames must be (T, H, W, 3) with no side 0, got {frames.shape}")
   if not 0 < fps <= 1000:
     raise InputError(f"fps must be above 0 and at most 1000, got {fps}")
   if frames.dtype != np.uint8:
     if frames.dtype.kind not in "fV":  # V: bfloat16 and its like
-      raise InputError(f"frames must be uint8, or floats in [-1, 1], got {frames.dtype}")
+      raise ValueError(f"frames must be uint8, or floats in [-1, 1], got {frames.dtype}")
     frames = frames.astype(np.float32)
     if not np.isfinite(frames).all():
       raise InputError("frames hold NaN or infinity")
@@ -211,16 +217,17 @@ def encode(frames: np.ndarray, fps: float, kind: str, lossless: bool = False) ->
 
 
 def _mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
-  height, width = frames_THWC.shape[1:3]
+  shown = frames_THWC.shape[1:3]
+  # H.264 crops 4:2:0 by two pixels at a time, and few players show full chroma.
+  frames_THWC = np.pad(frames_THWC, [(0, 0), (0, shown[0] % 2), (0, shown[1] % 2), (0, 0)], "edge")
+  height, width = stored = frames_THWC.shape[1:3]
   rate = fractions.Fraction(fps).limit_denominator(1001)  # 30000/1001 comes back from 29.97003
   buffer = io.BytesIO()
   with av.open(buffer, "w", format="mp4") as container:
     # With mbtree on, x264 gives other bytes now and then: it reads memory that it never set.
     options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
     stream = container.add_stream("libx264", rate=rate, options=options)
-    # H.264 crops 4:2:0 by two pixels at a time, so an odd side needs full chroma.
-    odd = height % 2 or width % 2
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p" if odd else "yuv420p"
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     codec = stream.codec_context
     codec.thread_count = 1  # the bytes depend on the number of threads
     # Untagged video is shown as BT.601 by one player and as BT.709 by the next.
@@ -233,7 +240,32 @@ def _mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
       frame.pts, frame.time_base = index, 1 / rate
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
-  return buffer.getvalue()
+  return buffer.getvalue() if shown == stored else _with_aperture(buffer.getvalue(), stored, shown)
+
+
+def _with_aperture(mp4: bytes, stored: tuple[int, int], shown: tuple[int, int]) -> bytes:
+  """An mp4 that says that its picture is the upper left `shown` (height, width) of the `stored` ones.
+
+  That is a box for the clean aperture (`clap` of ISO/IEC 14496-12).
+
+  Args:
+    mp4: of one video track, with its index (moov) behind the pixels, whose places must not move.
+  """
+  heads, start = [], 0
+  for name in _ENTRY_PATH:
+    while mp4[start + 4 : start + 8] != name:
+      start += int.from_bytes(mp4[start : start + 4])
+    heads.append(start)
+    start += 16 if name == b"stsd" else 8
+  (height, width), (full_height, full_width) = shown, stored
+  moved = width - full_width, 2, height - full_height, 2
+  box = struct.pack(">I4s8i", 40, b"clap", width, 1, height, 1, *moved)
+  out = bytearray(mp4)
+  for head in heads:
+    size = int.from_bytes(mp4[head : head + 4])
+    out[head : head + 4] = (size + len(box)).to_bytes(4)
+  end = heads[-1] + int.from_bytes(mp4[heads[-1] : heads[-1] + 4])
+  return bytes(out[:end]) + box + bytes(out[end:])
 
 
 def _lossless_mp4(frames_THWC: np.ndarray, fps: float) -> bytes:

@@ -3,17 +3,14 @@
 import json
 import os
 import pathlib
-import re
 
 import pytest
-from absl.testing import flagsaver
 from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sora_jax.checkpoints import manifest
 from sora_jax.checkpoints.manifest import CheckpointError
-from sora_jax.cli import main
 
 FILES = {
   "_METADATA": b"{}",
@@ -267,34 +264,6 @@ def test_verify_takes_one_step_or_all(workdir):
     "unchecked": [],
     "faults": ["9/meta/metadata is 0 bytes long, not 15"],
   }
-
-
-def test_the_command_fails_where_a_file_is_damaged_or_nothing_could_be_checked(tmp_path, capsys):
-  folder = make_step(epath.Path(tmp_path), 8)
-  words = ["verify", str(tmp_path)]
-  assert main.checkpoint(words) == {"checked": [8], "unchecked": [], "faults": []}
-  (folder / "8" / "ema" / "d" / "0").unlink()
-  with pytest.raises(ValueError, match="1 damaged files"):
-    main.checkpoint(words)
-  assert "8/ema/d/0 is missing" in capsys.readouterr().err
-  (folder / "8.manifest.json").unlink()
-  assert main.checkpoint(words)["unchecked"] == [8]
-  assert "step 8 has no manifest" in capsys.readouterr().err
-  with flagsaver.flagsaver(step=8), pytest.raises(ValueError, match="nothing was checked"):
-    main.checkpoint(words)
-
-
-def test_the_command_lists_a_line_a_step(tmp_path, capsys):
-  folder = make_step(epath.Path(tmp_path), 8)
-  make_step(epath.Path(tmp_path), 9)
-  manifest.set_aside(folder, 9)
-  with flagsaver.flagsaver(step=8):
-    assert main.checkpoint(["pin", str(tmp_path)]) == {"step": 8, "pinned": True}
-  assert main.checkpoint(["list", str(tmp_path)]) == {"steps": [8], "not_used": ["9.damaged"]}
-  assert re.fullmatch(r"step 8: 15,366 bytes, 20\S+, complete, pinned\n", capsys.readouterr().out)
-  with flagsaver.flagsaver(step=8, json=True):
-    assert main.checkpoint(["list", str(tmp_path)]) == manifest.listing(tmp_path)
-    assert main.checkpoint(["unpin", str(tmp_path)]) == {"step": 8, "pinned": False}
 
 
 def test_what_is_not_there_is_an_error(workdir):

@@ -1,30 +1,39 @@
-"""The `sora` command from outside: one JSON object on success, one line and a status of its own on a mistake."""
+"""The `sora` command: what is listed, which mistake gets one line, which error its traceback; and whole processes."""
 
 import json
-import os
-import pathlib
 import runpy
 import shutil
 import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 
-from sora_jax.checkpoints import checkpoint
+from sora_jax.cli import doctor, main
+from sora_jax.cli.command import Command
+from sora_jax.errors import InputError
 from sora_jax.jobs.workdir import flatten
+from sora_jax.runtime import preemption
 from sora_jax.video import io as video_io
+from tests.cli.runs import ROOT, complaint, process, result, run
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+@pytest.fixture
+def sora(capsys):
+  return lambda *words: run(capsys, *words)
 
 
-def sora(*words: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "sora_jax.cli.main", *map(str, words)]
-  path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-  return subprocess.run(
-    command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, check=False
-  )
+@pytest.fixture
+def failing(monkeypatch):
+  """A command `fail` that raises an error."""
+
+  def failing(error: BaseException) -> None:
+    def fail(given: Any) -> dict:
+      raise error
+
+    monkeypatch.setitem(main.COMMANDS, "fail", Command(fail, doctor.define_nothing, "fails"))
+
+  return failing
 
 
 def changed(config: dict) -> list[tuple[str, Any]]:
@@ -35,161 +44,125 @@ def changed(config: dict) -> list[tuple[str, Any]]:
   return [(key, tuples(value)) for key, value in new.items() if tuples(old[key]) != tuples(value)]
 
 
-def result(done: subprocess.CompletedProcess) -> dict:
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def complaint(done: subprocess.CompletedProcess, status: int) -> str:
-  """The one line that a mistake is answered with."""
-  assert done.returncode == status, done.stderr
-  assert not done.stdout and "Traceback" not in done.stderr
-  lines = done.stderr.splitlines()
-  assert len(lines) == 1 and lines[0].startswith("sora: "), done.stderr
-  return lines[0]
-
-
-class TestMistakes:
-  def test_no_words_print_the_usage(self):
+class TestUsage:
+  def test_no_words_print_the_commands_and_are_a_mistake(self, sora):
     done = sora()
     assert done.returncode == 2
-    for command in ("demo", "train", "sample", "animate", "data", "checkpoint", "doctor"):
-      assert command in done.stdout + done.stderr
+    for command in ("demo", "train", "sample", "animate", "data check", "checkpoint pin", "plan", "doctor"):
+      assert f"\n  {command}" in done.stdout
 
-  def test_help_is_no_mistake(self):
-    done = sora("help")
-    assert done.returncode == 0 and "usage" in done.stdout
+  @pytest.mark.parametrize("word", ["help", "--help", "-h"])
+  def test_help_is_no_mistake(self, sora, word):
+    done = sora(word)
+    assert done.returncode == 0 and done.stdout.startswith("usage: sora COMMAND")
 
-  @pytest.mark.parametrize(("word", "meant"), [("trian", "'train'"), ("smaple", "'sample'")])
-  def test_an_unknown_command_is_answered_with_the_nearest(self, word, meant):
+  @pytest.mark.parametrize("name", main.COMMANDS)
+  def test_a_command_s_help_has_its_own_flags_alone(self, sora, name):
+    done = sora(*name.split(), "--help")
+    assert done.returncode == 0 and not done.stderr and f"usage: sora {name}" in done.stdout
+    assert "--json" in done.stdout
+    assert ("--guidance" in done.stdout) == (name in ("sample", "animate"))
+    assert ("--workdir" in done.stdout) == (name in ("train", "precompute"))
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+  def test_a_group_s_help_lists_its_commands(self, sora):
+    done = sora("data", "--help")
+    assert done.returncode == 0 and "usage: sora data check|show|build SRC" in done.stdout
+    assert "data build SRC --out DIR" in done.stdout and "checkpoint" not in done.stdout
+
+  @pytest.mark.parametrize(("word", "meant"), [("trian", "'train'"), ("smaple", "'sample'"), ("dta", "'data'")])
+  def test_an_unknown_command_is_answered_with_the_nearest(self, sora, word, meant):
     said = complaint(sora(word), 2)
     assert word in said and meant in said
 
-  def test_a_mistyped_key_of_the_config_is_answered_with_the_nearest(self, tmp_path):
-    done = sora("train", "--config", "configs/dit.py:runlocal=1", "--workdir", tmp_path / "w", "--config.train.stepz=3")
-    said = complaint(done, 2)
-    assert "stepz" in said and '"steps"' in said.replace("'", '"')
-    assert not (tmp_path / "w").exists()
-
-  def test_a_mistyped_flag_is_named(self):
-    assert "promt" in complaint(sora("sample", "--promt", "x"), 2)
-
   @pytest.mark.parametrize(
-    ("words", "missing"),
+    ("words", "parts"),
     [
-      (("train",), ("--config", "--workdir")),
-      (("sample", "--prompt", "x"), ("--checkpoint", "--size", "--frames", "--out")),
-      (("animate", "--prompt", "x"), ("--image",)),
-      (("checkpoint", "verify"), ("list|",)),
-      (("data", "tidy", "clips"), ("check|show|build",)),
-      (("data", "build"), ("check|show|build",)),
-      (("data", "show", "worlds:shapes"), ("--out",)),
-      (("precompute", "--config", "configs/dit.py:runlocal=1"), ("--workdir",)),
+      (("data", "tidy", "clips"), ("'tidy'", "check|show|build")),
+      (("data", "chekc", "clips"), ("'check'",)),
+      (("data",), ("check|show|build",)),
+      (("data", "build"), ("SRC", "check|show|build")),
+      (("checkpoint", "verify"), ("DIR", "list|")),
     ],
   )
-  def test_what_is_missing_is_named(self, words, missing):
+  def test_a_group_s_missing_or_unknown_words_are_named(self, sora, words, parts):
     said = complaint(sora(*words), 2)
-    assert all(part in said for part in missing)
-
-  def test_an_unknown_config_argument_or_file_is_named(self, tmp_path):
-    for config, part in (("configs/dit.py:variant=XXL", "XXL"), (str(tmp_path / "absent.py"), "absent.py")):
-      done = sora("train", "--config", config, "--workdir", tmp_path / "w")
-      assert done.returncode != 0 and part in done.stderr
-      assert not (tmp_path / "w").exists()
-
-  def test_a_folder_without_checkpoints_is_named(self, tmp_path):
-    order = ("--prompt", "x", "--size", "16x16", "--frames", "1", "--out", tmp_path / "x.png")
-    said = complaint(sora("sample", "--checkpoint", tmp_path / "nowhere", *order), 1)
-    assert str(tmp_path / "nowhere") in said
-    assert not list(tmp_path.iterdir())
-
-  def test_a_foreign_folder_is_named(self, tmp_path):
-    (tmp_path / "foreign" / "checkpoints" / "10").mkdir(parents=True)
-    (tmp_path / "foreign" / "checkpoints" / "10" / "weights.bin").write_bytes(b"abc")
-    order = ("--prompt", "x", "--size", "16x16", "--frames", "1", "--out", tmp_path / "x.png")
-    for words in (
-      ("sample", "--checkpoint", tmp_path / "foreign", *order),
-      ("checkpoint", "digest", tmp_path / "foreign"),
-    ):
-      done = sora(*words)
-      assert done.returncode == 1 and "Traceback" not in done.stderr
-      assert str(tmp_path / "foreign") in done.stderr.splitlines()[-1]
-
-  def test_a_size_that_is_none_is_named(self, trained, tmp_path):
-    order = ("--prompt", "x", "--size", "huge", "--frames", "1", "--out", tmp_path / "x.png")
-    assert "'huge'" in complaint(sora("sample", "--checkpoint", trained, *order), 1)
+    assert all(part in said for part in parts)
 
 
-class TestAnswers:
-  def test_doctor_tells_versions_and_devices(self):
-    found = result(sora("doctor", "--json"))
-    assert {"jax", "jaxlib", "flax", "orbax-checkpoint", "av"} <= found["versions"].keys()
-    assert found["ffmpeg"] and found["devices"][0].startswith("cpu")
+class TestErrors:
+  def test_an_error_that_a_user_can_mend_is_one_line(self, sora, failing):
+    failing(InputError("clips/a.mp4:\n  is empty"))
+    assert complaint(sora("fail"), 1) == "sora: clips/a.mp4: is empty"
 
-  def test_data_check_counts_what_is_kept_and_names_what_is_dropped(self, tmp_path):
-    video_io.write(tmp_path / "still.png", np.zeros((1, 8, 8, 3), np.uint8), 1)
-    lines = ['{"file": "still.png", "caption": "black"}', '{"file": "absent.mp4", "caption": "absent"}']
-    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    done = sora("data", "check", tmp_path, "--json")
-    found = result(done)
-    assert (found["clips"], found["kept"]) == (2, 1)
-    assert found["dropped"] == [{"file": "absent.mp4", "line": 2, "reason": "file missing"}]
-    assert "dropped absent.mp4 (line 2): file missing" in done.stderr
-    (tmp_path / "captions.jsonl").write_text(lines[1])
-    none = sora("data", "check", tmp_path, "--json")
-    assert none.returncode == 1 and none.stderr.splitlines()[-1].startswith("sora: ")
-    assert json.loads(none.stdout.splitlines()[-1])["kept"] == 0
+  @pytest.mark.parametrize(
+    "error",
+    [
+      AttributeError("module 'config' has no attribute 'x'. Did you mean: 'y'?"),
+      KeyError("config"),
+      TypeError("config"),
+      ValueError("of a library"),
+      RuntimeError("of a library"),
+      OSError("of a library"),
+    ],
+    ids=repr,
+  )
+  def test_any_other_keeps_its_traceback(self, sora, failing, error):
+    failing(error)
+    with pytest.raises(type(error)) as caught:
+      sora("fail")
+    assert caught.value is error
 
-  def test_data_build_writes_shards_that_check_and_show_read(self, tmp_path):
-    rng = np.random.default_rng(0)
-    video_io.write(tmp_path / "still.png", rng.integers(0, 255, (1, 24, 16, 3), np.uint8), 1)
-    video_io.write(tmp_path / "blink.mp4", rng.integers(0, 255, (3, 24, 16, 3), np.uint8), 10)
-    lines = ['{"file": "still.png", "caption": "noise"}', '{"file": "blink.mp4", "caption": "a <b>blink</b>"}']
-    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    done = sora("data", "build", tmp_path, "--out", tmp_path / "shards", "--min_seconds", "0.4", "--json")
-    found = result(done)
-    assert (found["clips"], found["kept"], found["shards"]) == (2, 1, 1)
-    assert "dropped blink.mp4 (line 2): too short" in done.stderr
-    assert result(sora("data", "check", tmp_path / "shards", "--json"))["kept"] == 1
-    words = ("--config", "configs/dit.py:runlocal=1", "--out", tmp_path / "page", "--json")
-    page = result(sora("data", "show", tmp_path, *words))
-    text = pathlib.Path(page["page"]).read_text()
-    assert page["shown"] == 2 and "tokens" in text and "a &lt;b&gt;blink&lt;/b&gt;" in text
+  def test_an_interrupted_run_ends_with_a_status_of_its_own(self, sora, failing, monkeypatch):
+    monkeypatch.setattr(preemption, "ignore", lambda: None)
+    failing(preemption.Preempted("ended by SIGTERM: step 3 is saved"))
+    assert complaint(sora("fail"), preemption.REQUEUE) == "sora: ended by SIGTERM: step 3 is saved"
+
+  def test_a_process_prints_the_traceback_of_a_bug(self, tmp_path):
+    (tmp_path / "odd.py").write_text("def get_config():\n  return undefined\n")
+    done = process("train", "--config", tmp_path / "odd.py", "--workdir", tmp_path / "w")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "NameError" in done.stderr.splitlines()[-1]
+
+
+class TestProcesses:
+  def test_nothing_heavy_is_imported_before_a_command_needs_it(self):
+    code = "import sys; import sora_jax.cli.main; print({'jax', 'numpy', 'grain', 'av'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "set()"
+
+  @pytest.mark.parametrize("name", ["train", "precompute"])
+  def test_a_run_listens_for_signals_before_its_imports(self, tmp_path, name):
+    code = (
+      "import signal, sys\nfrom sora_jax.cli import main\nfrom sora_jax.runtime import preemption\n"
+      "preemption.Preemption.listen = lambda self: sys.exit(f'listening {'jax' in sys.modules}')\n"
+      f"main.run(['{name}', '--config', 'configs/dit.py', '--workdir', {str(tmp_path / 'w')!r}])"
+    ).replace("{'jax' in sys.modules}", '{"jax" in sys.modules}')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stderr.strip() == "listening False"
 
   def test_precompute_leaves_what_training_begins_with(self, trained, tmp_path):
     shutil.copytree(trained / "autoencoder", tmp_path / "w" / "autoencoder")
     shutil.copy(trained / "config.json", tmp_path / "w")
     config = json.loads((trained / "config.json").read_text())
     words = [f"--config.{name}={value!r}" for name, value in changed(config)]
-    done = sora("precompute", "--config", "configs/dit.py:runlocal=1", *words, "--workdir", tmp_path / "w", "--json")
+    done = process("precompute", "--config", "configs/dit.py:runlocal=1", *words, "--workdir", tmp_path / "w", "--json")
     assert result(done)["clips"] == 24
     assert (tmp_path / "w" / "latents" / "index.json").read_text() == (trained / "latents" / "index.json").read_text()
     assert (tmp_path / "w" / "tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
 
   def test_sample_writes_the_clip_and_tells_what_it_is(self, trained, tmp_path):
     words = ("--checkpoint", trained, "--prompt", "a red circle", "--size", "24x16", "--frames", "5", "--fps", "8")
-    found = result(sora("sample", *words, "--seed", "3", "--out", "x.mp4", "--json", cwd=tmp_path))
+    found = result(process("sample", *words, "--seed", "3", "--out", "x.mp4", "--json", cwd=tmp_path))
     assert found.keys() >= {"out", "width", "height", "frames", "fps", "seconds"}
     assert (found["width"], found["height"], found["frames"], found["fps"]) == (24, 16, 5, 8.0)
     assert video_io.read(tmp_path / found["out"], fps=8, max_frames=99).shape == (5, 16, 24, 3)
-    again = result(sora("sample", "--from", "x.json", "--out", "y.mp4", "--json", cwd=tmp_path))
+    again = result(process("sample", "--from", "x.mp4.json", "--out", "y.mp4", "--json", cwd=tmp_path))
     assert again["out"] == "y.mp4"
     assert (tmp_path / "x.mp4").read_bytes() == (tmp_path / "y.mp4").read_bytes()
 
-  def test_animate_takes_the_image_s_size(self, trained, tmp_path):
-    image = np.random.default_rng(0).integers(0, 255, (1, 20, 12, 3), np.uint8)
-    video_io.write(tmp_path / "first.png", image, 1)
-    words = ("--checkpoint", trained, "--image", tmp_path / "first.png", "--frames", "3", "--sample_steps", "2")
-    found = result(sora("animate", *words, "--out", tmp_path / "x.webp", "--json"))
-    assert (found["width"], found["height"], found["frames"]) == (12, 20, 3)
-    assert (tmp_path / "x.webp").is_file()
-
-  def test_checkpoint_lists_and_digests(self, trained):
-    assert result(sora("checkpoint", "list", trained, "--json"))["steps"] == [3, 6]
-    found = result(sora("checkpoint", "digest", trained, "--step", "3", "--json"))
-    assert found == checkpoint.digest(trained, 3)
-    assert found.keys() == {"step", "params", "optimizer", "ema", "rng", "data"}
-
-  def test_without_json_the_answer_is_lines_for_people(self, trained):
-    done = sora("checkpoint", "list", trained)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "steps: [3, 6]"
+  def test_devices_that_are_not_here_are_told_in_one_line(self, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    words = ("--checkpoint", trained, "--prompt", "x", "--size", "16x16", "--frames", "1")
+    done = process("sample", *words, "--out", tmp_path / "x.png")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "JAX can't start its devices" in done.stderr.splitlines()[-1]

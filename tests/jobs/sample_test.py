@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sora_jax.clips import to_uint8
+from sora_jax.errors import InputError
 from sora_jax.inference.generator import Generator
 from sora_jax.jobs import sample
 from sora_jax.jobs.sample import Order, again, make, out_paths
@@ -51,7 +52,11 @@ def image(tmp_path) -> pathlib.Path:
 
 
 def sidecar(path) -> dict:
-  return json.loads(pathlib.Path(path).with_suffix(".json").read_text())
+  return json.loads(pathlib.Path(f"{path}.json").read_text())
+
+
+def recalled(path, out=None, overwrite=False, overrides=None, **changes) -> dict:
+  return again(path, changes | ({} if out is None else {"out": str(out)}), overrides or {}, overwrite)
 
 
 def folder_of(order: Order) -> list[str]:
@@ -70,7 +75,7 @@ class TestMake:
       "fps": 8.0,  # the rate that the run trained at
     }
     assert made["seconds"] > 0
-    assert folder_of(order) == ["one.json", "one.mp4"]
+    assert folder_of(order) == ["one.mp4", "one.mp4.json"]
     assert video_io.read(order.out, fps=8, max_frames=99).shape == (5, 16, 24, 3)
 
   def test_the_sidecar_holds_what_was_resolved(self, order, generator):
@@ -110,7 +115,7 @@ class TestAgain:
   def test_a_sidecar_makes_the_same_bytes(self, order, tmp_path, suffix, frames):
     order = dataclasses.replace(order, out=str(tmp_path / f"a.{suffix}"), frames=frames)
     make(order)
-    made = again(tmp_path / "a.json", str(tmp_path / f"b.{suffix}"))
+    made = recalled(tmp_path / f"a.{suffix}.json", tmp_path / f"b.{suffix}")
     assert made["out"] == str(tmp_path / f"b.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
     other = make(dataclasses.replace(order, seed=8, out=str(tmp_path / f"c.{suffix}")))
@@ -119,23 +124,25 @@ class TestAgain:
   def test_without_a_name_it_takes_the_old_one_s_place(self, order):
     make(order)
     bytes_before = pathlib.Path(order.out).read_bytes()
-    pathlib.Path(order.out).unlink()
-    assert again(pathlib.Path(order.out).with_suffix(".json"))["out"] == order.out
+    with pytest.raises(ValueError, match="one.mp4 is there already.*--overwrite"):
+      recalled(f"{order.out}.json")
+    pathlib.Path(order.out).write_bytes(b"another")
+    assert recalled(f"{order.out}.json", overwrite=True)["out"] == order.out
     assert pathlib.Path(order.out).read_bytes() == bytes_before
 
   def test_one_of_several_prompts_alone(self, order, tmp_path):
     made = make(dataclasses.replace(order, prompts=("a red circle", "a blue cross")))
-    result = again(pathlib.Path(made["out"][1]).with_suffix(".json"), str(tmp_path / "second.mp4"))
+    result = recalled(f"{made['out'][1]}.json", tmp_path / "second.mp4")
     assert result["out"] == str(tmp_path / "second.mp4")
     assert (tmp_path / "second.mp4").read_bytes() == pathlib.Path(made["out"][1]).read_bytes()
     assert sidecar(tmp_path / "second.mp4")["prompt"] == "a blue cross"
 
   def test_a_changed_image_is_refused_and_named(self, order, image):
     make(dataclasses.replace(order, image=str(image), size=None))
-    assert again(pathlib.Path(order.out).with_suffix(".json"))
+    assert recalled(f"{order.out}.json", overwrite=True)
     video_io.write(image, np.zeros((1, 20, 12, 3), np.uint8), 1)
     with pytest.raises(ValueError, match="first.png.*changed"):
-      again(pathlib.Path(order.out).with_suffix(".json"))
+      recalled(f"{order.out}.json", overwrite=True)
 
   @pytest.mark.parametrize("part", ["transformer", "autoencoder"])
   def test_changed_weights_are_refused(self, order, generator, monkeypatch, part):
@@ -148,7 +155,7 @@ class TestAgain:
       other.codec.params = {**generator.codec.params, "latent_mean": np.ones(4, np.float32)}
     monkeypatch.setattr(Generator, "load", staticmethod(lambda workdir, step=None: other))
     with pytest.raises(ValueError, match="weights.*changed"):
-      again(pathlib.Path(order.out).with_suffix(".json"))
+      recalled(f"{order.out}.json", overwrite=True)
 
   @pytest.mark.parametrize(
     "text", ["", "{", "[]", "5", "null", "{}", '{"order": 5}', '{"order": {"prompts": []}}', '{"order": {"x": 1}}']
@@ -156,7 +163,7 @@ class TestAgain:
   def test_what_is_no_sidecar_is_named(self, tmp_path, text):
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(ValueError, match="odd.json"):
-      again(tmp_path / "odd.json")
+      recalled(tmp_path / "odd.json")
 
   @pytest.mark.parametrize(
     "change",
@@ -173,17 +180,137 @@ class TestAgain:
   )
   def test_a_sidecar_with_values_of_wrong_types_is_refused(self, order, change):
     make(order)
-    path = pathlib.Path(order.out).with_suffix(".json")
+    path = pathlib.Path(f"{order.out}.json")
     whole = sidecar(order.out)
     path.write_text(json.dumps({**whole, "order": {**whole["order"], **change}}))
-    with pytest.raises(ValueError, match="one.json"):
-      again(path)
+    with pytest.raises(ValueError, match="one.mp4.json"):
+      recalled(path, overwrite=True)
 
   def test_bytes_that_are_no_text_and_a_missing_file_are_named(self, tmp_path):
     (tmp_path / "odd.json").write_bytes(b"\xff\xfe\x00")
     for name in ("odd.json", "absent.json"):
       with pytest.raises(ValueError, match=name):
-        again(tmp_path / name)
+        recalled(tmp_path / name)
+
+
+class TestChanges:
+  def test_what_is_given_is_changed_and_that_alone(self, order, tmp_path):
+    make(order)
+    changes = {"seed": 9, "prompts": ("a blue cross",)}
+    made = recalled(f"{order.out}.json", tmp_path / "changed.mp4", **changes)
+    direct = make(dataclasses.replace(order, **changes, out=str(tmp_path / "direct.mp4")))
+    assert (made["fps"], made["frames"]) == (direct["fps"], direct["frames"])
+    assert (tmp_path / "changed.mp4").read_bytes() == (tmp_path / "direct.mp4").read_bytes()
+    written = sidecar(tmp_path / "changed.mp4")
+    assert (written["prompt"], written["seed"], written["order"]["overrides"]["steps"]) == ("a blue cross", 9, 2)
+
+  def test_a_setting_of_the_sampler_alone(self, order, tmp_path):
+    make(order)
+    recalled(f"{order.out}.json", tmp_path / "more.mp4", overrides={"steps": 3})
+    assert sidecar(tmp_path / "more.mp4")["order"]["overrides"]["steps"] == 3
+    assert sidecar(tmp_path / "more.mp4")["seed"] == order.seed
+
+  def test_one_of_several_keeps_its_own_seed_and_prompt(self, order, tmp_path):
+    made = make(dataclasses.replace(order, prompts=("a red circle", "a blue cross")))
+    recalled(f"{made['out'][1]}.json", tmp_path / "short.png", frames=1)
+    written = sidecar(tmp_path / "short.png")
+    assert (written["prompt"], written["seed"], written["order"]["prompts"]) == ("a blue cross", 8, ["a blue cross"])
+
+  def test_changes_are_of_the_same_weights_unless_others_are_named(self, order, trained, tmp_path):
+    make(order)
+    path = pathlib.Path(f"{order.out}.json")
+    path.write_text(json.dumps({**sidecar(order.out), "weights_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="weights.*changed"):
+      recalled(path, tmp_path / "b.mp4", seed=9)
+    assert recalled(path, tmp_path / "b.mp4", checkpoint=str(trained))["out"] == str(tmp_path / "b.mp4")
+
+  def test_weights_are_loaded_and_hashed_once(self, order, tmp_path, monkeypatch):
+    made = make(dataclasses.replace(order, prompts=("a red circle", "a blue cross")))
+    calls = []
+    load, digest = Generator.load, sample.weights_sha256
+    monkeypatch.setattr(Generator, "load", staticmethod(lambda *where: calls.append("load") or load(*where)))
+    monkeypatch.setattr(sample, "weights_sha256", lambda generator: calls.append("hash") or digest(generator))
+    make(dataclasses.replace(order, prompts=("a red circle", "a blue cross"), out=str(tmp_path / "new.mp4")))
+    assert calls == ["load", "hash"]
+    recalled(f"{made['out'][1]}.json", tmp_path / "again.mp4")
+    assert calls == ["load", "hash"] * 2
+
+
+class TestOverwriting:
+  @pytest.fixture
+  def unloadable(self, monkeypatch):
+    """Nothing may be loaded: a refusal comes before the work."""
+    monkeypatch.setattr(Generator, "load", staticmethod(lambda *where: pytest.fail("loaded")))
+
+  @pytest.mark.parametrize("there", ["one.mp4", "one.mp4.json"])
+  def test_what_is_there_is_refused_before_any_work(self, order, unloadable, there):
+    path = pathlib.Path(order.out).with_name(there)
+    path.parent.mkdir()
+    path.write_text("a user's own")
+    with pytest.raises(ValueError, match=f"{there} is there already.*--overwrite"):
+      make(order)
+    assert folder_of(order) == [there] and path.read_text() == "a user's own"
+
+  def test_one_of_several_clips_is_enough(self, order, unloadable):
+    path = pathlib.Path(order.out).with_name("one_1.mp4")
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(ValueError, match="one_1.mp4 is there already"):
+      make(dataclasses.replace(order, prompts=("a", "b")))
+
+  def test_overwrite_writes_both_anew(self, order):
+    make(order)
+    before = pathlib.Path(order.out).read_bytes()
+    make(dataclasses.replace(order, seed=8), overwrite=True)
+    assert pathlib.Path(order.out).read_bytes() != before and sidecar(order.out)["seed"] == 8
+
+  def test_clips_of_one_name_and_two_formats_keep_their_own_recipes(self, order):
+    make(order)
+    make(dataclasses.replace(order, seed=8, out=order.out.replace(".mp4", ".gif")))
+    assert folder_of(order) == ["one.gif", "one.gif.json", "one.mp4", "one.mp4.json"]
+    assert sidecar(order.out)["seed"] == 7
+
+  def test_a_folder_that_can_t_be_made_is_named(self, order, unloadable, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+      make(dataclasses.replace(order, out=str(tmp_path / "file" / "x.mp4")))
+
+  def test_a_full_disk_is_named(self, order, monkeypatch):
+    def full(*given):
+      raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(video_io, "write", full)
+    with pytest.raises(InputError, match="one.mp4: No space left on device"):
+      make(order)
+
+
+class TestSizes:
+  def test_an_odd_size_comes_back_true(self, order):
+    made = make(dataclasses.replace(order, size="23x15"))
+    assert (made["width"], made["height"]) == (23, 15)
+    written = sidecar(order.out)
+    assert (written["width"], written["height"], written["frames"], written["fps"]) == (23, 15, 5, 8.0)
+    assert video_io.read(order.out, fps=8, max_frames=9).shape == (5, 15, 23, 3)
+
+  @pytest.mark.parametrize(("size", "nearest"), [((80, 120), "24x16"), ((16, 60), "24x16"), ((16, 20), None)])
+  def test_a_picture_far_from_the_sizes_of_training_is_told(self, order, tmp_path, capsys, size, nearest):
+    video_io.write(tmp_path / "big.png", np.zeros((1, *size, 3), np.uint8), 1)
+    given = {"image": str(tmp_path / "big.png"), "size": None, "frames": 1, "out": str(tmp_path / "x.png")}
+    make(dataclasses.replace(order, **given))
+    said = capsys.readouterr().err
+    assert (f"{size[1]}x{size[0]} is far" in said and f"--size {nearest}" in said) if nearest else not said
+
+  def test_files_were_shrunk_to_their_budget(self, generator, monkeypatch):
+    data = generator.config.data.copy_and_resolve_references()
+    data.source, data.max_tokens = "clips", 24
+    config = generator.config.copy_and_resolve_references()
+    config.data = data
+    monkeypatch.setattr(generator, "config", config)
+    height, width = generator.grid.fit(1, 400, 600, 24)
+    assert f"{width}x{height} is the nearest" in sample.far_from_training(generator, 1, 400, 600)
+    assert sample.far_from_training(generator, 1, height, width) is None
+    data.max_tokens = 0
+    assert sample.far_from_training(generator, 1, 400, 600) is None
 
 
 class TestRefusals:
