@@ -20,10 +20,14 @@ def path_errors(name: str) -> Iterator[None]:
     name: what is being read or written, for errors that don't say.
 
   Raises:
-    InputError: in the place of an OSError.
+    InputError: in the place of an OSError, or of the error of an address whose client is missing.
   """
   try:
     yield
   except OSError as error:
     where = error.filename if isinstance(error.filename, str) else name
     raise InputError(f"{where}: {error.strerror or error}") from error
+  except ImportError as error:
+    if "://" not in name or isinstance(error, ModuleNotFoundError):
+      raise
+    raise InputError(f"{name}: {error}") from error  # the client of this kind of bucket is not installed

@@ -4,8 +4,10 @@ import importlib
 import inspect
 import pkgutil
 
+import pytest
+
 import sora_jax
-from sora_jax.errors import SoraError
+from sora_jax.errors import InputError, SoraError, path_errors
 
 
 def test_every_exception_of_the_package_is_one():
@@ -17,3 +19,23 @@ def test_every_exception_of_the_package_is_one():
   errors = {name: each for name, each in found.items() if issubclass(each, Exception) and not name.startswith("_")}
   assert len(errors) > 10
   assert [name for name, each in errors.items() if not issubclass(each, SoraError)] == []
+
+
+class TestPathErrors:
+  def test_the_file_and_the_reason_are_told(self, tmp_path):
+    with pytest.raises(InputError, match="absent.txt: No such file or directory"), path_errors("the run"):
+      (tmp_path / "absent.txt").read_text()
+
+  def test_an_error_without_a_file_has_the_name(self):
+    with pytest.raises(InputError, match="runs/a: No space left on device"), path_errors("runs/a"):
+      raise OSError(28, "No space left on device")
+
+  def test_a_bucket_without_its_client_is_told(self):
+    with pytest.raises(InputError, match="gs://b/run: Please install gcsfs"), path_errors("gs://b/run"):
+      raise ImportError("Please install gcsfs")
+
+  @pytest.mark.parametrize("error", [ValueError("x"), ImportError("x"), KeyError("x"), InputError("x")], ids=repr)
+  def test_any_other_error_stays(self, error):
+    with pytest.raises(type(error)) as caught, path_errors("runs/a"):
+      raise error
+    assert caught.value is error

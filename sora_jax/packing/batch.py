@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sora_jax.errors import InputError
-
 
 class Segment(NamedTuple):
   """One clip, ready to be packed."""
@@ -69,7 +67,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
   tokens = sum(len(segment.tokens_NC) for segment in segments)
   text = sum(len(segment.text_M) for segment in segments)
   if tokens > row.tokens or text > row.text or len(segments) > row.segments:
-    raise InputError(f"{len(segments)} clips with {tokens} tokens and {text} text tokens do not fit in a row of {row}")
+    raise ValueError(f"{len(segments)} clips with {tokens} tokens and {text} text tokens do not fit in a row of {row}")
   out = PackedBatch(
     tokens_BLC=np.zeros((row.tokens, channels), np.float32),
     segments_BL=np.zeros(row.tokens, np.int32),
