@@ -189,6 +189,23 @@ class TestWrite:
     if name == "clip.mp4" or count > 1:
       assert probe.seconds == pytest.approx(count / 24, abs=0.006)
 
+  @pytest.mark.parametrize("size", [(23, 43), (24, 43), (23, 44), (1, 1), (1, 30)], ids=str)
+  def test_an_odd_mp4_is_stored_even_in_4_2_0_and_read_as_it_was(self, tmp_path: pathlib.Path, size: tuple[int, int]):
+    path, frames = tmp_path / "odd.mp4", smooth(3, *size)
+    video_io.write(path, frames, 8)
+    with av.open(str(path)) as container:
+      stored = container.streams.video[0]
+      assert stored.pix_fmt == "yuv420p"
+      assert (stored.height, stored.width) == (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    probe = video_io.probe(path)
+    assert (probe.height, probe.width, probe.frames) == (*size, 3)
+    back = video_io.read(path, fps=8, max_frames=9)
+    assert back.shape == frames.shape and np.abs(back.astype(int) - frames).mean() < 6
+
+  def test_an_even_mp4_says_nothing_of_its_pixels(self, tmp_path: pathlib.Path):
+    video_io.write(tmp_path / "even.mp4", smooth(3, 24, 44), 8)
+    assert b"clap" not in (tmp_path / "even.mp4").read_bytes()
+
   def test_one_frame_is_exact(self, tmp_path: pathlib.Path):
     noise = np.random.default_rng(0).integers(0, 256, (1, 33, 47, 3), np.uint8)
     for name in ("still.png", "still.webp", "STILL.PNG"):
