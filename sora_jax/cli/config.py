@@ -32,9 +32,8 @@ def load_config(text: str) -> ml_collections.ConfigDict:
     pathlib.Path(path).read_bytes()
   except OSError as error:
     raise UsageError(f"{said}: {error.strerror}") from error
-  spec = importlib.util.spec_from_loader(
-    "sora_config", importlib.machinery.SourceFileLoader("sora_config", path), origin=path
-  )
+  loader = importlib.machinery.SourceFileLoader("sora_config", path)  # whatever the file's name ends with
+  spec = importlib.util.spec_from_file_location("sora_config", path, loader=loader)
   assert spec and spec.loader
   sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
   try:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import av
 from av.container import InputContainer
 
+from sora_jax.errors import SoraError
 from sora_jax.video.containers import DISCONTINUOUS, ELEMENTARY
 from sora_jax.video.timestamps import tick_of
 
@@ -13,7 +14,7 @@ MAX_DRIFT = 0.2  # seconds between when a frame is due and its time, that are pu
 MAX_GAP, MAX_STEP_BACK = 10.0, 0.1  # seconds between two decoding times; beyond, a clock has started anew
 
 
-class TooLongError(Exception):
+class TooLongError(SoraError):
   """A track has more bytes than are to be read of it."""
 
 

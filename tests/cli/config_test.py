@@ -14,6 +14,16 @@ class TestLoad:
     config = load_config(str(tmp_path / "a.py"))
     assert config.a == 1 and config.is_locked
 
+  @pytest.mark.parametrize("name", ["a.py", "a.txt", "a"])
+  def test_a_config_may_build_on_a_file_beside_it(self, tmp_path, name):
+    (tmp_path / "b.py").write_text("value = 3")
+    (tmp_path / name).write_text(
+      "import pathlib, runpy, ml_collections\n"
+      "b = runpy.run_path(str(pathlib.Path(__file__).with_name('b.py')))\n"
+      "get_config = lambda arg='': ml_collections.ConfigDict({'b': b['value'], 'arg': arg})"
+    )
+    assert load_config(f"{tmp_path / name}:x=1:2").to_dict() == {"b": 3, "arg": "x=1:2"}
+
   @pytest.mark.parametrize(
     ("text", "argument", "message"),
     [
