@@ -227,9 +227,9 @@ class TestChanges:
   def test_weights_are_loaded_and_hashed_once(self, order, tmp_path, monkeypatch):
     made = make(dataclasses.replace(order, prompts=("a red circle", "a blue cross")))
     calls = []
-    load, digest = Generator.load, sample.weights_sha256
+    load, digest = Generator.load, Generator.digest
     monkeypatch.setattr(Generator, "load", staticmethod(lambda *where: calls.append("load") or load(*where)))
-    monkeypatch.setattr(sample, "weights_sha256", lambda generator: calls.append("hash") or digest(generator))
+    monkeypatch.setattr(Generator, "digest", lambda generator: calls.append("hash") or digest(generator))
     make(dataclasses.replace(order, prompts=("a red circle", "a blue cross"), out=str(tmp_path / "new.mp4")))
     assert calls == ["load", "hash"]
     recalled(f"{made['out'][1]}.json", tmp_path / "again.mp4")
