@@ -1,15 +1,16 @@
 """How fast one training step of the transformer's blocks runs, next to PyTorch and to this machine's matrix product.
 
-The step is that of `block_stack.py`, whose docstring says what it does and how its operations are counted. The peer is
-the same block in eager PyTorch with fused Adam and F.scaled_dot_product_attention, once with a boolean segment mask and
-once without any mask (less work, wrong across segments); the faster of the two is the peer's time. All float32.
+The step is that of `block_stack.py`, whose docstring says what it does and how its operations are counted. The peers
+are the same blocks in PyTorch with fused Adam, eager and by torch.compile, each with every attention that PyTorch has
+for packed rows (`torch_stack.py`). The fastest of all that computes the same is the peer; the fastest eager one is
+named beside it. A step without any mask is less work, and wrong across clips: it is in the table alone. All float32.
 
-The matrix product, our step and PyTorch's two are timed in turn, several rounds over, and medians are reported: a
-machine that slows down for a while slows all of them. PyTorch runs in a process of its own.
+The matrix product, our step and PyTorch's are timed in turn, several rounds over, and medians are reported: a machine
+that slows down for a while slows all of them. PyTorch runs in a process of its own, which compiles first.
 
     python benchmarks/train_step.py [--json] [--torch] [--peer-python PATH]
 
-It needs sora_jax on the path and, for the peer's half, an interpreter that can import torch.
+It needs sora_jax on the path and, for the peers' half, an interpreter that can import torch and a C++ compiler.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from block_stack import Shape, add_sizes, given_sizes, median_seconds, our_step, step_flops
-from torch_stack import PEER_KINDS, Peer
+from torch_stack import NO_MASK, Peer
 
 MATMUL_SIZE = 1024
 MATMUL_REPEATS = 4
@@ -80,19 +81,31 @@ def measure(shape: Shape, rounds: int, repeats: int, peer: Peer | None) -> dict[
 
 
 def report(shape: Shape, seconds: dict[str, float], peer_name: str | None) -> dict[str, Any]:
-  """The numbers of one run; rates in operations a second, what has no peer is None."""
+  """The numbers of one run; rates in operations a second, what has no peer is None. Ratios are ours over a peer's."""
   flops, peak = step_flops(shape), 2.0 * MATMUL_SIZE**3 / seconds["matmul"]
-  kind = min(PEER_KINDS, key=lambda name: seconds[name]) if peer_name else None
-  peer_seconds = seconds[kind] if kind else None
+  ours = seconds["ours"]
+  peers = {name: each for name, each in seconds.items() if name not in ("matmul", "ours")}
+  fastest = lambda mode: min(
+    (name for name in peers if name.startswith(mode) and NO_MASK not in name),
+    key=lambda name: peers[name],
+    default=None,
+  )
+  best, eager, compiled = fastest(""), fastest("eager"), fastest("compiled")
+  ratio = lambda name: peers[name] / ours if name else None
   return {
-    "ours_flops_per_second": flops / seconds["ours"],
-    "peer_flops_per_second": flops / peer_seconds if peer_seconds else None,
-    "peer": f"{peer_name}, {kind}" if kind else None,
-    "ratio": peer_seconds / seconds["ours"] if peer_seconds else None,
+    "ours_flops_per_second": flops / ours,
+    "peer_flops_per_second": flops / peers[best] if best else None,
+    "peer": f"{peer_name}, {best}" if best else None,
+    "ratio": ratio(best),
+    "ratio_eager": ratio(eager),
+    "ratio_compiled": ratio(compiled),
     "matmul_peak": peak,
-    "share_of_peak": flops / seconds["ours"] / peak,
-    "seconds_ours": seconds["ours"],
-    "seconds_peer": peer_seconds,
+    "share_of_peak": flops / ours / peak,
+    "seconds_ours": ours,
+    "seconds_peer": peers[best] if best else None,
+    "peers": {
+      name: {"seconds": each, "flops_per_second": flops / each, "ratio": each / ours} for name, each in peers.items()
+    },
     "shape": shape._asdict(),
   }
 
@@ -100,13 +113,15 @@ def report(shape: Shape, seconds: dict[str, float], peer_name: str | None) -> di
 def print_table(shape: Shape, seconds: dict[str, float], found: dict[str, Any]) -> None:
   gflops = step_flops(shape) / 1e9
   print(", ".join(f"{name} {value}" for name, value in shape._asdict().items()))
-  print(f"{'':28s}{'ms':>8s}{'GFLOP/s':>10s}{'of peak':>9s}")
-  print(f"{'matrix product':28s}{seconds['matmul'] * 1e3:8.1f}{found['matmul_peak'] / 1e9:10.0f}{1:9.0%}")
-  for name in ("ours", *PEER_KINDS):
-    if name in seconds:
-      rate = gflops / seconds[name]
-      label = name if name == "ours" else f"PyTorch, {name}"
-      print(f"{label:28s}{seconds[name] * 1e3:8.1f}{rate:10.0f}{rate * 1e9 / found['matmul_peak']:9.0%}")
+  print(f"{'':40s}{'ms':>8s}{'GFLOP/s':>10s}{'of peak':>9s}{'ours is':>9s}")
+  print(f"{'matrix product':40s}{seconds['matmul'] * 1e3:8.1f}{found['matmul_peak'] / 1e9:10.0f}{1:9.0%}")
+  for name in ("ours", *found["peers"]):
+    rate = gflops / seconds[name]
+    label = name if name == "ours" else f"PyTorch {name}"
+    times = "" if name == "ours" else f"{found['peers'][name]['ratio']:8.2f}x"
+    print(f"{label:40s}{seconds[name] * 1e3:8.1f}{rate:10.0f}{rate * 1e9 / found['matmul_peak']:9.0%}{times}")
+  for name, why in found["lacking"].items():
+    print(f"PyTorch {name}: can't be computed here ({why})")
   if found["ratio"]:
     print(f"ours / {found['peer']}: {found['ratio']:.2f} times its operations a second")
   busy = found["other_programs_share"]
@@ -138,6 +153,7 @@ def main() -> None:
   if peer:
     peer.close()
   found = report(shape, seconds, peer.name if peer else None)
+  found["lacking"] = peer.lacking if peer else {}
   found["other_programs_share"] = processors.taken_by_others()
   print_table(shape, seconds, found)
   if options.json:

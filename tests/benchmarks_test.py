@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -108,12 +109,19 @@ def test_a_train_step_is_put_beside_a_matrix_product_and_pytorch_where_it_is():
   sizes = ["--width=64", "--depth=1", "--heads=2", "--rows=1", "--tokens=32", "--text-tokens=8", "--text-width=16"]
   found = last_line("train_step.py", "--torch", "--rounds=1", "--repeats=1", *sizes)
   assert found["shape"]["width"] == 64 and 0 < found["share_of_peak"] < 1
-  assert (found["ratio"] is None) == (importlib.util.find_spec("torch") is None)
+  assert (found["ratio"] is None) == (importlib.util.find_spec("torch") is None) == (not found["peers"])
+  if found["peers"]:
+    assert {"eager, boolean mask", "eager, each clip by itself"} < set(found["peers"])
+    assert found["ratio"] == min(found["ratio_eager"], found["ratio_compiled"] or math.inf)
+    assert {name.partition(",")[0] for name in found["peers"] | found["lacking"]} == {"eager", "compiled"}
+    wanted = min(peer["ratio"] for name, peer in found["peers"].items() if "no mask" not in name)
+    assert found["ratio"] == wanted
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["boolean mask", "each clip by itself"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_the_peer_computes_what_our_blocks_do(monkeypatch, dtype, tolerance):
+def test_the_peer_computes_what_our_blocks_do(monkeypatch, kind, dtype, tolerance):
   torch = pytest.importorskip("torch")
   monkeypatch.syspath_prepend(BENCHMARKS)
   block_stack, torch_stack = importlib.import_module("block_stack"), importlib.import_module("torch_stack")
@@ -128,7 +136,7 @@ def test_the_peer_computes_what_our_blocks_do(monkeypatch, dtype, tolerance):
   (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
 
   tensor = lambda x: torch.tensor(np.array(x, np.float32)).to(getattr(torch, str(x.dtype)))
-  attend, make_mask = torch_stack.torch_attention("boolean mask", "cpu")
+  attend, make_mask = torch_stack.torch_attention(kind, "cpu")
   peers = torch_stack.torch_blocks(shape, attend)
   for i, peer in enumerate(peers):
     peer.load_state_dict({name: tensor(weight[i]) for name, weight in peer_weights(blocks).items()})
@@ -165,14 +173,15 @@ def peer_weights(blocks) -> dict:
     "gate_up": blocks.feed_forward.gate_up,
     "down": blocks.feed_forward.down,
   }
-  outward = lambda kernel: kernel.reshape(*kernel.shape[:2], -1).swapaxes(1, 2)
-  norms = blocks.query_norm, blocks.key_norm, blocks.cross.query_norm, blocks.cross.key_norm
-  gains = jnp.stack([norm.gain[...] for norm in norms], 1)
-  return {
-    "table": blocks.table[...],
-    "gains": gains,
-    **{f"{name}.weight": outward(each.kernel[...]) for name, each in dense.items()},
+  gains = {
+    "query_gain": blocks.query_norm,
+    "key_gain": blocks.key_norm,
+    "cross_query_gain": blocks.cross.query_norm,
+    "cross_key_gain": blocks.cross.key_norm,
   }
+  outward = lambda kernel: kernel.reshape(*kernel.shape[:2], -1).swapaxes(1, 2)
+  weights = {f"{name}.weight": outward(each.kernel[...]) for name, each in dense.items()}
+  return {"table": blocks.table[...], **weights, **{name: each.gain[...] for name, each in gains.items()}}
 
 
 @pytest.mark.slow
