@@ -25,7 +25,7 @@ LONGEST_PAUSE = 600.0  # seconds
 
 KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-# Whatever some program may take for the end of a line, and what can't be written as UTF-8.
+# Characters that some program takes for the end of a line, and those that UTF-8 can't encode.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -238,7 +238,7 @@ def _end_group(group: int) -> None:
 
 @dataclasses.dataclass
 class Restarts:
-  """When to run again what has ended with a status other than 0."""
+  """When to run a command again that ended with a status other than 0."""
 
   most: int
   pause: float  # seconds
@@ -261,7 +261,7 @@ class Restarts:
 
 
 class Supervisor:
-  """Runs a command again until it succeeds, gives up, or is told to end. Signals are passed on to it.
+  """Runs a command again until it succeeds, fails too often, or a signal asks it to stop. Signals are passed on to it.
 
   `received` is the first signal that came, or None. Without `restarts` it is run once.
   """
@@ -301,13 +301,13 @@ class Supervisor:
         signal.signal(number, handler)
 
   def _note(self, number: int, _: object) -> None:
-    # Only noted here: a handler may run in the middle of anything.
+    # The handler only records the signal: it may run in the middle of any statement.
     self.received = self.received or number
     self._pending.append(number)
 
   def _once(self) -> int:
     try:
-      # A session of its own: Ctrl-C on the terminal reaches it once, through us.
+      # In a process group of its own, so that Ctrl-C on the terminal reaches it once, through this launcher.
       child = subprocess.Popen(self.words, start_new_session=True)
     except OSError as error:
       raise not_started(self.words, error) from None
@@ -318,7 +318,7 @@ class Supervisor:
     return shell_status(child.returncode)
 
   def _rest(self, pause: float) -> bool:
-    """False where a signal ended the rest."""
+    """Sleeps; False if a signal came meanwhile."""
     end = time.monotonic() + pause
     while self.received is None and time.monotonic() < end:
       time.sleep(min(0.2, max(0.0, end - time.monotonic())))

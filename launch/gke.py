@@ -3,12 +3,12 @@
     python launch/gke.py run --name xl --accelerator tpu-v5-lite-podslice --topology 4x4 --image IMAGE --config ... ...
     python launch/gke.py status|logs|delete --name xl
 
-`run` writes the manifest (JSON, which is YAML too) and hands it to kubectl; from there the cluster keeps it going:
+`run` writes the manifest (JSON, which is YAML too) and gives it to kubectl. The cluster then restarts training:
 
     exit code 75, or a pod that is evicted    all hosts start again, as often as it takes
     any other failure                         all hosts start again, at most --max_restarts times
 
-A slice computes only as a whole, so one host is never started again alone. The image holds sora_jax, installed.
+A slice runs as a whole, so no host is ever restarted by itself. The image holds sora_jax, installed.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def manifest(args: argparse.Namespace) -> dict:
   if args.service_account:
     pod["serviceAccountName"] = args.service_account
   pod["containers"] = [container(args)]
-  # Everything that is to be forgiven becomes the reason PodFailurePolicy, which the JobSet does not count.
+  # Preemptions and evictions get the reason PodFailurePolicy, which the JobSet does not count as restarts.
   forgiven = [
     {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [common.REQUEUE]}},
     {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},

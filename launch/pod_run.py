@@ -1,7 +1,7 @@
 """One training run on one queued resource: created, installed, started, watched, and again after a preemption.
 
-A step never trusts what it did before: it asks gcloud for the resource's state and the workers for training's, so a run
-that was interrupted anywhere is taken up from what is there.
+No step relies on what an earlier one did: it asks gcloud for the state of the resource and the workers for the state of
+training. So a run that was interrupted at any point resumes from what is there.
 """
 
 import argparse
@@ -31,13 +31,13 @@ class Run:
     self.words = common.training(args, SORA)
     self.restarts = common.Restarts(args.max_restarts, args.pause)
     self.archive = common.FILES / f"{pod.name}.tar.gz"
-    self.alone = False  # training has begun, so nobody may be looking on any more
+    self.alone = False  # training has begun: the user may not be watching any more
     self.asked = 0.0  # time.monotonic() when this run made its last request
     self.ready = False  # the code is installed on the present workers
     self.last_line = ""
 
   def plan(self) -> list[list[str]]:
-    """Every command of a run without accidents, in order; the two before the last are repeated while it trains."""
+    """Every command of a run without failures, in order; the two before the last repeat while it trains."""
     pod = self.pod
     return [
       *(pod.describe(), pod.create(), pod.describe()),
@@ -96,7 +96,7 @@ class Run:
     return common.LaunchError(f"{self.pod.name} is {state}: someone deleted it; the same command creates it again")
 
   def withdrawn(self, why: str, more: str) -> common.LaunchError:
-    """Deletes a request that nobody waits for: once granted it would cost with nobody to use it."""
+    """Deletes a request that this run no longer waits for: granted later, it would cost money unused."""
     self.until(True, self.pod.delete(), f"withdrawing {self.pod.name}, which {why}")
     return common.LaunchError(f"{self.pod.name} {why} and is withdrawn: the same command asks again, {more}")
 
@@ -123,12 +123,14 @@ class Run:
       except common.LaunchError:
         raise common.LaunchError(f"{self.pod.name} failed again: {seen.error or 'no reason given'}") from None
     else:
-      pause = self.args.poll  # one that is taken away before it was active would be asked for without a rest
+      pause = (
+        self.args.poll
+      )  # wait: a resource that is preempted before it was active would else be requested again at once
     time.sleep(pause)
     self.until(True, self.pod.delete(), f"deleting {self.pod.name}, which is {seen.state}")
 
   def tries(self, alone: bool = True) -> Iterator[int]:
-    """1, 2, 3 ... with rests between: PATIENCE times, and for --silence_minutes where the run may be left `alone`."""
+    """1, 2, 3 ... with pauses: PATIENCE times; for --silence_minutes once training has begun (`alone`)."""
     limit = time.monotonic() + (60 * self.args.silence_minutes if alone else 0.0)
     number = 0
     while number < PATIENCE or time.monotonic() < limit:
@@ -137,7 +139,7 @@ class Run:
       yield number
 
   def see(self) -> gcloud.Seen:
-    """The resource as it is; a gcloud without an answer is asked again for a while."""
+    """The state of the resource; where gcloud does not answer, it is asked again for a while."""
     seen = gcloud.Seen(UNKNOWN)
     for number in self.tries():
       seen = gcloud.see(self.pod)
@@ -150,7 +152,7 @@ class Run:
     return common.LaunchError(f"gcloud tells nothing of {self.pod.name}: {seen.error}; the same command asks again")
 
   def until(self, gone: bool, words: list[str], what: str) -> None:
-    """Gives a command until it succeeds, or the resource is `gone`, or there, all the same."""
+    """Repeats a command until it succeeds, or until the resource is absent (`gone`) or present as it should be."""
     reason = ""
     common.say(what)
     for number in self.tries():
@@ -188,7 +190,9 @@ class Run:
     Raises:
       LaunchError: the resource is of another kind, or trains another run.
     """
-    seen = gcloud.see(self.pod)  # once: an answer that never comes should be told to who has just typed this
+    seen = gcloud.see(
+      self.pod
+    )  # asked once: the user has just typed this command and should see at once that gcloud does not answer
     if seen.state == UNKNOWN:
       raise self.no_answer(seen)
     if seen.state not in (ABSENT, DELETING, SUSPENDING, *GONE):
@@ -208,7 +212,7 @@ class Run:
     return self.ready
 
   def ask(self, new: bool = False) -> list[dict]:
-    """What every worker reports; nothing where a `new` one has no code yet."""
+    """What every worker reports; nothing while a `new` one has no code yet."""
     reason = ""
     for number in self.tries(alone=not new):
       result = common.capture(self.pod.on_workers("status"), gcloud.QUICK)
@@ -237,7 +241,7 @@ class Run:
     self.ready = True
 
   def on_all(self, words: list[str], what: str) -> common.Result:
-    """A step on all workers that may be done twice; ssh fails at times, most of all on new machines."""
+    """A step on all workers that is safe to repeat: ssh fails at times, above all on new machines."""
     reason = ""
     common.say(f"{what} on {self.pod.name}")
     for number in self.tries(self.alone):
@@ -274,10 +278,10 @@ class Run:
     """Ends training on the other workers and says what the failing ones wrote; gives the exit code that counts."""
     bad = [report for report in found if report["state"] != "running" and report["code"] != 0]
     ended = gcloud.reports(self.on_all(self.pod.on_workers("stop"), "ending training")) or []
-    # One that failed while the others were asked is known only now.
+    # A worker that failed while the others were being asked shows up only now.
     bad = [report for report in ended if report["by_itself"] and report["code"] != 0] or bad
     codes = [1 if report["code"] is None else report["code"] for report in bad]
-    # The others are aborted because the first one left: who asked to be run again explains the rest.
+    # When one host leaves, the others are aborted: a host that asks to be run again explains their exit codes.
     if common.REQUEUE in codes:
       return common.REQUEUE
     for report in bad:

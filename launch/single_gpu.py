@@ -1,4 +1,4 @@
-"""Training on this machine, watched: run again after a crash, at once when it asks for it, and told when to end.
+"""Training on this machine under supervision: restarted after a crash, at once after a preemption; signals passed on.
 
     python launch/single_gpu.py --config configs/dit.py:variant=S --workdir runs/small [--set KEY=VALUE ...] [--gpu 0]
 

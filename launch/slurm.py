@@ -5,7 +5,7 @@
 `submit` writes a batch script and hands it to sbatch. The script runs `slurm.py job`, which starts training by srun on
 all nodes, and
 
-    two minutes before the time limit   tells training to save and end, and puts the job back in the queue
+    two minutes before the time limit   asks training to save and stop, and puts the job back in the queue
     exit code 75                        puts the job back in the queue
     any other code                      starts it again in the same job, at most --max_restarts times
 

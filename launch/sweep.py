@@ -4,8 +4,8 @@
       --workdir runs/sweep --on local|slurm|gke|tpu_pod [--dry_run] [-- FLAGS OF THE LAUNCHER]
 
 A value with commas of its own stands in brackets or quotes. `local` and `tpu_pod` train one run after the other, the
-latter on one resource, which the last run removes; `slurm` and `gke` queue them all. The same command again takes every
-run up.
+latter on one resource, which the last run removes; `slurm` and `gke` queue them all. The same command again resumes
+every run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def values(text: str) -> list[str]:
-  """Splits at the commas that are in no bracket and no quotes."""
+  """Splits at commas outside brackets and quotes."""
   parts: list[str] = []
   open_until: list[str] = []
   begin = 0
@@ -109,7 +109,7 @@ def commands(args: argparse.Namespace, rest: list[str]) -> list[list[str]]:
 
 
 def still_there(rest: list[str]) -> str:
-  """What to do about a pod that a sweep has left."""
+  """What to do about a pod that a sweep has left running."""
   pod = tpu_pod.pod_of(tpu_pod.parse(["run", *rest, "--config=-", "--workdir=-"]))
   return f"{pod.name} costs while it is there: `{pod.again('delete')}` removes it"
 
@@ -136,7 +136,7 @@ def program(argv: list[str]) -> int:
     one = common.Supervisor(words)
     code = one.run()
     if one.received:
-      raise common.LaunchError("interrupted: the same command takes every run up where it is", 128 + one.received)
+      raise common.LaunchError("interrupted: the same command resumes every run", 128 + one.received)
     if code:
       failed.append(number)
   if failed:

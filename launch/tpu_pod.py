@@ -4,7 +4,8 @@
     python launch/tpu_pod.py create|status|ssh|stop|delete NAME --zone Z
 
 `run` creates the resource, waits for it, uploads the committed code (`git archive`), installs it on every worker,
-starts `sora train` there and watches. Training goes on by itself: `run` may be ended, and the same command takes it up.
+starts `sora train` there and watches. Training goes on by itself: `run` may be interrupted, and the same command
+resumes watching.
 
     the resource is preempted or fails    it is deleted and created again; training resumes from its workdir
     exit code 75                          training is started again at once

@@ -1,10 +1,11 @@
-"""One host of a pod, from inside: install the code, start training so that it outlives the connection, tell, end.
+"""What runs on one host of a pod: install the code, start training so that it outlives the connection, report, stop.
 
     python3 launch/worker.py install EXTRAS | start -- WORDS | status | stop
 
 Uploaded and called by tpu_pod.py. It runs by whatever Python the image has (3.8 or newer) before anything is
-installed, so it stands alone. A file lock that training's processes hold says whether it runs: a process number on
-disk may be another's after a restart of the machine. Each command but `install` ends with one line of JSON.
+installed, so it imports the standard library only. Whether training runs is told by a file lock that its processes
+hold: after a restart of the machine, a process number on disk may belong to another process. Each command but
+`install` ends with one line of JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips are marked against the states that they should show: marks, means, the score of a guesser, intervals."""
+"""Marks of clips against the states that they should show: means, the score of guessing, intervals."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def exam(world: World, states: Sequence[State], clips: Sequence[tuple[np.ndarray
 def chance(
   world: World, states: Sequence[State], rng: np.random.Generator, guesses: int = 16
 ) -> dict[str, float | None]:
-  """The score of a guesser who ignores the clip: he answers with draws from the training distribution.
+  """The score of guessing: answers drawn from the training distribution, without a look at the clip.
 
   Args:
     world: the world whose states these are.
@@ -62,7 +62,7 @@ def interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> t
   values_N = np.asarray(values, np.float64)
   if values_N.size == 0:
     raise ValueError("an interval needs at least one value")
-  # Resampling in parts keeps the table of draws small for long lists.
+  # One resample at a time: a table of all draws would be large for long lists.
   rng = np.random.default_rng(seed)
   means = [values_N[rng.integers(0, values_N.size, values_N.size)].mean() for _ in range(resamples)]
   low, high = np.percentile(means, [2.5, 97.5])

@@ -1,7 +1,7 @@
 """The simulation exam: prompts of states that training never combined, clips made from them, states read back.
 
-A score never stands alone: the ceiling is the same examiner on real renders, the autoencoder row on real renders
-that went through the autoencoder, and chance is a guesser that ignores the clip.
+Each score comes with three others: the ceiling, which is the same examiner on real renders; the same on real renders
+that went through the autoencoder; and chance, the score of guessing.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ def examine(
 
 
 def through(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Clips there and back through the autoencoder, those of one size together."""
+  """Clips encoded and decoded by the autoencoder, those of one size together."""
   found: dict[int, np.ndarray] = {}
   shapes = {clip.shape for clip in clips}
   for shape in shapes:

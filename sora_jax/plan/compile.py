@@ -1,6 +1,6 @@
-"""Examines a step in a process of its own, for TPUs that need not be here or for this machine's devices.
+"""Examines a step in a separate process, for TPUs that this machine need not have or for its own devices.
 
-libtpu reads its environment when JAX starts, takes gigabytes, and may end the process that it is in.
+libtpu reads its environment when JAX starts, takes gigabytes of memory, and may abort its process.
 
   python -m sora_jax.plan.compile < request.json      a request of `examine`; the last line answers it
 """
@@ -17,7 +17,7 @@ from sora_jax.errors import SoraError
 from sora_jax.plan import chips
 
 MINUTES = 60  # most that one compilation may take
-# What libtpu needs to hear where there is no TPU: nothing to ask the machine for, and others may load it too.
+# Settings of libtpu where there is no TPU: it asks the machine for nothing, and several processes may load it.
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -26,7 +26,7 @@ ENVIRONMENT = {
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_WORKER_ID": "0",
 }
-# libtpu would read these as well, with other effects; its own are in LIBTPU_INIT_ARGS, which stays.
+# libtpu would read these too, with other effects; its own flags are in LIBTPU_INIT_ARGS, which stays.
 FOREIGN = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 
@@ -83,7 +83,7 @@ def _reason(done: subprocess.CompletedProcess) -> str:
 def main() -> None:
   try:
     answer = _answer(json.load(sys.stdin))
-  except Exception as error:  # whatever it is, the process that asked gets it in one line
+  except Exception as error:  # of any kind: the calling process reports it in one line
     if os.environ.get("SORA_TRACEBACK"):
       raise
     answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"}
@@ -118,7 +118,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(where: chips.Slices) -> list[Any]:
-  """The devices of slices that are not here."""
+  """The devices of slices that this machine need not have."""
   from jax.experimental import topologies
 
   several = {"num_slices": where.count} if where.count > 1 else {}

@@ -16,7 +16,7 @@ from sora_jax.packing.batch import RowShape
 from sora_jax.sharding import path_name
 from sora_jax.train.optimizer import MUON_PATHS
 
-# What passes through a weight matrix: the first pattern that its path has; tokens of a row where there is none.
+# What is multiplied by a weight matrix, by the first pattern that its path matches; else the tokens of a row.
 ITEMS = ((r"^text_encoder/|/key_value/", "text"), (r"^(size_in|caption_in)/", "segments"))
 NEWTON_SCHULZ = 5  # iterations of Muon, optax's default
 
@@ -54,7 +54,7 @@ class Flops(NamedTuple):
   Attributes:
     forward: of the loss.
     backward: of its gradient.
-    attention: the part of all this that is attention's own products.
+    attention: attention's own products, which are in the other three too.
     recompute: of what the backward pass makes again: all of a block but its last product.
     optimizer: Muon's products.
   """

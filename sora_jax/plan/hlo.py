@@ -34,7 +34,7 @@ class Instruction(NamedTuple):
   opcode: str
   shapes: tuple[Shape, ...]
   operands: tuple[str, ...]
-  attributes: str  # all that stands after the operands
+  attributes: str  # everything after the operands
   literal: str  # what stands between the brackets: the value of a constant
   root: bool
 
@@ -153,7 +153,7 @@ def _numbers(text: str) -> np.ndarray:
 
 
 def _along(sizes: dict[str, int], numbers: np.ndarray, names: str) -> tuple[tuple[int, ...], ...]:
-  """Groups along axes of a mesh; an axis may be a part of one, `'a':(2)4` (after 2, of size 4)."""
+  """Groups along axes of a mesh; an axis may be a factor of one, `'a':(2)4` (after 2, of size 4)."""
   parts = {name: (1, size) for name, size in sizes.items()}  # what stands before it, and its size
   chosen = []
   for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", names):

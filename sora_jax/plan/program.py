@@ -14,7 +14,7 @@ import numpy as np
 from sora_jax.plan.hlo import Instruction, Shape, device_groups, parse, through
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-# Neither read nor write memory of their own; what a start began, its done ends.
+# Opcodes that neither read nor write memory of their own. A `-done` belongs to its `-start`, which is counted.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "iota"}
 FREE |= {"partition-id", "replica-id", "after-all", "opt-barrier", "async-update", "domain"}
 
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """Arrays on their way between devices.
+  """One exchange of arrays between devices.
 
   Attributes:
     bytes: of the whole arrays on a device: what an all-gather gives, what the others take.
@@ -55,8 +55,8 @@ class Program(NamedTuple):
   """All that one device does.
 
   Attributes:
-    silent: what the text does not tell the arithmetic of: kernels, and loops whose turns depend on data (their bodies
-      count once).
+    silent: what the text does not give the arithmetic of: kernels, and loops whose number of turns depends on data
+      (their bodies count once).
   """
 
   work: list[Work]
@@ -87,7 +87,7 @@ def _runs(computations: dict, name: str, silent: list[str], times: int = 1) -> I
   yield name, times
   for instruction in computations[name].values():
     if instruction.opcode == "while":
-      body = _told(r"body=%?([\w.\-]+)", instruction)[1]
+      body = _attribute(r"body=%?([\w.\-]+)", instruction)[1]
       turns = _turns(computations, computations[name], instruction, body)
       if turns is None:
         silent.append(instruction.name)
@@ -101,7 +101,7 @@ def _turns(computations: dict, around: dict, instruction: Instruction, body: str
   """How often a loop's body runs: as XLA says, or from its counter's start, step and limit; None if data decide."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes):
     return int(known[1])
-  condition = computations[_told(r"condition=%?([\w.\-]+)", instruction)[1]]
+  condition = computations[_attribute(r"condition=%?([\w.\-]+)", instruction)[1]]
   test = next(each for each in condition.values() if each.root)
   if test.opcode != "compare" or "direction=LT" not in test.attributes:
     return None
@@ -114,7 +114,7 @@ def _turns(computations: dict, around: dict, instruction: Instruction, body: str
   step = through(computations[body], carried.operands[place])
   by = [through(computations[body], name) for name in step.operands]
   start = through(around, started.operands[place])
-  if limit.opcode == "get-tuple-element":  # what the loop was given
+  if limit.opcode == "get-tuple-element":  # an input of the loop
     limit = through(around, started.operands[_index(limit)])
   numbers = [each.literal for each in (start, limit, *by) if each.opcode == "constant"]
   if len(numbers) != 3 or step.opcode != "add":
@@ -124,14 +124,14 @@ def _turns(computations: dict, around: dict, instruction: Instruction, body: str
 
 
 def _index(instruction: Instruction) -> int:
-  return int(_told(r"index=(\d+)", instruction)[1])
+  return int(_attribute(r"index=(\d+)", instruction)[1])
 
 
-def _told(pattern: str, instruction: Instruction) -> re.Match[str]:
-  """What an instruction's attributes must tell.
+def _attribute(pattern: str, instruction: Instruction) -> re.Match[str]:
+  """What a pattern matches in an instruction's attributes.
 
   Raises:
-    ValueError: they don't, or in another way.
+    ValueError: it matches nothing there.
   """
   if found := re.search(pattern, instruction.attributes):
     return found
@@ -173,7 +173,7 @@ def _deep(computations: dict, name: str) -> Iterator[tuple[dict, Instruction]]:
 def _flops(computation: dict[str, Instruction], instruction: Instruction) -> float:
   if instruction.opcode == "dot":
     left = computation[instruction.operands[0]].shapes[0].dims
-    summed = _told(r"lhs_contracting_dims=\{([\d,]*)\}", instruction)[1]
+    summed = _attribute(r"lhs_contracting_dims=\{([\d,]*)\}", instruction)[1]
     return 2.0 * math.prod(instruction.shapes[0].dims) * math.prod(left[int(d)] for d in summed.split(",") if d)
   if instruction.opcode == "convolution":
     return _convolution_flops(computation, instruction)
@@ -188,7 +188,7 @@ def _convolution_flops(computation: dict[str, Instruction], instruction: Instruc
 
   On the TPU every matrix product is a convolution, and dimensions of its batch are places of a window.
   """
-  labels = _told(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction)
+  labels = _attribute(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction)
   left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
   size = lambda dims, names, label: dims[names.index(label)]
   window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [""])[0]))

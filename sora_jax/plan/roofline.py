@@ -1,8 +1,8 @@
 """How long a compiled program takes at least: arithmetic, memory and links at the speeds of the data sheet.
 
-Operations follow each other, and each takes the longer of its arithmetic and its memory traffic. Copies that run beside
-them count for the sum of all traffic only. Collectives are added as if nothing hid them. So compute is as fast as the
-chip can, and communication as slow as it can be.
+Operations run one after another, and each takes the longer of its arithmetic and its memory traffic. Copies that run
+beside them count in the sum of all traffic only. Collectives are added as if none overlapped with arithmetic. So the
+time of compute is a lower bound, and that of communication an upper one.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sora_jax.plan.chips import Slices
 from sora_jax.plan.program import Collective, Program
 
-Place = tuple[int, ...]  # of a chip: its slice, and where it is there
+Place = tuple[int, ...]  # of a chip: its slice, and its coordinates there
 
 
 class Roofline(NamedTuple):
@@ -74,7 +74,7 @@ def collective_seconds(collective: Collective, where: Slices, places: Sequence[P
 
   Along a side of the torus a ring has two links to send on, a line one; an all-gather uses the links of all sides that
   its group spans. Half of an all-to-all's data crosses the middle of the longest side. Over several slices, each chip
-  of one carries its part to the others.
+  of one slice carries its share to the others.
   """
   link = where.chip.link_bandwidth
   if collective.kind == "collective-permute":

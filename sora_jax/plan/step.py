@@ -1,4 +1,4 @@
-"""One train step on devices that need not be here: what it holds, computes and moves. The real step, on shapes alone.
+"""One train step on devices that this machine need not have: what it holds, computes and moves, from shapes alone.
 
 All that the rest of `sora plan` knows of training is here: the task, optimiser, shardings and donation of `sora train`.
 What is compiled is never run: that it compiles says what it takes, not that its numbers are right.
@@ -53,7 +53,7 @@ class Step(NamedTuple):
   Attributes:
     kind, devices: what it runs on; JAX's name of the device.
     mesh: size of each axis.
-    parts: devices that the rows are split over.
+    ranks: devices that the rows are split over.
     params: numbers in the model.
     flops: see `flops.Flops`, over all devices.
     bytes: of one device, by what they are.
@@ -64,7 +64,7 @@ class Step(NamedTuple):
   kind: str
   devices: int
   mesh: dict[str, int]
-  parts: int
+  ranks: int
   params: int
   flops: dict[str, float]
   bytes: dict[str, int]
@@ -82,13 +82,13 @@ def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.
   task, model = _task(config)
   with jax.set_mesh(mesh):
     state, batch, step = arguments(config, task, model, mesh)
-    parts, held = sharding.ways("batch"), device_bytes(task, state, batch, config.train.accumulation)
+    ranks, held = sharding.ways("batch"), device_bytes(task, state, batch, config.train.accumulation)
     compiled = _compile(step, state, batch, where, mesh) if compiles else None
   return Step(
     devices[0].device_kind,
     len(devices),
     dict(mesh.shape),
-    parts,
+    ranks,
     sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     flops.count(state.params, model, rows, config.model.remat)._asdict(),
     held,
@@ -154,7 +154,7 @@ def place(device: Any, number: int) -> tuple[int, ...]:
 
 
 def out_of_memory(message: str) -> int | None:
-  """The bytes that the compiler says it lacks memory for; None where the message says something else."""
+  """The bytes in the compiler's message that memory is short; None for another message."""
   found = re.search(r"\(([\d.]+)([KMGT])\) exceeds|Used ([\d.]+)([KMGT]) of", message)
   if not found or "RESOURCE_EXHAUSTED" not in message:
     return None
@@ -165,24 +165,24 @@ def out_of_memory(message: str) -> int | None:
 # Memory.
 
 
-def device_bytes(task: Any, state: TrainState, batch: Any, parts: int = 1) -> dict[str, int]:
-  """What one device holds of a step that computes its rows in so many parts.
+def device_bytes(task: Any, state: TrainState, batch: Any, accumulation: int = 1) -> dict[str, int]:
+  """What one device holds during a step of so many micro-batches.
 
-  Activations are those that are kept for the backward pass; all devices hold equal parts of them.
+  Activations are those that are kept for the backward pass; all devices hold equal shares of them.
   """
-  parts *= sharding.ways("batch") * sharding.ways("tokens")
+  shares = accumulation * sharding.ways("batch") * sharding.ways("tokens")
   return {
     "params": _held(state.params),
     "moments": _held(state.optimizer),
     "ema": _held(state.ema),
     "gradients": _held(state.params),
     "batch": _held(batch),
-    "activations": kept_bytes(task, state.params, batch) // parts,
+    "activations": kept_bytes(task, state.params, batch) // shares,
   }
 
 
 def _held(tree: Any) -> int:
-  """Bytes of one device's part of arrays."""
+  """Bytes of one device's shards of arrays."""
   sizes = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
   return sum(int(np.prod(shape)) * size for shape, size in sizes)
 

@@ -1,7 +1,7 @@
-"""Finds blobs in clips: the part of every examiner that turns pixels into tracks.
+"""Finds blobs in clips: how every examiner turns pixels into tracks.
 
 Made for imperfect clips: blur, noise, faint blotches and single broken frames must not move a track
-far. What a blob is (its shape, its motion) is the business of the world that asks.
+far. What a blob is (its shape, its motion) is up to the world that calls.
 
 Shape letters: T frames, H height, W width, C colours; the last 2 of `centres_T2` is (row, column).
 """

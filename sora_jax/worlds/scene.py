@@ -69,7 +69,7 @@ def coverage(distance_px: np.ndarray, edge_px: float = 1.0) -> np.ndarray:
 def paint(background: Colour, layers: list[tuple[np.ndarray, Colour]]) -> np.ndarray:
   """Adds coloured layers to a plain background.
 
-  Layers add up where soft edges meet, so that the share of each in a pixel can be told afterwards.
+  Layers add up where soft edges meet, so that the share of each in a pixel can be solved for afterwards.
 
   Args:
     background: its colour.
@@ -86,7 +86,7 @@ def paint(background: Colour, layers: list[tuple[np.ndarray, Colour]]) -> np.nda
 
 
 def frame_blocks(frames: int, height: int, width: int) -> list[slice]:
-  """Slices that cover the frames in parts of about a quarter of a million pixels: this bounds memory."""
+  """Slices that cover the frames in blocks of about a quarter of a million pixels: this bounds memory."""
   block = max(1, 2**18 // (height * width))
   return [slice(start, start + block) for start in range(0, frames, block)]
 

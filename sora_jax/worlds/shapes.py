@@ -49,7 +49,7 @@ _REACH = {
 # Fifths of the free way down and across, as captions name them.
 _ROWS = ("at the top", "near the top", "in the middle", "near the bottom", "at the bottom")
 _COLUMNS = ("far left", "left", "centre", "right", "far right")
-_NOTHING = "none"  # what is read where nothing can be told
+_NOTHING = "none"  # what is read where the pixels do not show it
 
 # What the examiner still accepts.
 _LEAST_LIKENESS = 0.88  # cosine between a colour's and the palette's difference from the background: 28 degrees
@@ -193,7 +193,7 @@ class Shapes:
     return self.compare(self.read(frames_THWC, fps), state)
 
   def read(self, frames_THWC: np.ndarray, fps: float) -> dict[str, str]:
-    """The value of each attribute that the pixels show, "none" where it can't be told.
+    """The value of each attribute that the pixels show, "none" where they show none.
 
     Analysis by synthesis: the blob that differs from the background is tracked, then every shape and
     size is drawn along the track and the closest wins; then every direction and speed is tried on the

@@ -1,8 +1,8 @@
 """The interface of a world, and the table of worlds.
 
 A world is a simulator whose state is known exactly. It renders a state at any size, rate and duration,
-says it in words, and reads it back from the pixels of any clip: that makes "does the clip show what the
-caption says" a measurement. A world never sees models; whatever made the clip, the exam is the same.
+captions it, and reads it back from the pixels of any clip. So it can be measured whether a clip shows what
+its caption says. A world knows nothing of models: the exam is the same whatever made the clip.
 """
 
 import difflib

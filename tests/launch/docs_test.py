@@ -37,5 +37,5 @@ def test_help_is_printed(sandbox, words):
 
 def test_the_numbers_in_it_are_those_of_the_code():
   text = PAGE.read_text(encoding="utf-8")
-  assert f"| {common.REQUEUE} | told to end, saved |" in text
+  assert f"| {common.REQUEUE} | preempted, or out of time; saved |" in text
   assert common.Restarts(3, 10.0).after(1) == 10

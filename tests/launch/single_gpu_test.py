@@ -1,4 +1,4 @@
-"""launch/single_gpu.py with a stand-in for `sora`: started again after a crash, told to end, quoted."""
+"""launch/single_gpu.py with a stand-in for `sora`: restarted after a crash, signals passed on, words quoted."""
 
 import json
 import signal

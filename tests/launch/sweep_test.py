@@ -109,7 +109,7 @@ class TestLocal:
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert err.splitlines()[-1] == "sweep.py: interrupted: the same command takes every run up where it is"
+    assert err.splitlines()[-1] == "sweep.py: interrupted: the same command resumes every run"
     assert len(list(sandbox.workdir.iterdir())) == 1
     assert not fakes.running(int((first / "pid").read_text()))
 

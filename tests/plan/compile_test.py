@@ -18,7 +18,7 @@ def devices(monkeypatch):
 def test_several_devices_share_parameters_and_talk(tiny_config, devices):
   tiny_config.train.rows = 4
   found = compile.examine(tiny_config, 24.0, None)
-  assert (found["devices"], found["parts"], math.prod(found["mesh"].values())) == (4, 4, 4)
+  assert (found["devices"], found["ranks"], math.prod(found["mesh"].values())) == (4, 4, 4)
   collectives = found["compiled"]["collectives"]
   # Each device has a part of each weight, so all are gathered, and gradients are summed.
   assert collectives["all-gather"]["bytes"] > 4 * found["params"] / 2

@@ -32,7 +32,7 @@ def test_a_step_is_counted_compiled_and_timed(tiny_config):
   chip = chips.CHIPS["h200"]
   one = chips.Slices(chip, (1,))
   found = step.examine(tiny_config, rows_of(tiny_config), jax.devices(), one, compiles=True)
-  assert (found.kind, found.devices, found.parts) == ("cpu", 1, 1)
+  assert (found.kind, found.devices, found.ranks) == ("cpu", 1, 1)
   counted, compiled = flops.Flops(**found.flops), found.compiled
   # The rest is what the formulas leave out: rotary turns, sums of weights.
   assert 1 < compiled.flops / (counted.model + counted.optimizer) < 1.25
