@@ -12,5 +12,5 @@ import ml_collections
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = runpy.run_path(str(pathlib.Path(__file__).with_name("dit.py")))["get_config"](arg)
   config.task = "autoencoder"
-  config.train.steps = config.autoencoder.steps
+  config.train.steps = config.autoencoder.get_ref("steps")  # one number, by either name
   return config

@@ -93,6 +93,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   diffusion.condition_share = 0.2  # share of clips that train with some frames given
 
   config.train = train = ml_collections.ConfigDict()
+  train.init = config_dict.placeholder(str)  # workdir of another run, from whose averaged weights this one starts
   train.steps = 400_000
   train.rows = 32  # rows a step, over all devices
   train.ranks = 8  # data-parallel ranks that get equal work in a step; any number that divides it does too

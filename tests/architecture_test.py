@@ -23,6 +23,7 @@ PACKAGE = "sora_jax"
 # A row may import the rows above it. Inside a row, only what SIDEWAYS lists.
 LAYERS = (
   ("errors",),
+  ("settings",),
   ("runtime", "clips"),
   ("sharding", "patches", "packing"),
   ("checkpoints",),

@@ -47,6 +47,7 @@ def check(given: Given) -> dict:
 
 
 def show(given: Given) -> dict:
+  from sora_jax import settings
   from sora_jax.data import sources
   from sora_jax.jobs import train
   from sora_jax.models import autoencoder
@@ -56,6 +57,7 @@ def show(given: Given) -> dict:
   with path_errors(given.SRC):
     if given.config is None:
       return data_page.show(sources.open_native(given.SRC), given.SRC, page)
+    settings.check(given.config)
     config = given.config.copy_and_resolve_references()
     config.data.update(source=given.SRC, weights=())
     source = sources.open_source(config.data, config.seed, train.budget(config))

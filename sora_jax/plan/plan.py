@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from sora_jax import settings
 from sora_jax.data.sizes import sizes_of
 from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import grid as grid_of
@@ -26,6 +27,7 @@ def plan(config: Any, topology: str | None, dollars: float | None, tokens: float
     ValueError: the topology is unknown, or the config does not fit the mesh.
     CompileError: the step does not compile for a reason other than memory.
   """
+  settings.check(config)
   if config.task != "dit":
     raise InputError(f"config.task is {config.task!r}: a plan is of a transformer, 'dit'")
   where = chips.parse(topology) if topology else None
@@ -35,7 +37,7 @@ def plan(config: Any, topology: str | None, dollars: float | None, tokens: float
   answer = _step(found, chip, rows)
   answer |= _run(answer, tokens or float(config.train.steps) * rows.tokens, dollars, chip)
   answer |= {"topology": where.name if where else found["kind"], "mesh": found["mesh"]}
-  answer["knobs"] = _knobs(config, where, rows, found["parts"]) if answer["fits"] is False else []
+  answer["knobs"] = _knobs(config, where, rows, found["ranks"]) if answer["fits"] is False else []
   if where and (what := compile.missing()):
     answer["missing"] = f"the compiled figures need libtpu: {what}"
   return answer
@@ -88,7 +90,7 @@ def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:
 def _seconds(found: dict, chip: chips.Chip | None) -> dict[str, float]:
   """Of one step, by what it goes to; they sum to `step`. Nothing for a chip that isn't in the table.
 
-  What the program's text does not tell of its arithmetic, the formulas do: the work of a kernel is attention.
+  The arithmetic of kernels is not in the program's text: the formulas give it, all of it attention.
   """
   compiled, flops = found["compiled"], found["flops"]
   if chip is None or compiled and not compiled["compiles"]:
@@ -111,7 +113,7 @@ def _collective(each: dict[str, float]) -> dict[str, float]:
 
 
 def _fits(compiled: dict, held: dict[str, int], chip: chips.Chip | None) -> bool | None:
-  """Whether a step fits; None where that is not known: what it holds fits, what it needs beside is not compiled."""
+  """Whether a step fits; None where that is not known: what it holds fits, its temporaries were not compiled."""
   if compiled:
     return compiled["compiles"] and (chip is None or compiled["peak_bytes"] <= FULL * chip.hbm_bytes)
   return False if chip and sum(held.values()) > FULL * chip.hbm_bytes else None
@@ -132,10 +134,10 @@ def _run(answer: dict[str, Any], tokens: float, dollars: float | None, chip: chi
   }
 
 
-def _knobs(config: Any, where: chips.Slices | None, rows: Rows, parts: int) -> list[dict[str, Any]]:
-  """Ways to make a step smaller, each examined anew: what it needs then, and how long it takes."""
+def _knobs(config: Any, where: chips.Slices | None, rows: Rows, ranks: int) -> list[dict[str, Any]]:
+  """Ways to make a step smaller, each compiled: what it needs then, and how long it takes."""
   found = []
-  for flags, changed, there in knobs(config, where, parts):
+  for flags, changed, there in knobs(config, where, ranks):
     try:
       examined = compile.examine(changed, rows.clip, there)
     except compile.CompileError as error:  # one way less
@@ -148,33 +150,33 @@ def _knobs(config: Any, where: chips.Slices | None, rows: Rows, parts: int) -> l
   return found
 
 
-def knobs(config: Any, where: chips.Slices | None, parts: int) -> list[tuple[str, Any, chips.Slices | None]]:
+def knobs(config: Any, where: chips.Slices | None, ranks: int) -> list[tuple[str, Any, chips.Slices | None]]:
   """(flags, config, chips): blocks made again in the backward pass, half the tokens at a time, twice the chips.
 
   Args:
-    parts: devices that the rows are split over. A row that one device has alone is shared by two.
+    ranks: devices that the rows are split over. A row that one device holds alone is then shared by two.
   """
   found = []
   if config.model.remat != "full":
     found.append((*_changed(config, "model", remat="full"), where))
   flags, halved = _changed(config, "train", accumulation=2 * config.train.accumulation)
-  if config.train.rows % (parts * halved.train.accumulation):
+  if config.train.rows % (ranks * halved.train.accumulation):
     data, fsdp, context = config.mesh.data, config.mesh.fsdp, config.mesh.context
     data, fsdp = (data // 2, fsdp) if data > 1 else (data, max(fsdp // 2, -1))  # -1 is what is left
     more, halved = _changed(halved, "mesh", data=data, fsdp=fsdp, context=2 * context)
     flags = f"{flags} {more}"
-  if parts > 1 or halved.mesh.context == config.mesh.context:
+  if ranks > 1 or halved.mesh.context == config.mesh.context:
     found.append((flags, halved, where))
   if where:
-    more, changed = _spread(config, where, parts)
+    more, changed = _spread(config, where, ranks)
     found.append((f"--topology={where.doubled().name} {more}".rstrip(), changed, where.doubled()))
   return found
 
 
-def _spread(config: Any, where: chips.Slices, parts: int) -> tuple[str, Any]:
+def _spread(config: Any, where: chips.Slices, ranks: int) -> tuple[str, Any]:
   """The flags, and the config with them, that lay the same rows over twice the chips."""
   mesh, doubled = config.mesh, where.doubled()
-  if config.train.rows % (2 * parts * config.train.accumulation):  # each by twice as many devices
+  if config.train.rows % (2 * ranks * config.train.accumulation):  # each by twice as many devices
     return _changed(config, "mesh", context=2 * mesh.context)
   if -1 in (mesh.data, mesh.fsdp, mesh.context, mesh.tensor):
     return "", config  # that axis takes them

@@ -12,7 +12,7 @@ import pytest
 from sora_jax.cli import doctor, main
 from sora_jax.cli.command import Command
 from sora_jax.errors import InputError
-from sora_jax.jobs.workdir import flatten
+from sora_jax.settings import leaves
 from sora_jax.runtime import preemption
 from sora_jax.video import io as video_io
 from tests.cli.runs import ROOT, complaint, process, result, run
@@ -40,7 +40,7 @@ def changed(config: dict) -> list[tuple[str, Any]]:
   """(key, value) for what a config changes of configs/dit.py:runlocal=1."""
   tuples = lambda value: tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
   before = runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"]("runlocal=1").to_dict()
-  old, new = flatten(before), flatten(config)
+  old, new = leaves(before), leaves(config)
   return [(key, tuples(value)) for key, value in new.items() if tuples(old[key]) != tuples(value)]
 
 

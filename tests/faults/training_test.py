@@ -127,7 +127,7 @@ def test_attention_that_these_devices_can_t_compute_is_refused_before_any_work(t
   """F22: every backend that can be chosen honours segments, see models/attention/attention_test.py."""
   runs = Runs(tmp_path, tiny_config.to_dict())
   assert re.search("model.attention='flash' runs on .*, not on cpu", runs.failed(**{"model.attention": "flash"}))
-  assert "model.attention is 'sdpa': it is one of auto, dense" in runs.failed(**{"model.attention": "sdpa"})
+  assert "config.model.attention='sdpa': it is 'auto', 'dense'" in runs.failed(**{"model.attention": "sdpa"})
   assert not (tmp_path / "w" / "config.json").exists() and not (tmp_path / "w" / "autoencoder").exists()
 
 

@@ -36,7 +36,7 @@ def examined(peak_gib: float, compiles: bool = True) -> dict:
     "kind": "TPU v5",
     "devices": 64,
     "mesh": {"data": 64},
-    "parts": 64,
+    "ranks": 64,
     "params": 1000,
     "flops": {name: share * flops * 64 for name, share in parts.items()},
     "bytes": {"params": GIB, "activations": GIB},
@@ -155,7 +155,7 @@ class TestAnswer:
     ]
 
   def test_twice_the_chips_have_a_mesh_and_rows_that_fit_them(self, config):
-    last = lambda name, parts: plan.knobs(config, chips.parse(name), parts)[-1]
+    last = lambda name, ranks: plan.knobs(config, chips.parse(name), ranks)[-1]
     config.train.rows = 8
     config.mesh.update(data=1, fsdp=8, context=1)
     flags, changed, _ = last("v5litepod-8", 8)
@@ -212,5 +212,5 @@ def test_a_pod_is_planned_on_this_machine():
   done = sora(*words, "--tokens", "1e12", "--json")
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
-  assert found["params"] == 7773859904 and found["chips"] == 64 and "libtpu" in found["missing"]
+  assert found["params"] == 7774387264 and found["chips"] == 64 and "libtpu" in found["missing"]
   assert found["usd"] == pytest.approx(2 * found["chip_hours"], rel=1e-3)
