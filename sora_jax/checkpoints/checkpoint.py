@@ -7,6 +7,7 @@ versions, and the number of this format). It is restored on any number of device
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sora_jax import sharding
-from sora_jax.checkpoints import manifest
+from sora_jax.checkpoints import exported, manifest
 from sora_jax.checkpoints.manager import ARRAYS, CheckpointManager, DamagedCheckpoint, Schedule, first_line
 from sora_jax.checkpoints.manifest import CheckpointError, Folder
 from sora_jax.errors import InputError
@@ -117,6 +118,10 @@ def load_params(
   Raises:
     CheckpointError: there is no such step, it is damaged, or it does not fit `like`.
   """
+  if exported.is_exported(folder):
+    arrays, meta, found = exported.load_arrays(folder, step)
+    _check_fit(arrays, like, meta, config, os.fspath(folder))
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _placed(arrays[path_name(path)], leaf), like), found
   with reader(folder) as steps:
     read = lambda step: (_restore(steps, step, {item: like}, config)[0][item], step)
     return _step_or_newest(steps, step, (item, "meta"), read)
@@ -128,13 +133,60 @@ def load_arrays(folder: Folder, item: str, step: int | None = None) -> tuple[dic
   Raises:
     CheckpointError: there is no such step, or it is damaged.
   """
+  if exported.is_exported(folder):
+    return exported.load_arrays(folder, step)
   with reader(folder) as steps:
     read = lambda step: (flat(_read_host(steps, step, (item,))[item]), _read_meta(steps, step), step)
     return _step_or_newest(steps, step, (item, "meta"), read)
 
 
+def load_shapes(folder: Folder, item: str = "ema") -> dict[str, tuple[int, ...]]:
+  """{path: shape} of an item of the newest step, without its values; raises as `load_meta` does."""
+  if exported.is_exported(folder):
+    return {path: array.shape for path, array in exported.load_arrays(folder)[0].items()}
+  with reader(folder) as steps:
+    shapes = lambda step: {path: tuple(leaf.shape) for path, leaf in flat(_metadata(steps, step, item)).items()}
+    return _newest(steps, (item, "meta"), shapes)
+
+
+def load_fitting(
+  folder: Folder, like: dict[str, Any], item: str = "ema"
+) -> tuple[dict[str, jax.Array], dict[str, tuple[int, ...]], int]:
+  """What of the newest step's `item` has the name and the shape of an array of `like` ({path: array}), laid out as it.
+
+  Returns:
+    {path: array} of those; {path: shape} of all that the item has; the step.
+
+  Raises:
+    CheckpointError: there is no step, or it is damaged.
+  """
+
+  def read(step: int) -> tuple[dict[str, jax.Array], dict[str, tuple[int, ...]], int]:
+    tree = _metadata(steps, step, item)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat(tree).items()}
+    fits = {path for path, shape in shapes.items() if path in like and like[path].shape == shape}
+
+    def wanted(path: tuple, leaf: Any) -> Any:
+      name = path_name(path)
+      return _abstract(like[name]) if name in fits else _hollow(leaf)
+
+    tree = jax.tree_util.tree_map_with_path(wanted, tree)
+    found = flat(_read(steps, step, {item: ocp.args.StandardRestore(tree)})[item])
+    return {path: found[path] for path in fits}, shapes, step
+
+  if exported.is_exported(folder):
+    arrays, _, step = exported.load_arrays(folder)
+    fits = {path for path, array in arrays.items() if path in like and like[path].shape == array.shape}
+    found = {path: _placed(arrays[path].astype(like[path].dtype), like[path]) for path in fits}
+    return found, {path: array.shape for path, array in arrays.items()}, step
+  with reader(folder) as steps:
+    return _newest(steps, (item, "meta"), read)
+
+
 def load_meta(folder: Folder) -> dict:
   """What the newest checkpoint under `folder` says of itself: its config, task and versions."""
+  if exported.is_exported(folder):
+    return exported.load_meta(folder)
   with reader(folder) as steps:
     return _newest(steps, ("meta",), lambda step: _read_meta(steps, step))
 
@@ -197,7 +249,7 @@ def _newest(steps: CheckpointManager, parts: Sequence[str], read: Callable[[int]
 
 
 def _restore_state(steps: CheckpointManager, like: Any, step: int, config: dict | None) -> tuple[Any, dict, dict]:
-  abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+  abstract = lambda tree: jax.tree.map(_abstract, tree)
   wanted = {
     "params": abstract(like.params),
     "optimizer": flat(abstract(like.optimizer)),
@@ -223,13 +275,28 @@ def _restore(
 ) -> tuple[dict[str, Any], dict]:
   """Restores items strictly, with meta: names, shapes and types on disk must be those of `wanted`."""
   meta = _read_meta(steps, step)
-  kinds = lambda tree: {path: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}" for path, leaf in flat(tree).items()}
   for name, tree in wanted.items():
-    if leaves := _differing(kinds(_metadata(steps, step, name)), kinds(tree), f"{name}/"):
-      raise CheckpointError(f"{steps.where(step)} does not fit this config: {leaves}; {_explained(meta, config)}")
+    _check_fit(_metadata(steps, step, name), tree, meta, config, steps.where(step), f"{name}/")
   whole = sharding.replicated(sharding.make_mesh())
   args = {name: ocp.args.StandardRestore(tree, fallback_sharding=whole) for name, tree in wanted.items()}
   return _read(steps, step, args), meta
+
+
+def _check_fit(there: Any, here: Any, meta: dict, config: dict | None, where: str, prefix: str = "") -> None:
+  """Raises:
+  CheckpointError: a tree that is kept has not the names, shapes and types of the one that is asked for.
+  """
+  kinds = lambda tree: {path: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}" for path, leaf in flat(tree).items()}
+  if leaves := _differing(kinds(there), kinds(here), prefix):
+    raise CheckpointError(f"{where} does not fit this config: {leaves}; {_explained(meta, config)}")
+
+
+def _placed(array: np.ndarray, leaf: Any) -> Any:
+  """An array where `leaf` lies: on the host where that is of numpy, on all devices where nothing is said."""
+  if isinstance(leaf, np.ndarray):
+    return array
+  place = getattr(leaf, "sharding", None) or sharding.replicated(sharding.make_mesh())
+  return jax.make_array_from_callback(array.shape, place, lambda index: np.ascontiguousarray(array[index]))
 
 
 def _differing(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> str:
@@ -251,10 +318,18 @@ def _explained(meta: dict, config: dict | None) -> str:
   return ", ".join(said) or f"no setting explains it: sora_jax {meta.get('sora_jax', 'of another version')} wrote it"
 
 
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _hollow(leaf: Any) -> np.ndarray:
+  """An array of the shape and type of `leaf` that takes no memory."""
+  return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
 def _read_host(steps: CheckpointManager, step: int, names: Sequence[str]) -> dict[str, Any]:
   """Whole items as numpy arrays."""
-  hollow = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no memory
-  trees = {name: jax.tree.map(hollow, _metadata(steps, step, name)) for name in names}
+  trees = {name: jax.tree.map(_hollow, _metadata(steps, step, name)) for name in names}
   return _read(steps, step, {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()})
 
 

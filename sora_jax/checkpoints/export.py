@@ -1,88 +1,95 @@
-"""A checkpoint's parameters as one safetensors file, for use without JAX.
+"""A checkpoint's weights for others: one safetensors file, or a folder that holds all that using the model needs.
 
-The format (https://github.com/huggingface/safetensors): 8 bytes, little-endian, the length of the header; the header,
-JSON padded with spaces to a multiple of 8; the values, row by row, little-endian, one tensor after the other.
+The metadata say all that the weights need to be understood: the whole config, the step, how kernels lie, the licences.
+The folder (see `exported`) stands wherever a command takes the workdir of a trained model.
 """
 
 import json
 import os
-from typing import IO
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from sora_jax.checkpoints import checkpoint, manifest
+from sora_jax.checkpoints import checkpoint, exported, safetensors
 from sora_jax.errors import InputError
 
-TYPES = {
-  "bool": "BOOL",
-  "int8": "I8",
-  "int32": "I32",
-  "uint8": "U8",
-  "uint32": "U32",
-  "float16": "F16",
-  "bfloat16": "BF16",
-  "float32": "F32",
-  "float64": "F64",
-}
+SUFFIX = ".safetensors"
+CODE_LICENCE = "Apache-2.0"
+LAYOUT = (
+  "kernels are (in, out): y = x @ kernel. Joined ones (qkv, key_value, gate_up) are (in, n, out), for n results; "
+  "stacked layers (blocks) have one axis more in front, the layer"
+)
 
 
-def export(workdir: str | os.PathLike, out: str | os.PathLike, step: int | None = None, item: str = "ema") -> dict:
-  """Writes `item` ("ema" or "params") of the newest step, or of `step`, whole or not at all.
+def export(
+  workdir: str | os.PathLike,
+  out: str | os.PathLike,
+  step: int | None = None,
+  item: str = "ema",
+  licence: str | None = None,
+) -> dict:
+  """Writes `item` ("ema" or "params") of the newest step, or of `step`.
 
-  Names are those of the parameters with dots: blocks.qkv.kernel. The file's metadata tell the run's config hash, the
-  step, the item and the version that trained it.
+  Names are those of the parameters with dots: blocks.qkv.kernel.
+
+  Args:
+    out: a file, NAME.safetensors, that holds the model itself; any other name is a folder that gets its autoencoder,
+      tokenizer and config too.
+    licence: of the weights, for the metadata.
 
   Returns:
-    {out, step, item, tensors, bytes}.
+    {out, step, item, tensors, bytes}, the last two of all files.
 
   Raises:
     CheckpointError: there is no such step, or it is damaged.
+    InputError: the folder is in use for something else.
   """
+  path = epath.Path(out)
   arrays, meta, step = checkpoint.load_arrays(workdir, item, step)
-  tensors = {path.replace("/", "."): array for path, array in sorted(arrays.items())}
+  about = metadata(meta, step, item, licence)
+  if path.suffix == SUFFIX:
+    count, size = _write(path, arrays, about)
+  else:
+    count, size = _write_folder(path, epath.Path(workdir), arrays, about)
+  return {"out": os.fspath(path), "step": step, "item": item, "tensors": count, "bytes": size}
+
+
+def metadata(meta: dict[str, Any], step: int, item: str, licence: str | None) -> dict[str, str]:
+  """What a file says of its weights, from what their checkpoint says of itself."""
   about = {
     "format": "pt",  # what readers of other libraries ask for: rows first
-    "config_hash": str(meta.get("config_hash", "")),
+    "config": json.dumps(meta.get("config", {}), sort_keys=True),
     "step": str(step),
     "item": item,
-    "sora_jax": str(meta.get("sora_jax", "")),
+    "layout": LAYOUT,
+    "licence": f"{CODE_LICENCE} (of the code)",
+    "weights_licence": licence or "not stated",
   }
-  head = header(tensors, about)
-  path = epath.Path(out)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path if manifest.is_remote(path) else path.parent / f"{path.name}.part"
-  try:
-    with part.open("wb") as file:
-      _write(file, head, tensors)
-    if part != path:
-      part.replace(path)
-  except BaseException:
-    part.unlink(missing_ok=True)
-    raise
-  size = len(head) + sum(array.nbytes for array in tensors.values())
-  return {"out": os.fspath(path), "step": step, "item": item, "tensors": len(tensors), "bytes": size}
+  return about | {name: str(meta.get(name, "")) for name in ("task", "config_hash", "sora_jax")}
 
 
-def header(tensors: dict[str, np.ndarray], about: dict[str, str]) -> bytes:
-  """The file up to the first value.
+def _write_folder(
+  out: epath.Path, workdir: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, str]
+) -> tuple[int, int]:
+  """The tensors and the bytes of an exported folder. It is taken for one from its last file on."""
+  if not exported.is_exported(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise InputError(f"--out {out} holds other files: name a new folder, or a file NAME{SUFFIX}")
+  (out / exported.MODEL).unlink(missing_ok=True)
+  count = size = 0
+  texts = {"config.json": (json.dumps(json.loads(about["config"]), indent=1, sort_keys=True) + "\n").encode()}
+  if about["task"] == "dit":
+    inner, meta, step = checkpoint.load_arrays(workdir / "autoencoder", "ema")
+    licence = about["weights_licence"]
+    count, size = _write(out / "autoencoder" / exported.MODEL, inner, metadata(meta, step, "ema", licence))
+    texts["tokenizer.model"] = (workdir / "tokenizer.model").read_bytes()
+  out.mkdir(parents=True, exist_ok=True)
+  for name, content in texts.items():
+    (out / name).write_bytes(content)
+  more = _write(out / exported.MODEL, arrays, about)
+  return count + more[0], size + more[1] + sum(map(len, texts.values()))
 
-  Raises:
-    ValueError: a type that the format lacks; the tensor is named.
-  """
-  entries: dict[str, dict] = {"__metadata__": about}
-  end = 0
-  for name, array in tensors.items():
-    if array.dtype.name not in TYPES:
-      raise InputError(f"{name} is of type {array.dtype.name}, which safetensors files can't hold")
-    start, end = end, end + array.nbytes
-    entries[name] = {"dtype": TYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [start, end]}
-  text = json.dumps(entries, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)
-  return len(text).to_bytes(8, "little") + text
 
-
-def _write(file: IO[bytes], head: bytes, tensors: dict[str, np.ndarray]) -> None:
-  file.write(head)
-  for array in tensors.values():
-    file.write(np.ascontiguousarray(array).tobytes())
+def _write(path: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, str]) -> tuple[int, int]:
+  tensors = {name.replace("/", "."): array for name, array in sorted(arrays.items())}
+  return len(tensors), safetensors.write(path, tensors, about)

@@ -1,4 +1,4 @@
-"""Exported weights: read back by the format's own rules, and by its library where that is installed."""
+"""Exported weights: what is in the file and the folder, and that the format's own library reads them."""
 
 import json
 import pathlib
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.checkpoints import checkpoint, export
+from sora_jax.checkpoints import checkpoint, export, exported, safetensors
 from sora_jax.checkpoints.checkpoint import CheckpointError
+from sora_jax.errors import InputError
 from sora_jax.train.state import TrainState
 
 META = {"config": {"seed": 0}, "config_hash": "c0ffee", "task": "dit", "sora_jax": "1.2.3"}
-TYPES = {name: np.dtype(kind) if kind != "bfloat16" else jnp.bfloat16.dtype for kind, name in export.TYPES.items()}
 
 
 def make_state(step: int) -> TrainState:
@@ -38,22 +38,6 @@ def kept(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The tensors and the metadata, by the rules of the format: every byte belongs to one tensor."""
-  content = path.read_bytes()
-  length = int.from_bytes(content[:8], "little")
-  assert length % 8 == 0
-  header = json.loads(content[8 : 8 + length])
-  values, about = content[8 + length :], header.pop("__metadata__")
-  spans = sorted(entry["data_offsets"] for entry in header.values())
-  assert [0, *(end for _, end in spans)] == [*(start for start, _ in spans), len(values)]
-  tensors = {}
-  for name, entry in header.items():
-    start, end = entry["data_offsets"]
-    tensors[name] = np.frombuffer(values[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
-  return tensors, about
-
-
 def assert_same(found: dict[str, np.ndarray], tree: dict) -> None:
   wanted = {path.replace("/", "."): np.asarray(leaf) for path, leaf in checkpoint.flat(tree).items()}
   assert found.keys() == wanted.keys()
@@ -63,17 +47,25 @@ def assert_same(found: dict[str, np.ndarray], tree: dict) -> None:
 
 
 def test_the_newest_average_unless_told_otherwise(kept, tmp_path):
-  found = export.export(kept, tmp_path / "a" / "x.safetensors")
-  tensors, about = read(tmp_path / "a" / "x.safetensors")
+  path = tmp_path / "a" / "x.safetensors"
+  found = export.export(kept, path)
+  tensors, about = safetensors.read(path)
   assert_same(tensors, make_state(5).ema)
   assert "blocks.qkv.kernel" in tensors and "encoder.0.table" in tensors
-  assert about == {"format": "pt", "config_hash": "c0ffee", "step": "5", "item": "ema", "sora_jax": "1.2.3"}
-  size = (tmp_path / "a" / "x.safetensors").stat().st_size
-  assert found == {"out": str(tmp_path / "a" / "x.safetensors"), "step": 5, "item": "ema", "tensors": 4, "bytes": size}
-  export.export(kept, tmp_path / "y.safetensors", step=3, item="params")
-  tensors, about = read(tmp_path / "y.safetensors")
+  assert found == {"out": str(path), "step": 5, "item": "ema", "tensors": 4, "bytes": path.stat().st_size}
+  export.export(kept, tmp_path / "y.safetensors", step=3, item="params", licence="CC-BY-4.0")
+  tensors, about = safetensors.read(tmp_path / "y.safetensors")
   assert_same(tensors, make_state(3).params)
-  assert (about["step"], about["item"]) == ("3", "params")
+  assert (about["step"], about["item"], about["weights_licence"]) == ("3", "params", "CC-BY-4.0")
+
+
+def test_the_file_says_all_that_its_weights_need(kept, tmp_path):
+  export.export(kept, tmp_path / "x.safetensors")
+  about = safetensors.read_about(tmp_path / "x.safetensors")
+  assert json.loads(about.pop("config")) == META["config"]
+  assert "(in, out)" in about.pop("layout") and about.pop("licence").startswith("Apache-2.0")
+  wanted = {"format": "pt", "config_hash": "c0ffee", "step": "5", "item": "ema", "sora_jax": "1.2.3", "task": "dit"}
+  assert about == wanted | {"weights_licence": "not stated"}
 
 
 def test_the_library_of_the_format_reads_it(kept, tmp_path):
@@ -85,29 +77,9 @@ def test_the_library_of_the_format_reads_it(kept, tmp_path):
 
 
 def test_the_same_step_makes_the_same_bytes(kept, tmp_path):
-  export.export(kept, tmp_path / "x")
-  export.export(kept, tmp_path / "y")
-  assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
-
-
-def test_a_file_that_could_not_be_finished_is_not_left(kept, tmp_path, monkeypatch):
-  out = tmp_path / "x.safetensors"
-  export.export(kept, out, step=3)
-  before = out.read_bytes()
-
-  def full(file, head, tensors):
-    file.write(head)
-    raise OSError("No space left on device")
-
-  monkeypatch.setattr(export, "_write", full)
-  with pytest.raises(OSError, match="No space left"):
-    export.export(kept, out)
-  assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [out.name]
-
-
-def test_a_type_that_the_format_lacks_is_named():
-  with pytest.raises(ValueError, match="^a.b is of type complex64, which safetensors files can't hold$"):
-    export.header({"a.b": np.zeros(2, np.complex64)}, {})
+  export.export(kept, tmp_path / "x.safetensors")
+  export.export(kept, tmp_path / "y.safetensors")
+  assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
 
 
 def test_damage_is_not_exported(kept, tmp_path, capfd):
@@ -115,7 +87,34 @@ def test_damage_is_not_exported(kept, tmp_path, capfd):
   [path] = (own / "checkpoints" / "5" / "ema" / "d").iterdir()
   path.write_bytes(bytes(path.stat().st_size))
   with pytest.raises(CheckpointError, match=f"step 5 is damaged: 5/ema/d/{path.name}"):
-    export.export(own, tmp_path / "x", step=5)
-  assert not (tmp_path / "x").exists()
-  assert export.export(own, tmp_path / "x")["step"] == 3
+    export.export(own, tmp_path / "x.safetensors", step=5)
+  assert not (tmp_path / "x.safetensors").exists()
+  assert export.export(own, tmp_path / "x.safetensors")["step"] == 3
   assert f"5/ema/d/{path.name} is not what was written" in capfd.readouterr().err
+
+
+class TestFolder:
+  def test_a_folder_of_something_else_is_left_alone(self, kept, tmp_path):
+    (tmp_path / "own.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+      export.export(kept, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
+
+  def test_one_that_was_stopped_is_none_yet(self, trained, tmp_path, monkeypatch):
+    write = safetensors.write
+
+    def full(path, *args):
+      if path.parent == tmp_path / "x":
+        raise OSError("No space left on device")
+      return write(path, *args)
+
+    export.export(trained, tmp_path / "x")
+    monkeypatch.setattr(safetensors, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+      export.export(trained, tmp_path / "x")
+    assert not exported.is_exported(tmp_path / "x")
+
+  def test_an_autoencoder_is_a_model_too(self, trained, tiny_config, tmp_path):
+    found = export.export(trained / "autoencoder", tmp_path / "x")
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.json", "model.safetensors"}
+    assert found["step"] == tiny_config.autoencoder.steps
