@@ -130,6 +130,8 @@ RULES: dict[str, Rule] = {
   "autoencoder.steps": whole(1),
   "autoencoder.learning_rate": RATE,
   "autoencoder.kl_weight": number(0, 1e3),
+  "autoencoder.dtype": choice("float32", "bfloat16"),
+  "autoencoder.remat": choice("none", "full"),
   "model.width": whole(1),
   "model.depth": whole(1),
   "model.heads": whole(1),

@@ -23,8 +23,11 @@ TEXT_FORMAT = "1"  # raised by hand when ids on disk can no longer be used
 TRAINED_ON = 500_000  # clips whose captions a tokenizer learns from: evenly spread, all where there are fewer
 
 
-def try_tokenizer(config: Any, source: Source, workdir: epath.Path, hosts: Hosts = ALONE) -> Tokenizer | None:
-  """On the first host the tokenizer in the workdir, or one trained now on the source's captions and not yet kept.
+def try_tokenizer(
+  config: Any, source: Source, workdir: epath.Path, hosts: Hosts = ALONE, given: epath.Path | None = None
+) -> Tokenizer | None:
+  """On the first host the tokenizer in the workdir or in `given`, or one trained now on the source's captions and not
+  yet kept.
 
   It is made before anything is: a vocabulary that is too small shows here, and binds no workdir.
   """
@@ -32,8 +35,8 @@ def try_tokenizer(config: Any, source: Source, workdir: epath.Path, hosts: Hosts
   made: list[Tokenizer] = []
 
   def make() -> None:
-    if path.exists():
-      made.append(Tokenizer.load(path))
+    if given is not None or path.exists():
+      made.append(Tokenizer.load(path if path.exists() or given is None else given / MODEL))
     else:
       some = range(0, len(source), -(-len(source) // TRAINED_ON))
       made.append(Tokenizer.train(caption_limits.captions_of(source, some), config.model.vocabulary))

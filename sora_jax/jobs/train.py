@@ -1,9 +1,9 @@
-"""What `sora train` does: a config and a folder in, a workdir that sampling needs nothing beside out.
+"""What `sora train` does: from a config to a workdir that holds all that sampling needs.
 
     workdir/config.json  tokenizer.model  autoencoder/checkpoints  latents/  checkpoints  logs/
 
-Each step is skipped when the folder already holds its result, so a run that was stopped is taken up by the same
-command. The workdir is a folder or an address, gs://BUCKET/RUN. Several hosts share it: host 0 writes what is written
+Each step is skipped when the folder already holds its result, so the same command resumes a run that was
+stopped. The workdir is a folder or an address, gs://BUCKET/RUN. Several hosts share it: host 0 writes what is written
 once, all encode and train.
 """
 
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from sora_jax import sharding
+from sora_jax import settings, sharding
 from sora_jax.checkpoints import checkpoint, manifest
 from sora_jax.data import pipeline, quarantine, sources
 from sora_jax.data.captions import Texts
@@ -33,7 +33,7 @@ from sora_jax.data.stream import Reading
 from sora_jax.errors import InputError, SoraError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
-from sora_jax.jobs import precompute
+from sora_jax.jobs import initial, precompute
 from sora_jax.jobs.tokenise import get_tokenizer, keep_tokenizer, kept_texts, try_tokenizer
 from sora_jax.jobs.workdir import code, open_workdir
 from sora_jax.models.abstract import abstract
@@ -59,7 +59,7 @@ class OutOfMemory(SoraError, RuntimeError):
 
 
 def train(config: Any, workdir: str | os.PathLike, run: Run | None = None) -> Summary:
-  """Trains what `config.task` names, and first what that needs.
+  """Trains what `config.task` names, and the autoencoder and tokenizer that it needs first.
 
   Args:
     run: what this process is one of; wall time and time limit count from its start. By default the process is alone.
@@ -68,6 +68,7 @@ def train(config: Any, workdir: str | os.PathLike, run: Run | None = None) -> Su
     ConfigMismatch, ValueError, CheckpointError, NonFiniteLoss, OutOfMemory, Preempted, HostsError: one line each,
       for the terminal.
   """
+  settings.check(config)
   folder, run = epath.Path(workdir), run or Run()
   run.preemption.end_after(config.train.max_minutes, run.started)
   source, mesh, given = open_run(config, folder, run.hosts)
@@ -100,6 +101,7 @@ def prepare(
   Raises:
     As `train` does.
   """
+  settings.check(config)
   if config.task != "dit":
     raise InputError(f"config.task is {config.task!r}: only a transformer, 'dit', trains on latents")
   here, run = epath.Path(workdir), run or Run()
@@ -114,24 +116,25 @@ def prepare(
 def open_run(
   config: Any, workdir: epath.Path, hosts: Hosts = ALONE
 ) -> tuple[sources.Source, jax.sharding.Mesh, Codec | None]:
-  """The source and mesh of a run, and the autoencoder that the config names; the workdir is the run's from here on.
+  """The source and mesh of a run, and the autoencoder that it is given; claims the workdir.
 
   Raises:
     HostsError: the hosts differ in their config, code or data, or don't share the workdir.
   """
-  if config.task not in ("dit", "autoencoder"):
-    raise InputError(f"config.task is {config.task!r}: it is 'dit' or 'autoencoder'")
   if config.task == "dit":
     Sampling.of(config)  # the first preview may be hours away
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)
   source = sources.open_source(config.data, config.seed, budget(config))
-  given = given_codec(config.autoencoder, workdir / "autoencoder", hosts)
   check_clips(config, source)
-  tokenizer = try_tokenizer(config, source, workdir, hosts) if config.task == "dit" else None
+  start = initial.find(config, workdir)
+  given = given_codec(config.autoencoder, start, workdir / "autoencoder", hosts)
+  words = epath.Path(start.run) if start and start.tokenizer else None
+  tokenizer = try_tokenizer(config, source, workdir, hosts, words) if config.task == "dit" else None
   # Not before: a mistyped source, checkpoint or vocabulary must not bind the folder to it.
   open_workdir(workdir, config, source.fingerprint, hosts)
+  initial.keep(start, workdir, hosts)
   if hosts.is_first:
     report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
@@ -142,7 +145,7 @@ def open_run(
 
 
 def check_step(config: Any, mesh: jax.sharding.Mesh, warns: bool = True) -> None:
-  """Finds out now what would stop the step from being compiled, which may be hours of encoding later.
+  """Refuses early what would keep the step from being compiled, which may come hours of encoding later.
 
   Args:
     warns: of ranks that have unequal work, on stderr.
@@ -189,7 +192,7 @@ def check_clips(config: Any, source: sources.Source) -> None:
 
 
 def report_dropped(source: sources.Source, most: int = 20) -> None:
-  """Names on stderr what a folder holds and training can't use."""
+  """Names on stderr the files and lines of a folder that training can't use."""
   dropped = source.dropped
   for each in dropped[:most]:
     print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
@@ -198,7 +201,7 @@ def report_dropped(source: sources.Source, most: int = 20) -> None:
 
 
 def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
-  """The size that the token budget leaves a file of (frames, height, width); None where there is no budget."""
+  """How a file of (frames, height, width) is scaled to the token budget; None where there is no budget."""
   if not config.data.max_tokens:
     return None
   return functools.partial(grid(config).fit, most=config.data.max_tokens)
@@ -220,12 +223,13 @@ def train_autoencoder(
       clips=lambda batch: [f"number {index}" for index in batch[1]],
     )
     with fitting("autoencoder.batch or autoencoder.crop", "autoencoder.remat=full"):
-      return fit(task, batches, LoopConfig.of(config, "autoencoder"), folder, mesh, meta(config), run)[1]
+      start = initial.starter(initial.find(config, folder), folder, run.hosts)
+      return fit(task, batches, LoopConfig.of(config, "autoencoder"), folder, mesh, meta(config), run, start)[1]
 
 
 @contextlib.contextmanager
 def fitting(smaller: str, remat: str) -> Iterator[None]:
-  """Tells what to do where a step needs more memory than the devices have.
+  """Explains what to change where a step needs more memory than the devices have.
 
   Args:
     smaller: the settings that make its batch smaller.
@@ -261,17 +265,21 @@ def get_codec(
   return Codec.load(folder, section)
 
 
-def given_codec(section: Any, folder: epath.Path, hosts: Hosts) -> Codec | None:
-  """The autoencoder that the config names: as `folder` keeps it, or from where it is; None where it names none."""
-  if not section.checkpoint:
+def given_codec(section: Any, start: initial.Initial | None, folder: epath.Path, hosts: Hosts) -> Codec | None:
+  """The autoencoder that the config names, or that of the run it starts from: as `folder` keeps it, or from where it
+  is; None where there is none.
+  """
+  inherited = epath.Path(start.run) / "autoencoder" if start and start.autoencoder else None
+  origin = section.checkpoint or inherited
+  if not origin:
     return None
   path = manifest.root(folder)
   kept = lambda: path.is_dir() and bool(manifest.committed(path))
-  return Codec.load(folder if hosts.decide("looking for the autoencoder", kept) else section.checkpoint, section)
+  return Codec.load(folder if hosts.decide("looking for the autoencoder", kept) else origin, section)
 
 
 def trained_codec(folder: epath.Path, section: Any, hosts: Hosts) -> Codec | None:
-  """The autoencoder in `folder` if its last step is there and whole, which needs no batch and no optimizer."""
+  """The autoencoder in `folder` if it is trained: its last step is there and whole. Reads no data for that."""
   path = manifest.root(folder)
   finished = lambda: path.is_dir() and section.steps in manifest.committed(path)
   if not hosts.decide("looking for a trained autoencoder", finished):
@@ -281,19 +289,21 @@ def trained_codec(folder: epath.Path, section: Any, hosts: Hosts) -> Codec | Non
 
 
 def keep_codec(codec: Codec, section: Any, folder: epath.Path, hosts: Hosts) -> None:
-  """Puts the config's autoencoder in the workdir, which is all that sampling needs."""
-  if codec.origin == (os.fspath(folder), section):
+  """Puts the given autoencoder in the workdir, which is all that sampling needs."""
+  if codec.origin is None or codec.origin[0] == os.fspath(folder):
     return
   with checkpoint.manager(folder, hosts=hosts) as steps:
     nothing = np.zeros(1, np.uint32)
     state = TrainState(codec.params, {"nothing": nothing}, codec.params, np.array(codec.step, np.int32), nothing)
-    checkpoint.save(steps, state, {}, checkpoint.load_meta(section.checkpoint), force=True)
+    checkpoint.save(steps, state, {}, checkpoint.load_meta(codec.origin[0]), force=True)
   codec.origin = os.fspath(folder), section
 
 
 def autoencoder_run(config: Any, steps: int) -> Any:
-  """The config with the autoencoder's own rates in the place of the transformer's."""
+  """The config with the learning rates of the autoencoder instead of those of the transformer."""
   inner = config.copy_and_resolve_references()
+  if config.task == "dit":
+    inner.train.init = None  # it names a transformer to start from
   inner.task = "autoencoder"
   rate = config.autoencoder.learning_rate
   inner.train.update(steps=steps, learning_rate=rate, adam_learning_rate=rate / 10, ema_decay=0.99)
@@ -305,7 +315,7 @@ def train_dit(
 ) -> Summary:
   """Encodes the source once, trains the tokenizer and the transformer."""
   run.clock.spend("data")
-  run.hosts.at("preparing the transformer", seconds=math.inf)  # the parts that hosts wait for have limits of their own
+  run.hosts.at("preparing the transformer", seconds=math.inf)  # what hosts wait for in it has limits of its own
   store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run)
   tokenizer = get_tokenizer(config, store, workdir, run.hosts)
   model = DiTConfig.of(config, tokenizer.vocabulary)
@@ -324,7 +334,7 @@ def train_dit(
 
   task = DiTTask(model, DiffusionConfig.of(config), preview)
   place = reading(config, mesh)
-  every = place.shard.shard_count  # whose rows are as full
+  every = place.shard.shard_count  # hosts, whose rows are equally full on average
   with contextlib.closing(pipeline.packed_batches(rows, place)) as stream:
     batches = Batches(
       stream,
@@ -332,7 +342,8 @@ def train_dit(
       clips=lambda batch: [store.id(int(index)) for index in batch.clip_index_BS[batch.weight_BS > 0]],
     )
     with fitting("train.rows or train.row_tokens", "model.remat=full or offload"):
-      return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config), run)[1]
+      start = initial.starter(initial.find(config, workdir), workdir, run.hosts, codec)
+      return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config), run, start)[1]
 
 
 def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, model: DiTConfig) -> pipeline.PackedRows:

@@ -92,12 +92,14 @@ def fit(
   mesh: Mesh,
   meta: dict,
   run: Run | None = None,
+  start: Callable[[TrainState], TrainState] | None = None,
 ) -> tuple[TrainState, Summary]:
   """Trains until `config.optimizer.steps`, from the newest checkpoint in `folder` if there is one.
 
   Args:
     meta: stored with every checkpoint (config, its hash, versions).
     run: what this process is one of; by default it is alone, and nothing preempts it.
+    start: makes the state to begin with from a fresh one, where there is no checkpoint.
 
   Raises:
     NonFiniteLoss: names the step and the clips of the batch; the last checkpoint stays as it is.
@@ -121,6 +123,7 @@ def fit(
     hosts.same("finding the step to resume from", {"the newest step": newest})
     if newest is None:
       state, before = make_state(task, optimizer, config.seed, mesh), {"step_seconds": 0.0}
+      state = start(state) if start else state
     else:
       like = abstract_state(task, optimizer, config.seed, mesh)
       state, position, before = checkpoint.restore_newest(steps, like, meta.get("config"))

@@ -1,8 +1,10 @@
 """A workdir: claimed by one config, taken up again where it was stopped, and made from own files as from worlds."""
 
+import contextlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -87,10 +89,7 @@ class TestResume:
 
   def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(self, trained, tiny_config, tmp_path, monkeypatch):
     folder = prepared(trained, tmp_path / "w")
-    opened = pipeline.packed_batches
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-      patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args), 5))
+    with stopped_after(5, monkeypatch):
       train(tiny_config, folder)
     assert steps_of(folder) == [3]
     summary = train(tiny_config, folder)
@@ -102,8 +101,58 @@ class TestResume:
     for number in (0, 2):
       assert lines[number]["loss"] == wanted[number]["loss"]
 
+  def test_a_finished_run_goes_on_when_it_is_made_longer(self, trained, tiny_config, tmp_path, capsys):
+    folder = finished(trained, tmp_path / "w")
+    tiny_config.train.steps = 8
+    summary = train(tiny_config, folder)
+    assert (summary.step, summary.steps_run, summary.resumed_from) == (8, 2, 6)
+    said = capsys.readouterr().err
+    assert "train.steps is 8 and was 6: the run goes on after step 6, its learning rates fall from step 6 to 8" in said
+    assert [line["step"] for line in read_metrics(folder / "logs")] == [2, 4, 6, 8]
+    assert checkpoint.load_meta(folder)["config"]["train"]["steps"] == 8
+    assert train(tiny_config, folder).steps_run == 0  # and is finished again
+
+  def test_a_longer_run_has_the_schedule_of_its_new_length(self, trained, tiny_config, tmp_path, monkeypatch):
+    """Before the decay begins, nothing tells it from a run that was meant to be so long."""
+    tiny_config.train.update(steps=8, decay_share=0.3)
+    whole, longer = (prepared(trained, tmp_path / name) for name in ("whole", "longer"))
+    for folder in (whole, longer):
+      (folder / "config.json").unlink()
+    train(tiny_config, whole)
+    tiny_config.train.steps = 6
+    with stopped_after(4, monkeypatch):
+      train(tiny_config, longer)  # step 3 is saved, the decay of 6 steps begins after 4
+    tiny_config.train.steps = 8
+    assert train(tiny_config, longer).resumed_from == 3
+    assert checkpoint.digest(longer) == checkpoint.digest(whole)
+
+  def test_a_run_is_not_made_shorter_than_it_is(self, trained, tiny_config, tmp_path):
+    folder = finished(trained, tmp_path / "w")
+    tiny_config.train.steps = 5
+    with pytest.raises(InputError, match=r"holds step 6 of 6: config.train.steps=5 must be more than 6, or 6"):
+      train(tiny_config, folder)
+    assert checkpoint.digest(folder) == checkpoint.digest(trained)
+
 
 class TestTrainedAutoencoder:
+  def test_a_longer_one_goes_on_and_its_latents_are_made_again(self, trained, tiny_config, tmp_path, capsys):
+    folder = prepared(trained, tmp_path / "w")
+    tiny_config.autoencoder.steps = 8
+    train(tiny_config, folder)
+    assert steps_of(folder / "autoencoder")[-1] == 8
+    assert [line["step"] for line in read_metrics(folder / "autoencoder" / "logs")] == [2, 4, 6, 8]
+    said = capsys.readouterr().err
+    assert "autoencoder.steps is 8 and was 6: the run goes on after step 6" in said
+    assert checkpoint.digest(folder / "autoencoder")["ema"] != checkpoint.digest(trained / "autoencoder")["ema"]
+    latents = [json.loads((each / "latents" / "index.json").read_text())["key"] for each in (folder, trained)]
+    assert latents[0]["autoencoder"] != latents[1]["autoencoder"]
+
+  def test_one_under_a_transformer_stays_as_it_is(self, trained, tiny_config, tmp_path):
+    folder = finished(trained, tmp_path / "w")
+    tiny_config.autoencoder.steps = 8
+    with pytest.raises(InputError, match="holds a transformer trained on the latents of an autoencoder of .*steps=6"):
+      train(tiny_config, folder)
+
   def test_it_is_taken_as_it_is(self, trained, tiny_config, tmp_path, monkeypatch):
     folder = finished(trained, tmp_path / "w")
     monkeypatch.setattr("sora_jax.jobs.train.train_autoencoder", lambda *_: pytest.fail("it was trained again"))
@@ -125,6 +174,15 @@ class TestTrainedAutoencoder:
     (steps / f"{tiny_config.autoencoder.steps}.orbax-checkpoint-tmp-1" / "ema").mkdir(parents=True)
     train(tiny_config, folder)
     assert checkpoint.digest(folder / "autoencoder") == checkpoint.digest(trained / "autoencoder")
+
+
+@contextlib.contextmanager
+def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+  """Training is interrupted after some batches of the transformer."""
+  opened = pipeline.packed_batches
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args), batches))
+    yield
 
 
 class Stopped:
@@ -219,7 +277,7 @@ class TestOwnData:
     self, tiny_config, tmp_path, monkeypatch, capfd
   ):
     """F27."""
-    folder, workdir, opened = tmp_path / "own", tmp_path / "w", pipeline.packed_batches
+    folder, workdir = tmp_path / "own", tmp_path / "w"
     folder.mkdir()
     config = own_config(tiny_config, folder)
     config.train.update(steps=4, checkpoint_every=2)
@@ -232,8 +290,7 @@ class TestOwnData:
 
     add("a.png")
     add("b.png")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-      patched.setattr(pipeline, "packed_batches", lambda *args: Stopped(opened(*args), 3))
+    with stopped_after(3, monkeypatch):
       train(config, workdir)
     coder = checkpoint.digest(workdir / "autoencoder")
     add("c.png")
