@@ -139,7 +139,7 @@ RULES: dict[str, Rule] = {
   "model.text_width": whole(1),
   "model.text_depth": whole(1),
   "model.text_heads": whole(1),
-  "model.vocabulary": whole(260, 2**20),  # 256 bytes and the marks of the tokenizer
+  "model.vocabulary": whole(261, 2**20),  # 256 bytes, 3 marks of the tokenizer, and room for characters
   "model.seconds": rising(above(0, 1e6)),
   "model.pixels": rising(above(0, 1e6)),
   "model.dtype": choice("float32", "bfloat16"),

@@ -42,7 +42,7 @@ def test_what_would_fail_after_hours_of_encoding_fails_before(tiny_config, tmp_p
     train(tiny_config, tmp_path / "run")
   tiny_config.train.row_tokens = 128
   tiny_config.model.vocabulary = 99
-  with pytest.raises(InputError, match="set config.model.vocabulary"):
+  with pytest.raises(InputError, match="config.model.vocabulary=99: it is a whole number from 261"):
     train(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run" / "config.json").exists()
 
