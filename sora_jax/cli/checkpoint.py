@@ -23,7 +23,9 @@ def define_verify(values: flags.FlagValues) -> None:
 
 def define_export(values: flags.FlagValues) -> None:
   define_step(values)
-  flags.DEFINE_string("out", None, "a folder for all that sampling needs, or a file NAME.safetensors", flag_values=values)
+  flags.DEFINE_string(
+    "out", None, "a folder for all that sampling needs, or a file NAME.safetensors", flag_values=values
+  )
   flags.DEFINE_string("weights_licence", None, "the licence of the weights, for the metadata", flag_values=values)
   flags.DEFINE_enum("item", "ema", ["ema", "params"], "the averaged weights, or the last ones", flag_values=values)
 
@@ -105,7 +107,12 @@ COMMANDS = {
     digest, define_step, "the sha256 of each part of a step", "DIR [--step N]", words=_FOLDER
   ),
   "checkpoint export": Command(
-    export, define_export, "the weights, or all that sampling needs", "DIR --out F [--step N] [--item params]", ("out",), _FOLDER
+    export,
+    define_export,
+    "the weights, or all that sampling needs",
+    "DIR --out F [--step N] [--item params]",
+    ("out",),
+    _FOLDER,
   ),
   "checkpoint pin": Command(pin, define_pin, "keep a step for ever", "DIR --step N", ("step",), _FOLDER),
   "checkpoint unpin": Command(

@@ -12,8 +12,8 @@ import pytest
 from sora_jax.cli import doctor, main
 from sora_jax.cli.command import Command
 from sora_jax.errors import InputError
-from sora_jax.settings import leaves
 from sora_jax.runtime import preemption
+from sora_jax.settings import leaves
 from sora_jax.video import io as video_io
 from tests.cli.runs import ROOT, complaint, process, result, run
 
