@@ -144,8 +144,8 @@ class TestTrainedAutoencoder:
     said = capsys.readouterr().err
     assert "autoencoder.steps is 8 and was 6: the run goes on after step 6" in said
     assert checkpoint.digest(folder / "autoencoder")["ema"] != checkpoint.digest(trained / "autoencoder")["ema"]
-    latents = [json.loads((each / "latents" / "index.json").read_text())["key"] for each in (folder, trained)]
-    assert latents[0]["autoencoder"] != latents[1]["autoencoder"]
+    latents = [json.loads((each / "latents" / "key.json").read_text()) for each in (folder, trained)]
+    assert latents[0] != latents[1]
 
   def test_one_under_a_transformer_stays_as_it_is(self, trained, tiny_config, tmp_path):
     folder = finished(trained, tmp_path / "w")
