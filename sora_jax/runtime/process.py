@@ -20,6 +20,7 @@ from collections.abc import Iterator
 # Parameter numbers of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 _LEVEL = "xla_backend_optimization_level"
+MADE_HERE = "made-here"  # a file in a folder of programs that this user's process has made
 MAX_COMPILED = 2**32  # bytes of compiled programs kept on disk
 # glibc reads its tunables when a process starts and never again. With this one it asks the kernel for pages of 2 MiB.
 TUNABLE, WANTED = "glibc.malloc.hugetlb", "1"
@@ -208,6 +209,7 @@ def trusted_programs(workdir: str | os.PathLike | None = None) -> pathlib.Path |
 def _note(folder: pathlib.Path) -> None:
   """Notes that this user's process made a folder of programs, on this machine."""
   with contextlib.suppress(OSError):  # it made none, or the user has no folder for notes
+    (folder / MADE_HERE).touch()
     identity, note = _identity(folder), _note_of(folder)
     note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     note.write_text(identity)
@@ -219,8 +221,9 @@ def _note_of(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _identity(folder: pathlib.Path) -> str:
-  status = folder.stat()
-  return f"{status.st_dev}:{status.st_ino}"
+  # A copy of the folder may get its inode, but nobody can choose when a file's status changed.
+  status = (folder / MADE_HERE).stat()
+  return f"{status.st_dev}:{status.st_ino}:{status.st_ctime_ns}"
 
 
 def _caches() -> pathlib.Path:

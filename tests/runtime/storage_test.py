@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
@@ -296,8 +297,8 @@ class TestRoots:
 
 def latent_clips(unit: int, seed: int) -> list[latents.LatentClip]:
   rng = np.random.default_rng([unit, seed])
-  make = lambda k: rng.normal(size=(1 + k, 2, 3, 4)).astype(np.float32)
-  return [latents.LatentClip(make(k), (0.5, 8.0, 12.0, 8.0), 1, {"short": f"{k}"}, f"{unit}-{k}") for k in range(3)]
+  make = lambda k: rng.normal(size=(1 + k, 2, 3, 4)).astype(ml_dtypes.bfloat16).astype(np.float32)
+  return [latents.LatentClip(make(k), (0.5, 8.0, 12.0, 8.0), 1, f"{unit}-{k}") for k in range(3)]
 
 
 def assert_same_clips(first, second) -> None:
