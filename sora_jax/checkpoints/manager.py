@@ -162,7 +162,7 @@ class CheckpointManager:
         except OSError as error:
           print(f"{path}: an unfinished save was not removed: {first_line(error)}", file=sys.stderr)
 
-  def superseded(self) -> bool:
+  def fenced(self) -> bool:
     """Whether another group has begun to save here."""
     return manifest.writer(self.directory) not in ("", self.writer_id)
 
@@ -173,7 +173,7 @@ class CheckpointManager:
     """
     if self._refused is None:
       try:
-        if not self.superseded():
+        if not self.fenced():
           return True
         self._refused = CheckpointError(TAKEN)
       except Exception as error:  # clients of buckets have kinds of their own
@@ -186,7 +186,7 @@ class CheckpointManager:
     """
     other = False
     try:
-      other = jax.process_index() == 0 and self.superseded()
+      other = jax.process_index() == 0 and self.fenced()
     except Exception as error:  # the save itself tells whether the folder can be used
       print(f"{self.directory}: not known whether another run saves there: {first_line(error)}", file=sys.stderr)
     if _agreed(int(other)):
@@ -213,7 +213,7 @@ class CheckpointManager:
     try:
       self._writer.save(self.directory / str(step), args=args)
     except OSError as error:
-      if self.superseded():  # the other has taken the files away
+      if self.fenced():  # the other has taken the files away
         raise CheckpointError(f"{self.where(step)} was not saved: {TAKEN}") from error
       raise
     self._finish = threading.Thread(target=self._finish_save, args=(step,), name="finish save")
@@ -262,7 +262,7 @@ class CheckpointManager:
     """Looks before each step: minutes may pass between two."""
     deleter = ocp.path.deleter.PathDeleter(self.directory)
     for step in self.schedule.old(manifest.committed(self.directory)):
-      if self.superseded():
+      if self.fenced():
         return
       if not manifest.is_pinned(self.directory, step):
         deleter.delete(self.directory / str(step))
@@ -286,7 +286,7 @@ class CheckpointManager:
       reason = first_line(self._failure)
       with contextlib.suppress(Exception):  # the folder may be out of reach
         self.reload()
-        reason = TAKEN if self.superseded() else reason  # which takes the files away
+        reason = TAKEN if self.fenced() else reason  # which takes the files away
       said = f"{self.where(self._saving)} was not saved: {reason}"
       raise CheckpointError(f"{said}. Steps {self._steps} are as they were") from self._failure
 

@@ -46,7 +46,7 @@ def main() -> None:
 def run(words: Sequence[str]) -> int:
   """Runs the command of these words in this process; its exit status.
 
-  An interrupted run ends with preemption.REQUEUE.
+  A preempted run ends with preemption.REQUEUE.
   """
   try:
     if not words or words[0] in HELP:

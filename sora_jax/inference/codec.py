@@ -73,7 +73,7 @@ class Codec:
     return np.clip(np.concatenate(parts)[: len(latents), :T, :H, :W], -1.0, 1.0)
 
   def _in_chunks(self, code: Any, x_BTHWC: np.ndarray, step: int) -> np.ndarray:
-    """Runs `code` on the first frame and `step` more, then on `step` at a time; each chunk hears of the one before."""
+    """Runs `code` on the first frame and `step` more, then on `step` at a time; each continues the one before."""
     starts = [0, *range(1 + step, x_BTHWC.shape[1], step)]
     parts, past = [], None
     with jax.set_mesh(self._here):  # hosts code clips of their own, whatever they train together

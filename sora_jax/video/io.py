@@ -283,18 +283,18 @@ def _lossless_mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
   return buffer.getvalue()
 
 
-def _stamps(count: int, fps: float, tick: float) -> np.ndarray:
+def _timestamps(count: int, fps: float, tick: float) -> np.ndarray:
   """Whole ticks at which frames 0..count begin; rounding each keeps the total."""
   return np.rint(np.arange(count + 1) / fps / tick).astype(np.int64)
 
 
 def _gif(frames_THWC: np.ndarray, fps: float) -> bytes:
-  stamps = _stamps(len(frames_THWC), fps, 0.01)
+  timestamps = _timestamps(len(frames_THWC), fps, 0.01)
   kept = [0]
   for index in range(1, len(frames_THWC)):
-    if stamps[index] - stamps[kept[-1]] >= 2:
+    if timestamps[index] - timestamps[kept[-1]] >= 2:
       kept.append(index)
-  delays = np.maximum(np.diff([*stamps[kept], stamps[-1]]), 2)
+  delays = np.maximum(np.diff([*timestamps[kept], timestamps[-1]]), 2)
   # One palette and no dither, or still areas would flicker; it is drawn from at most a million pixels, spread
   # over the clip.
   pixels = frames_THWC.reshape(-1, 3)
@@ -308,7 +308,7 @@ def _webp(frames_THWC: np.ndarray, fps: float) -> bytes:
   images = [Image.fromarray(pixels) for pixels in frames_THWC]
   if len(images) == 1:
     return _save(images, "WEBP", lossless=True)
-  delays = [int(delay) for delay in np.diff(_stamps(len(images), fps, 0.001))]
+  delays = [int(delay) for delay in np.diff(_timestamps(len(images), fps, 0.001))]
   return _save(images, "WEBP", duration=delays, loop=0, lossless=False, quality=90)
 
 
