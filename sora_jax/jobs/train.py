@@ -186,8 +186,9 @@ def check_clips(config: Any, source: sources.Source) -> None:
   most, row = config.data.max_tokens, config.train.row_tokens
   if config.task != "dit" or config.data.token_drop or 0 < most <= row:
     return
-  tokens = grid(config).tokens
-  lengths = [tokens(*source.shape(clip)) for clip in range(len(source))]
+  shapes, which_N = np.unique(sources.shapes_of(source).shape_N3, axis=0, return_inverse=True)  # few among many clips
+  tokens = np.array([grid(config).tokens(*shape) for shape in shapes.tolist()])
+  lengths = tokens[which_N.reshape(-1)]
   must_fit("clip", lengths, row, "raise train.row_tokens, or lower data.max_tokens or data.max_frames")
 
 
