@@ -238,6 +238,7 @@ def load(name: str):
   return module
 
 
+@pytest.mark.slow
 def test_an_index_in_columns_is_put_beside_one_of_json():
   found = last_line("index.py", "--clips", "150000", "--json-clips", "3000")
   assert (found["clips"], found["json_clips"]) == (150_000, 3000)

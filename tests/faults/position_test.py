@@ -147,6 +147,7 @@ def test_the_position_holds_on_any_number_of_hosts_and_workers(whole, folder, ho
   assert_goes_on(whole, folder, hosts, workers, [0, last // 2, last])
 
 
+@pytest.mark.slow
 def test_the_tokens_that_are_left_out_are_the_same_everywhere(folder):
   one, two = (read(folder, hosts, 0, [(None, 4)], dropped=0.25) for hosts in (1, 2))
   assert [step["digests"] for step in one] == [step["digests"] for step in two]

@@ -98,6 +98,7 @@ def test_what_has_other_shapes_starts_fresh_and_is_told_with_both(trained, tiny_
   assert "warning: the loaded weights were trained otherwise: config.model.seconds is [0.5, 240.0] there" in said
 
 
+@pytest.mark.slow
 def test_another_vocabulary_makes_a_tokenizer_and_a_table_of_its_own(trained, tiny_config, tmp_path):
   tiny_config.model.vocabulary = 300
   folder = started(tiny_config, trained, tmp_path / "w")
@@ -109,6 +110,7 @@ def test_another_vocabulary_makes_a_tokenizer_and_a_table_of_its_own(trained, ti
 class TestAnotherAutoencoder:
   FRESH = {f"{layer}/{name}" for layer in ("patch_in", "patch_out") for name in ("kernel", "bias")}
 
+  @pytest.mark.slow
   def test_one_of_the_same_shape_makes_the_layers_beside_it_fresh(self, trained, tiny_config, tmp_path):
     own = pathlib.Path(shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder"))
     alone = tiny_config.copy_and_resolve_references()
@@ -141,6 +143,7 @@ def test_a_run_of_no_common_size_is_refused(trained, tiny_config, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_an_autoencoder_starts_from_the_one_of_a_transformer_or_from_one_alone(trained, tiny_config, tmp_path, capsys):
   tiny_config.task = "autoencoder"
   first = started(tiny_config, trained, tmp_path / "first")

@@ -112,6 +112,7 @@ class TestResume:
     assert checkpoint.load_meta(folder)["config"]["train"]["steps"] == 8
     assert train(tiny_config, folder).steps_run == 0  # and is finished again
 
+  @pytest.mark.slow
   def test_a_longer_run_has_the_schedule_of_its_new_length(self, trained, tiny_config, tmp_path, monkeypatch):
     """Before the decay begins, nothing tells it from a run that was meant to be so long."""
     tiny_config.train.update(steps=8, decay_share=0.3)
@@ -135,6 +136,7 @@ class TestResume:
 
 
 class TestTrainedAutoencoder:
+  @pytest.mark.slow
   def test_a_longer_one_goes_on_and_its_latents_are_made_again(self, trained, tiny_config, tmp_path, capsys):
     folder = prepared(trained, tmp_path / "w")
     tiny_config.autoencoder.steps = 8

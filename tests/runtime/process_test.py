@@ -224,14 +224,20 @@ class TestTrustedPrograms:
 
   @pytest.fixture
   def workdir(self, tmp_path):
-    """With programs that a process like training has compiled."""
+    """With a folder of programs that a process like training has made."""
+    folder = tmp_path / "run" / "compiled"
+    code = "import sys; from sora_jax.runtime import process; process.keep_compiled(sys.argv[1]); "
+    code += "import pathlib; pathlib.Path(sys.argv[1]).mkdir(parents=True)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    subprocess.run([sys.executable, "-c", code, folder], check=True, env=environment)
+    assert process.trusted_programs(folder.parent) == folder
+    return folder.parent
+
+  def test_those_of_a_training_of_this_user_are_run(self, tmp_path):
     (tmp_path / "run").mkdir()
     assert compiles(tmp_path / "run" / "compiled", XDG_CACHE_HOME=os.environ["XDG_CACHE_HOME"]) == 0
-    return tmp_path / "run"
-
-  def test_those_of_a_training_of_this_user_are_run(self, workdir):
-    assert process.trusted_programs(workdir) == workdir / "compiled"
-    assert compiles(process.trusted_programs(workdir)) >= 1
+    assert process.trusted_programs(tmp_path / "run") == tmp_path / "run" / "compiled"
+    assert compiles(process.trusted_programs(tmp_path / "run")) >= 1
 
   def test_those_of_a_workdir_that_came_from_elsewhere_are_not(self, workdir, tmp_path, caches):
     shutil.copytree(workdir, tmp_path / "copy")
