@@ -12,11 +12,12 @@ chance}], lowest: {attribute: of all seeds}}.
 import argparse
 import ast
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
-from sora_jax.jobs import demo
+from sora_jax.runtime import process
 
 
 def main() -> None:
@@ -42,11 +43,17 @@ def main() -> None:
 def in_process(seed: int) -> dict:
   """A seed's run as a process that ends with it: memory and compiled programs are its own."""
   command = [sys.executable, __file__, *sys.argv[1:], "--one", str(seed)]
-  done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+  # As `sora` asks for them (docs/cpu.md).
+  environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+  done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(seed: int, out: pathlib.Path, validation: bool, changes: list[str]) -> dict:
+  process.keep_freed_memory()
+  process.compile_sooner()
+  from sora_jax.jobs import demo  # which imports JAX
+
   config = demo.get_config()
   config.seed = seed
   if validation:

@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data.update(clips=6144, sizes=("20..43x20..43",), frames=(1,) * 9 + (3, 5, 7), fps=10.0)
   config.data.update(max_frames=7, max_tokens=264, long_captions=0.8)
   config.autoencoder.update(channels=8, stages=(((2, 4, 4), 64, 6),), crop=(7, 24, 24), batch=8)
-  config.autoencoder.update(steps=1500, learning_rate=1e-2, kl_weight=1e-6, dtype="float32", remat="none")
+  config.autoencoder.update(steps=2500, learning_rate=1e-2, kl_weight=1e-6, dtype="float32", remat="none")
   config.model.update(patch=(1, 1, 1), width=64, depth=3, heads=2)
   # So many pieces that own captions of 100 words fit row_text: with 512, a word of them takes 2 or 3.
   config.model.update(text_width=32, text_depth=1, text_heads=1, vocabulary=2048)
