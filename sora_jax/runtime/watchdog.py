@@ -110,8 +110,9 @@ class Watchdog:
     self._unheard = 0.0  # seconds since host 0 took a post of this one
     self._verdict, self._leaving = "", False
     self._ended, self._stop = threading.Event(), threading.Event()
-    for thread in (self._post, self._listen):
-      threading.Thread(target=thread, name="watchdog", daemon=True).start()
+    self._threads = [threading.Thread(target=each, name="watchdog", daemon=True) for each in (self._post, self._listen)]
+    for thread in self._threads:
+      thread.start()
 
   def at(self, phase: str, step: int = 0, seconds: float | None = None) -> None:
     """This host begins a phase, or a step of one, which may take `seconds`."""
@@ -138,9 +139,11 @@ class Watchdog:
     self._ended.wait(2 * LINGER if own else self.silent + 4 * LINGER)
 
   def stop(self) -> None:
-    """The run has ended well."""
+    """The run has ended well. A thread that is inside JAX while Python ends would abort the process."""
     self._stop.set()
     self.client.key_value_set(VERDICT, "", allow_overwrite=True)
+    for thread in self._threads:
+      thread.join(2 * LISTEN)
 
   def _post(self) -> None:
     """The thread that tells where this host is; the first host's judges."""

@@ -126,6 +126,14 @@ def pair(monkeypatch):
       thread.join(5)  # before os._exit is the real one again
 
 
+def test_no_thread_is_left_when_the_run_has_ended_well(pair):
+  """One that is inside JAX while Python ends aborts the process."""
+  first, second, ended = pair
+  second.stop()
+  first.stop()
+  assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"] and not ended
+
+
 def test_a_moment_without_network_silences_nobody(pair, monkeypatch):
   first, second, ended = pair
   store, failed = first.client, []
