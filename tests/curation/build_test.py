@@ -179,10 +179,10 @@ def variable_rate(path: pathlib.Path, parts: list[tuple[np.ndarray, list[int]]])
     stream = container.add_stream("libx264", rate=25, options={"crf": "10", "g": "9"})
     stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
     stream.codec_context.time_base = fractions.Fraction(1, 1000)
-    for frames_THWC, stamps in parts:
-      for pixels, stamp in zip(frames_THWC, stamps, strict=True):
+    for frames_THWC, timestamps in parts:
+      for pixels, timestamp in zip(frames_THWC, timestamps, strict=True):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts, frame.time_base = stamp, fractions.Fraction(1, 1000)
+        frame.pts, frame.time_base = timestamp, fractions.Fraction(1, 1000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 
@@ -194,12 +194,12 @@ class TestTimes:
     """Scenes of one colour each, with frames from 15 to 150 ms long, past where reading begins to seek."""
     rng = np.random.default_rng(seed)
     counts = [40, 25, 30, 18]
-    stamps = np.cumsum(rng.integers(15, 150, sum(counts))) - 15
+    timestamps = np.cumsum(rng.integers(15, 150, sum(counts))) - 15
     parts, at = [], 0
     for scene, count in enumerate(counts):
       frames_THWC = pan(seed * 9 + scene, count) // 3
       frames_THWC[..., scene % 3] += 150
-      parts.append((frames_THWC, stamps[at : at + count].tolist()))
+      parts.append((frames_THWC, timestamps[at : at + count].tolist()))
       at += count
     folder = tmp_path / "own"
     folder.mkdir()

@@ -125,13 +125,13 @@ def same_schedule() -> Iterator[None]:
 def write(
   path: pathlib.Path,
   kind: Kind,
-  stamps: Sequence[int],
+  timestamps: Sequence[int],
   tick: Fraction,
   rate: Fraction,
   size: tuple[int, int] = (48, 80),
   turns: int = 0,
 ) -> None:
-  """Frame k is shown from stamps[k] ticks; a player is asked for `turns` quarter turns, counter-clockwise."""
+  """Frame k is shown from timestamps[k] ticks; a player is asked for `turns` quarter turns, counter-clockwise."""
   if kind.codec not in av.codecs_available:
     pytest.skip(f"this build of FFmpeg has no {kind.codec}")
   with same_schedule(), av.open(str(path), "w", options=parse_options(kind.muxer)) as container:
@@ -142,10 +142,10 @@ def write(
     stream.codec_context.thread_count = 1
     if turns:
       stream.set_display_rotation(90 * turns)
-    for number, stamp in enumerate(stamps):
+    for number, timestamp in enumerate(timestamps):
       pixels = np.ascontiguousarray(np.rot90(picture(number, *size), -turns))
       frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=kind.pix_fmt)
-      frame.pts, frame.time_base = stamp, tick
+      frame.pts, frame.time_base = timestamp, tick
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 
@@ -183,7 +183,7 @@ def even(rate: Fraction, count: int = COUNT) -> list[Fraction]:
 class TestConstantRate:
   @pytest.mark.parametrize("kind", KINDS, ids=str)
   def test_every_container_and_codec_at_a_rate_that_few_clocks_divide(self, tmp_path, kind):
-    """29.97 a second: stamps in milliseconds waver by half of one."""
+    """29.97 a second: timestamps in milliseconds waver by half of one."""
     write(tmp_path / kind.name, kind, range(COUNT), 1 / NTSC, NTSC)
     check_reads(tmp_path / kind.name, even(NTSC), float(COUNT / NTSC))
 
@@ -208,9 +208,9 @@ class TestConstantRate:
 
   @pytest.mark.parametrize("rate", [Fraction(30), NTSC, Fraction(60)], ids=str)
   def test_milliseconds_in_a_webp(self, tmp_path, rate):
-    stamps = [round(1000 * time) for time in even(rate, COUNT + 1)]
+    timestamps = [round(1000 * time) for time in even(rate, COUNT + 1)]
     first, *rest = [Image.fromarray(picture(number, 48, 80)) for number in range(COUNT)]
-    delays = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    delays = [after - before for before, after in zip(timestamps, timestamps[1:], strict=False)]
     first.save(tmp_path / "clip.webp", save_all=True, append_images=rest, duration=delays, lossless=True)
     check_reads(tmp_path / "clip.webp", even(rate), float(COUNT / rate))
 
@@ -219,21 +219,21 @@ class TestVariableRate:
   @pytest.mark.parametrize("kind", [*KINDS[:7], *KINDS[8:12], KINDS[15], KINDS[20]], ids=str)
   def test_stamps_at_random_from_a_start_of_their_own(self, tmp_path, kind):
     steps = np.random.default_rng(len(str(kind))).integers(17, 300, COUNT - 1)
-    stamps = [0, *np.cumsum(steps).tolist()]
-    write(tmp_path / kind.name, kind, [1234 + stamp for stamp in stamps], MILLISECOND, Fraction(30))
-    check_reads(tmp_path / kind.name, [stamp * MILLISECOND for stamp in stamps])
+    timestamps = [0, *np.cumsum(steps).tolist()]
+    write(tmp_path / kind.name, kind, [1234 + timestamp for timestamp in timestamps], MILLISECOND, Fraction(30))
+    check_reads(tmp_path / kind.name, [timestamp * MILLISECOND for timestamp in timestamps])
 
   def test_delays_of_a_gif(self, tmp_path):
-    stamps = np.cumsum([0, *np.random.default_rng(1).integers(2, 30, COUNT - 1)]).tolist()
-    write(tmp_path / "clip.gif", Kind("clip.gif", "gif", "rgb8"), stamps, Fraction(1, 100), Fraction(30))
-    check_reads(tmp_path / "clip.gif", [Fraction(stamp, 100) for stamp in stamps])
+    timestamps = np.cumsum([0, *np.random.default_rng(1).integers(2, 30, COUNT - 1)]).tolist()
+    write(tmp_path / "clip.gif", Kind("clip.gif", "gif", "rgb8"), timestamps, Fraction(1, 100), Fraction(30))
+    check_reads(tmp_path / "clip.gif", [Fraction(timestamp, 100) for timestamp in timestamps])
 
   @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
   def test_a_recording_that_pauses(self, tmp_path, name):
     """30 a second for a second, nothing for two, and on at 30: the rate is constant as far as it goes."""
-    stamps = [*range(30), *range(90, 90 + COUNT)]
-    write(tmp_path / name, Kind(name, "libx264", options=B_FRAMES), stamps, Fraction(1, 30), Fraction(30))
-    check_reads(tmp_path / name, [Fraction(stamp, 30) for stamp in stamps])
+    timestamps = [*range(30), *range(90, 90 + COUNT)]
+    write(tmp_path / name, Kind(name, "libx264", options=B_FRAMES), timestamps, Fraction(1, 30), Fraction(30))
+    check_reads(tmp_path / name, [Fraction(timestamp, 30) for timestamp in timestamps])
 
 
 def copy_packets(source: pathlib.Path, path: pathlib.Path, change: Callable[[int, av.Packet], bool]) -> None:
@@ -282,14 +282,14 @@ class TestStampsThatMislead:
     check_reads(tmp_path / name, even(NTSC))
 
   def test_milliseconds_that_were_copied_to_a_finer_clock(self, tmp_path):
-    def round_stamps(number: int, packet: av.Packet) -> bool:
+    def round_timestamps(number: int, packet: av.Packet) -> bool:
       base = packet.time_base
       packet.pts, packet.dts = round(packet.pts * base * 1000), round(packet.dts * base * 1000)
       packet.duration, packet.time_base = 33, MILLISECOND
       return True
 
     write(tmp_path / "whole.mp4", PLAIN, range(COUNT), 1 / NTSC, NTSC)
-    copy_packets(tmp_path / "whole.mp4", tmp_path / "clip.mp4", round_stamps)
+    copy_packets(tmp_path / "whole.mp4", tmp_path / "clip.mp4", round_timestamps)
     check_reads(tmp_path / "clip.mp4", even(NTSC))
 
   def test_a_file_that_was_cut_off_a_keyframe_begins_at_its_first_whole_picture(self, tmp_path):
@@ -349,7 +349,7 @@ class TestHeadersThatMislead:
 
   @pytest.mark.parametrize("claimed", [0, 10**9 // 25, 10**9 // 60, 10**9, 10**5])
   @pytest.mark.parametrize("seconds", [0.001, 3600.0])
-  def test_a_claimed_rate_and_duration_yield_to_the_stamps(self, tmp_path, claimed, seconds):
+  def test_a_claimed_rate_and_duration_yield_to_the_timestamps(self, tmp_path, claimed, seconds):
     blocks = [(round(k * 1000 / 30), bytes(each)) for k, each in enumerate(encoded("mjpeg", "yuvj420p"))]
     (tmp_path / "clip.mkv").write_bytes(matroska(blocks, "V_MJPEG", b"", claimed, seconds))
     got = counted(video_io.read(tmp_path / "clip.mkv", fps=15.0, max_frames=99))
@@ -375,7 +375,7 @@ class TestTurned:
 
 
 class TestB02:
-  """Variable rate, no stamps, turned, a wrong count of frames: the counters of what training gets are exact."""
+  """Variable rate, no timestamps, turned, a wrong count of frames: the counters of what training gets are exact."""
 
   def test_clips_of_a_folder_at_their_own_and_at_one_rate(self, tmp_path):
     vfr = np.cumsum([0, *np.random.default_rng(5).integers(17, 300, COUNT - 1)]).tolist()
@@ -391,7 +391,7 @@ class TestB02:
     native, slow = (FolderSource(tmp_path, fps=fps, max_frames=999) for fps in (0.0, 8.0))
     assert not native.dropped
     for index, name in enumerate(names):
-      times = even(rates[name]) if name in rates else [stamp * MILLISECOND for stamp in vfr]
+      times = even(rates[name]) if name in rates else [timestamp * MILLISECOND for timestamp in vfr]
       own, eight = (counted((source[index].frames_THWC + 1) * 127.5) for source in (native, slow))
       assert eight == on_screen(times, video_io.probe(tmp_path / name).seconds, Fraction(8), Fraction(0))
       if name in rates:

@@ -324,7 +324,7 @@ class TestVideos:
     assert close(first_frame(tmp_path / "clip.mkv"), pixels) < 4
 
   def test_damage_midway_keeps_both_ends(self, tmp_path: pathlib.Path):
-    """Each frame is a flat grey of its own; the stamps of the damaged ones stay with the one before."""
+    """Each frame is a flat grey of its own; the timestamps of the damaged ones stay with the one before."""
     path = tmp_path / "clip.mkv"
     shades = np.arange(30, dtype=np.uint8) * 8
     write_video(path, np.broadcast_to(shades[:, None, None, None], (30, 48, 64, 3)), "mjpeg", "yuvj420p")

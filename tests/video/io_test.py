@@ -53,15 +53,15 @@ def mux(
   rate: fractions.Fraction | int = 30,
   **options: str,
 ) -> None:
-  """Writes numbered frames at the given stamps, by x264 with B-frames where the options ask for them."""
+  """Writes numbered frames at the given timestamps, by x264 with B-frames where the options ask for them."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=rate, options={"crf": "10", "g": "12"} | options)
     stream.height, stream.width, stream.pix_fmt = 32, 128, "yuv420p"
     stream.time_base = stream.codec_context.time_base = time_base
     stream.codec_context.thread_count = 1
-    for stamp, pixels in zip(pts, numbered(len(pts)), strict=True):
+    for timestamp, pixels in zip(pts, numbered(len(pts)), strict=True):
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(format="yuv420p")
-      frame.pts, frame.time_base = stamp, time_base
+      frame.pts, frame.time_base = timestamp, time_base
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 
@@ -99,13 +99,13 @@ class TestSampling:
     """17 to 700 ms between frames, from the first frame on: the file's own zero doesn't count."""
     path = tmp_path / name
     steps = np.random.default_rng(3).integers(17, 700, 39)
-    stamps = [0, *np.cumsum(steps).tolist()]
-    mux(path, [offset + stamp for stamp in stamps], MILLISECOND, bf="2")
+    timestamps = [0, *np.cumsum(steps).tolist()]
+    mux(path, [offset + timestamp for timestamp in timestamps], MILLISECOND, bf="2")
     probe = video_io.probe(path)
-    assert probe.frames == 40 and probe.fps == pytest.approx(39 / (stamps[-1] / 1000), rel=1e-3)
+    assert probe.frames == 40 and probe.fps == pytest.approx(39 / (timestamps[-1] / 1000), rel=1e-3)
     for fps in TARGETS:
       got = numbers(video_io.read(path, fps=fps, max_frames=2000))
-      assert got == plan([stamp / 1000 for stamp in stamps], probe.seconds, fps, 2000)
+      assert got == plan([timestamp / 1000 for timestamp in timestamps], probe.seconds, fps, 2000)
 
   @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
   @given(
@@ -114,15 +114,17 @@ class TestSampling:
     start=st.floats(0, 6),
     max_frames=st.integers(1, 64),
   )
-  def test_any_stamps(self, tmp_path: pathlib.Path, steps: list[int], fps: float, start: float, max_frames: int):
+  def test_any_timestamps(self, tmp_path: pathlib.Path, steps: list[int], fps: float, start: float, max_frames: int):
     path = tmp_path / "clip.mkv"
-    stamps = [0, *np.cumsum(steps, dtype=int).tolist()]
-    mux(path, stamps, MILLISECOND)
+    timestamps = [0, *np.cumsum(steps, dtype=int).tolist()]
+    mux(path, timestamps, MILLISECOND)
     probe = video_io.probe(path)
     got = numbers(video_io.read(path, fps=fps, max_frames=max_frames, start=start))
     assert got == sorted(got) and len(got) == video_io.frame_count(probe.seconds - start, fps, max_frames)
-    times = [stamp / 1000 for stamp in stamps]
-    for k, number in enumerate(got[:-1]):  # a stamp that may have been rounded may stand for half a tick more or less
+    times = [timestamp / 1000 for timestamp in timestamps]
+    for k, number in enumerate(
+      got[:-1]
+    ):  # a timestamp that may have been rounded may stand for half a tick more or less
       want = start + k / fps
       assert times[number] <= want + 0.00051 and (number + 1 == len(times) or times[number + 1] > want - 0.00051)
 

@@ -1,4 +1,4 @@
-"""Stamps and the times that they stand for: rounding is undone where a constant rate explains it, and nowhere else."""
+"""Timestamps and the times that they stand for: rounding is undone where a constant rate explains it, nowhere else."""
 
 import fractions
 import math
@@ -48,7 +48,7 @@ def test_stamps_at_random_are_what_they_say(seed, count, rate):
   assert clock.tolerance < 1e-5
 
 
-def test_a_wrong_claim_yields_to_a_common_rate_and_that_to_the_stamps():
+def test_a_wrong_claim_yields_to_a_common_rate_and_that_to_the_timestamps():
   marks = rounded(30.0, 0.001)
   assert find_clock(marks, 0.001, [25.0, 29.97, 1e9, 0.0]).period == pytest.approx(1 / 30)
   odd = rounded(7.3, 0.001)
