@@ -249,6 +249,7 @@ print(json.dumps(collections.Counter(re.findall(r" (all-[a-z-]+|collective-[a-z-
 """
 
 
+@pytest.mark.slow
 def test_devices_that_share_heads_and_hidden_widths_only_add_up():
   """Each has its columns of queries, keys, values and both halves of the feed-forward, so nothing changes places."""
   kinds = on_devices(2, TASK + GRADIENT)

@@ -134,6 +134,7 @@ def test_the_position_holds_on_two_hosts(whole, folder):
   assert_goes_on(whole, folder, 2, 0, [0, last // 2, last])
 
 
+@pytest.mark.slow
 def test_the_position_holds_with_workers(whole, folder):
   assert_goes_on(whole, folder, 1, 2, [last_of_epoch(whole) - 1])
 

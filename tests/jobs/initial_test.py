@@ -86,6 +86,7 @@ def test_an_exported_folder_does_as_well(trained, tiny_config, tmp_path, capsys)
   assert (folder / "tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_has_other_shapes_starts_fresh_and_is_told_with_both(trained, tiny_config, tmp_path, capsys):
   tiny_config.model.update(depth=2, seconds=(0.5, 8.0))
   found = states(started(tiny_config, trained, tmp_path / "w"))

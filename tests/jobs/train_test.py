@@ -275,6 +275,7 @@ class TestOwnData:
     assert clip.frames_THWC.shape == (3, 12, 20, 3)
     jax.tree.map(np.testing.assert_array_equal, generator.codec.params, codec.params)
 
+  @pytest.mark.slow
   def test_a_run_notices_other_data_and_goes_on_with_them_where_it_is_told_to(
     self, tiny_config, tmp_path, monkeypatch, capfd
   ):

@@ -15,6 +15,7 @@ def devices(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
 
+@pytest.mark.slow
 def test_several_devices_share_parameters_and_talk(tiny_config, devices):
   tiny_config.train.rows = 4
   found = compile.examine(tiny_config, 24.0, None)
