@@ -44,7 +44,7 @@ def in_process(seed: int) -> dict:
   """A seed's run as a process that ends with it: memory and compiled programs are its own."""
   command = [sys.executable, __file__, *sys.argv[1:], "--one", str(seed)]
   # As `sora` asks for them (docs/cpu.md).
-  environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+  environment = {"GLIBC_TUNABLES": f"{process.TUNABLE}={process.WANTED}", **os.environ}
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
   return json.loads(done.stdout.splitlines()[-1])
 
