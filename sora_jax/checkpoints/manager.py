@@ -97,8 +97,16 @@ class CheckpointManager:
     with contextlib.ExitStack() as closing:
       closing.callback(self._reader.close)
       if self._writer is not None:
-        closing.callback(self._writer.close)
+        closing.callback(self._close_writer)
       self.wait_until_finished()
+
+  def _close_writer(self) -> None:
+    """Orbax writes a save's metadata beside it and raises here what came of that."""
+    try:
+      self._writer.close()
+    except OSError:
+      if not self.fenced():  # the other has taken the files away, and the save that wanted them says so
+        raise
 
   @property
   def patience(self) -> float:

@@ -337,6 +337,30 @@ class TestALaterRunTakesTheFolder:
         checkpoint.save(steps, make_state(2), {}, {}, force=True)
     assert on_disk(tmp_path) == [1] and manifest.listing(tmp_path)["not_used"] == []
 
+  def test_the_earlier_says_so_though_it_can_not_note_down_what_it_wanted_to(self, tmp_path, monkeypatch):
+    """Orbax writes a folder's metadata in a thread of its own and raises what came of it as it is closed."""
+    whole = ocp.AsyncCheckpointer.close
+
+    def close(self):
+      whole(self)
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "_CHECKPOINT_METADATA")
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "close", close)
+    with pytest.raises(CheckpointError, match="step 2 was not saved: another run has begun to save there"):
+      with checkpoint.manager(tmp_path, keep=1) as steps:
+        save(steps, 1)
+        self.at_commit(monkeypatch, 2, before=steps_of_another(tmp_path).take)
+        checkpoint.save(steps, make_state(2), {}, {}, force=True)
+
+  def test_what_fails_as_it_is_closed_is_raised_where_no_other_run_is_the_cause(self, tmp_path, monkeypatch):
+    def close(self):
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output error"):
+      with checkpoint.manager(tmp_path, keep=1) as steps:
+        save(steps, 1)
+        monkeypatch.setattr(ocp.AsyncCheckpointer, "close", close)
+
   def test_the_earlier_deletes_nothing_more(self, tmp_path, monkeypatch):
     with checkpoint.manager(tmp_path, keep=1) as steps:
       save(steps, 1)
