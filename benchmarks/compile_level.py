@@ -44,6 +44,7 @@ def packed_batch(config: Any, channels: int) -> PackedBatch:
       tokens_NC=rng.standard_normal((row.tokens, channels), np.float32),
       positions_N3=rng.uniform(0, 24, (row.tokens, 3)).astype(np.float32),
       condition_N=np.zeros(row.tokens, bool),
+      level_N=np.zeros(row.tokens, np.float32),
       text_M=rng.integers(1, 256, 40).astype(np.int32),
       size_4=np.array([0.7, 24, 24, 10], np.float32),
       index=index,

@@ -259,6 +259,7 @@ def train_batch(size: Size, rows: int, model: Any) -> Any:
       rng.normal(size=(tokens, model.channels)).astype(np.float32),
       positions.astype(np.float32),
       np.zeros(tokens, bool),
+      np.zeros(tokens, np.float32),
       rng.integers(1, model.text.vocabulary, text).astype(np.int32),
       np.asarray([tokens / 64 / 8, 128, 128, 8], np.float32),
       number,

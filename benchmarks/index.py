@@ -34,7 +34,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import packing
 
-from sora_jax.data import captions, columns, latents
+from sora_jax.data import captions, columns, conditions, latents
 from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.pipeline import PackedRows, Shares, Step
@@ -100,7 +100,7 @@ def measure_columns(folder: pathlib.Path, clips: int) -> dict[str, float]:
   before, start = resident(), time.perf_counter()
   store, texts = LatentStore(folder), Texts.load(folder)
   opened = time.perf_counter()
-  rows = PackedRows(store, texts, packing.GRID, packing.ROW, STEP, 0, Shares(0.5, 0.0))
+  rows = PackedRows(store, texts, packing.GRID, packing.ROW, STEP, 0, Shares(0.5, conditions.Shares(0.0)))
   packed = time.perf_counter()
   gc.collect()
   after = resident()

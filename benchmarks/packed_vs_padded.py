@@ -107,6 +107,7 @@ def make_batch(scheme: Scheme, number: int, mix: packing.Mix) -> PackedBatch:
       rng.normal(size=(n, CHANNELS)).astype(np.float32),
       rng.uniform(0, 64, (n, 3)).astype(np.float32),
       np.zeros(n, bool),
+      np.zeros(n, np.float32),
       rng.integers(4, VOCABULARY, m).astype(np.int32),
       np.array([frames / 8, height, width, 8.0], np.float32),
       clip,

@@ -90,7 +90,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   diffusion.uniform_share = 0.1  # share of clips whose noise level is uniform: sampling visits the ends too
   diffusion.base_tokens = 1024  # clips with more tokens get more noise
   diffusion.caption_drop = 0.1  # share of clips
-  diffusion.condition_share = 0.2  # share of clips that train with some frames given
+  diffusion.condition_share = 0.2  # share of videos that train with conditions, some of their own frames
+  # how these are shared out: the first frame, first frames, last frames, both ends, frames from anywhere
+  diffusion.condition_kinds = (0.35, 0.2, 0.15, 0.15, 0.15)
+  diffusion.condition_noise = (0.5, 0.3)  # share of conditions given with noise, and the highest level of it
 
   config.train = train = ml_collections.ConfigDict()
   train.init = config_dict.placeholder(str)  # workdir of another run, from whose averaged weights this one starts
@@ -121,6 +124,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   sample.guidance = 4.0
   sample.interval = (0.1, 0.95)  # noise levels at which guidance acts
   sample.first_frame = False  # make a clip's first frame as an image, then animate it
+  sample.history_level = 0.1  # noise level at which a window of a long clip is given the frames made before it
 
   config.mesh = mesh = ml_collections.ConfigDict()
   mesh.data, mesh.fsdp, mesh.context, mesh.tensor = 1, -1, 1, 1  # devices along each axis; -1 = the rest

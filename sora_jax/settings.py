@@ -154,6 +154,10 @@ RULES: dict[str, Rule] = {
   "diffusion.uniform_share": SHARE,
   "diffusion.caption_drop": SHARE,
   "diffusion.condition_share": SHARE,
+  "diffusion.condition_kinds": Rule(
+    lambda x: exactly(SHARE, 5).accepts(x) and sum(x) > 0, "5 of a number from 0 to 1, not all of them 0"
+  ),
+  "diffusion.condition_noise": exactly(SHARE, 2),
   "train.init": optional(text()),
   "train.steps": whole(1),
   "train.rows": whole(1),
@@ -179,6 +183,7 @@ RULES: dict[str, Rule] = {
   "sample.method": choice("euler", "heun"),
   "sample.guidance": number(0, 1000),
   "sample.interval": rising(SHARE, equal=True),
+  "sample.history_level": SHARE,
   "sample.first_frame": FLAG,
   "mesh.data": DEVICES,
   "mesh.fsdp": DEVICES,

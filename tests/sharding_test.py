@@ -195,7 +195,8 @@ rng = np.random.default_rng(0)
 def clip(index, tokens):
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   words = np.array([1, index + 2], np.int32)
-  return Segment(draw(tokens, 8), draw(tokens, 3), np.zeros(tokens, bool), words, np.ones(4, np.float32), index)
+  given = np.zeros(tokens, bool), np.zeros(tokens, np.float32)
+  return Segment(draw(tokens, 8), draw(tokens, 3), *given, words, np.ones(4, np.float32), index)
 row = RowShape(13, 8, 3)
 batch = stack([pack_row([clip(2 * i, 4 + i // 2), clip(2 * i + 1, 3)], row, 8) for i in range(8)])
 """

@@ -1,5 +1,7 @@
-"""`sora sample` and `sora animate`: one order, from flags or from the recipe beside a clip."""
+"""Clips of prompts, images and videos: one order, from flags or from the recipe beside a clip."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -11,7 +13,7 @@ METHODS = ("euler", "heun")
 
 
 def define_order(values: flags.FlagValues) -> None:
-  """The flags that both commands read. None has a default here: with --from what is not given stays as it was."""
+  """The flags that all of these commands read. None has a default: with --from what is not given stays as it was."""
   text = lambda name, about: flags.DEFINE_string(name, None, about, flag_values=values)
   text("checkpoint", "the workdir of a trained transformer")
   flags.DEFINE_multi_string(
@@ -45,35 +47,90 @@ def define_order(values: flags.FlagValues) -> None:
   text("from", "the .json beside a clip: that clip again, but for what other flags change")
 
 
+def define_files(values: flags.FlagValues, **about: str) -> None:
+  """A flag a file."""
+  for name, words in about.items():
+    flags.DEFINE_string(name, None, words, flag_values=values)
+
+
+def define_conditions(values: flags.FlagValues) -> None:
+  flags.DEFINE_multi_string(
+    "condition",
+    None,
+    "FILE@SECONDS[:STRENGTH]: an image or video that the clip shows from that time on, 1 as it is; any number of them",
+    flag_values=values,
+  )
+
+
 def define_sample(values: flags.FlagValues) -> None:
   define_order(values)
+  define_conditions(values)
   flags.DEFINE_bool("first_frame", None, "make the first frame as an image, then animate it", flag_values=values)
 
 
 def define_animate(values: flags.FlagValues) -> None:
   define_order(values)
-  flags.DEFINE_string("image", None, "the first frame: an image, or a video's first frame", flag_values=values)
+  define_conditions(values)
+  define_files(values, image="an image, or a video's first frame")
+  flags.DEFINE_float("at", None, "seconds at which the clip shows it; 0 by default", flag_values=values)
 
 
-def sample(given: Given) -> dict:
+def define_extend(values: flags.FlagValues) -> None:
+  define_order(values)
+  define_files(values, clip="the video to extend by --frames")
+  flags.DEFINE_enum("direction", None, ("forward", "backward"), "forward by default", flag_values=values)
+
+
+def define_loop(values: flags.FlagValues) -> None:
+  define_order(values)
+  define_files(values, clip="a video to close by --frames more; without one a loop of --frames is made of the prompt")
+
+
+def define_edit(values: flags.FlagValues) -> None:
+  define_order(values)
+  define_files(
+    values,
+    clip="the video to change; in a larger --size it lies in the middle, and what is around it is made",
+    mask="what may change: the light parts of an image or video, or x0,y0,x1,y1[,t0,t1] in pixels and seconds, "
+    "several with ; between",
+  )
+  flags.DEFINE_float(
+    "strength", None, "0 returns the clip, 1 keeps nothing; 0.6 by default, 1 with a mask", 0.0, 1.0, flag_values=values
+  )
+
+
+def define_connect(values: flags.FlagValues) -> None:
+  define_order(values)
+  flags.DEFINE_multi_string(
+    "clip",
+    None,
+    "twice: the first video and the second; both are scaled to cover the frame, which is the first one's, and cut at "
+    "its centre",
+    flag_values=values,
+  )
+
+
+GIVEN = ("image", "at", "condition", "clip", "direction", "mask", "strength")  # flags of the modes, of those above
+NEEDS = {
+  "sample": ("checkpoint", "prompt", "size", "frames", "out"),
+  "animate": ("checkpoint", "image", "frames", "out"),
+  "extend": ("checkpoint", "clip", "frames", "out"),
+  "loop": ("checkpoint", "frames", "out"),
+  "edit": ("checkpoint", "clip", "out"),
+  "connect": ("checkpoint", "clip", "frames", "out"),
+}
+
+
+def _make(mode: str, given: Given) -> dict:
+  """Makes every prompt's clip, packed together, and writes the clips with their recipes."""
   if (origin := getattr(given, "from")) is None:
-    need("sample", given, ("checkpoint", "prompt", "size", "frames", "out"))
-  return _make(given, origin)
-
-
-def animate(given: Given) -> dict:
-  if (origin := getattr(given, "from")) is None:
-    need("animate", given, ("checkpoint", "image", "frames", "out"))
-  return _make(given, origin)
-
-
-def _make(given: Given, origin: str | None) -> dict:
-  """Samples every prompt, packed together, and writes the clips with their recipes."""
+    need(mode, given, NEEDS[mode])
   process.keep_compiled(process.trusted_programs(given.checkpoint))
   with process.importing():
-    from sora_jax.jobs import sample
+    from sora_jax.jobs import orders, sample
 
   changes: dict[str, Any] = {
+    "mode": mode,
     "checkpoint": given.checkpoint,
     "prompts": None if given.prompt is None else tuple(given.prompt),
     "size": given.size,
@@ -81,7 +138,6 @@ def _make(given: Given, origin: str | None) -> dict:
     "fps": given.fps,
     "seed": given.seed,
     "out": given.out,
-    "image": getattr(given, "image", None),
     "step": given.step,
   }
   overrides = {
@@ -90,26 +146,57 @@ def _make(given: Given, origin: str | None) -> dict:
     "guidance": given.guidance,
     "first_frame": getattr(given, "first_frame", None),
   }
+  said = lambda each: {name: value for name, value in each.items() if value is not None}
+  files = said({name: getattr(given, name) for name in GIVEN if hasattr(given, name)})
   if origin is not None:
-    given_ones = lambda each: {name: value for name, value in each.items() if value is not None}
-    return sample.again(origin, given_ones(changes), given_ones(overrides), given.overwrite)
-  order = sample.Order(
-    **{**changes, "prompts": changes["prompts"] or ("",), "seed": given.seed or 0}, overrides=overrides
+    if mode == "sample":  # makes any clip again; what it was made by is in its recipe
+      del changes["mode"]
+    return sample.again(origin, said(changes) | ({"given": files} if files else {}), said(overrides), given.overwrite)
+  order = orders.Order(
+    **{**changes, "prompts": changes["prompts"] or ("",), "seed": given.seed or 0}, given=files, overrides=overrides
   )
   return sample.make(order, given.overwrite)
 
 
+def _command(mode: str, define: Callable[[flags.FlagValues], None], about: str, usage: str) -> Command:
+  return Command(functools.partial(_make, mode), define, about, usage)
+
+
 COMMANDS = {
-  "sample": Command(
-    sample,
+  "sample": _command(
+    "sample",
     define_sample,
     "clips of prompts; or, from the .json beside a clip, that clip again with what the other flags change",
     "--checkpoint DIR --prompt P --size WxH --frames N --out X.mp4 | --from X.mp4.json --out Y.mp4",
   ),
-  "animate": Command(
-    animate,
+  "animate": _command(
+    "animate",
     define_animate,
-    "clips that begin with a picture, at its size unless --size says another",
-    "--checkpoint DIR --image I [--prompt P] --frames N --out X.mp4",
+    "clips that show a picture, at its size unless --size says another",
+    "--checkpoint DIR --image I [--at SECONDS] [--prompt P] --frames N --out X.mp4",
+  ),
+  "extend": _command(
+    "extend",
+    define_extend,
+    "a video that goes on, or that begins earlier; its own frames stay as they are",
+    "--checkpoint DIR --clip C [--direction backward] [--prompt P] --frames N --out X.mp4",
+  ),
+  "loop": _command(
+    "loop",
+    define_loop,
+    "a video without end: after its last frame comes its first again",
+    "--checkpoint DIR [--clip C] [--size WxH] [--prompt P] --frames N --out X.mp4",
+  ),
+  "edit": _command(
+    "edit",
+    define_edit,
+    "a video changed as a prompt says: all of it, what a mask leaves free, or what is around it",
+    "--checkpoint DIR --clip C [--strength S] [--mask M] [--size WxH] [--prompt P] --out X.mp4",
+  ),
+  "connect": _command(
+    "connect",
+    define_connect,
+    "one video that turns into another within --frames",
+    "--checkpoint DIR --clip A --clip B [--prompt P] --frames N --out X.mp4",
   ),
 }

@@ -1,7 +1,8 @@
 """Encoded clips on disk: arrays of many clips each, an index in columns, and the captions beside them.
 
     folder/key.json              what the latents are made from: weights, media, sizes, ...
-    folder/unit-00000.npy        the values of one unit's clips one after another, bfloat16
+    folder/unit-00000.npy        the values of one unit's clips one after another, bfloat16; after each clip's those of
+                                 the pieces of it that are encoded apart: see `conditions.py`
     folder/unit-00000.npz        what is in it; written last: without it the unit is missing
     folder/index/NAME.npy        a column each over the clips of all units
     folder/index.json            what the columns hold; written last: without it the store is not complete
@@ -15,6 +16,7 @@ Shape letters: N clips.
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,12 +28,13 @@ from etils import epath
 
 from sora_jax.data import columns
 from sora_jax.data.captions import Captions
+from sora_jax.data.conditions import PIECES, Span
 from sora_jax.data.files import Dropped
 from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
 # Raised by hand when latents on disk can no longer be used: other files, or other values from the same weights.
-LATENT_FORMAT = 2
+LATENT_FORMAT = 3
 INDEX, KEY = "index.json", "key.json"
 # numpy has no bfloat16 of its own: the head of the file names the type of its two bytes.
 VALUES = np.dtype([("bfloat16", "<u2")])
@@ -44,10 +47,14 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
   "frames": ("<i4", ()),
   "component": ("<i4", ()),  # of a mixture
   "number": ("<i8", ()),  # in the source
+  "piece_start": ("<i4", (PIECES,)),  # first frame of each piece that is encoded apart; its values follow the clip's
+  "piece_frames": ("<i4", (PIECES,)),  # and its latent frames, 0 where there are fewer pieces
   "id_end": ("<i8", ()),  # in `ids`
 }
 IDS = "|u1"  # UTF-8, one after another
-CLIP = ("shape", "size", "frames", "component", "id_end", "ids")  # of these is the fingerprint of a store
+# Of these is the fingerprint of a store.
+# Of these is the fingerprint of a store.
+CLIP = ("shape", "size", "frames", "component", "piece_start", "piece_frames", "id_end", "ids")
 
 
 class LatentClip(NamedTuple):
@@ -59,6 +66,7 @@ class LatentClip(NamedTuple):
   id: str
   component: int = 0  # of a mixture of sources
   number: int = 0  # in the source
+  pieces: tuple[tuple[Span, np.ndarray], ...] = ()  # encoded apart, each with its latent; not read back with the clip
 
 
 class LatentStore:
@@ -88,6 +96,7 @@ class LatentStore:
       raise InputError(f"{error}: delete {self.folder}, and the latents are made again") from error
     self.unit_N, self.start_N, self.shape_N4, self.size_N4 = (found[key] for key in ("unit", "start", "shape", "size"))
     self.frames_N, self.component_N, self.number_N = (found[key] for key in ("frames", "component", "number"))
+    self.piece_start_NP, self.piece_frames_NP = found["piece_start"], found["piece_frames"]
     self._id_end_N = found["id_end"]
     self._arrays: dict[int, np.ndarray] = {}
     self._captions: Captions | None = None
@@ -96,17 +105,31 @@ class LatentStore:
     return len(self.unit_N)
 
   def __getitem__(self, number: int) -> LatentClip:
-    shape = tuple(self.shape_N4[number].tolist())
-    start = int(self.start_N[number])
-    values = self._values(int(self.unit_N[number]))[start : start + int(np.prod(shape))]
     return LatentClip(
-      np.asarray(values).view(ml_dtypes.bfloat16).astype(np.float32).reshape(shape),
+      self._latent(number, 0, int(self.shape_N4[number, 0])),
       tuple(self.size_N4[number].tolist()),
       int(self.frames_N[number]),
       self.id(number),
       int(self.component_N[number]),
       int(self.number_N[number]),
     )
+
+  def _latent(self, number: int, begin: int, frames: int) -> np.ndarray:
+    """`frames` latent frames (t, h, w, C) of what is stored of a clip: its own, and those of its pieces after them."""
+    _, *frame = self.shape_N4[number].tolist()
+    start = int(self.start_N[number]) + begin * math.prod(frame)
+    values = self._values(int(self.unit_N[number]))[start : start + frames * math.prod(frame)]
+    return np.asarray(values).view(ml_dtypes.bfloat16).astype(np.float32).reshape(frames, *frame)
+
+  def pieces(self, number: int) -> list[Span]:
+    """The pieces of a clip that are encoded apart."""
+    found = zip(self.piece_start_NP[number].tolist(), self.piece_frames_NP[number].tolist(), strict=True)
+    return [Span(start, frames) for start, frames in found if frames]
+
+  def piece(self, number: int, which: int) -> np.ndarray:
+    """The latent (t, h, w, C) of one of a clip's pieces, float32, normalised."""
+    begin = int(self.shape_N4[number, 0]) + int(self.piece_frames_NP[number, :which].sum())
+    return self._latent(number, begin, int(self.piece_frames_NP[number, which]))
 
   def id(self, number: int) -> str:
     """The name of a clip in its source."""
@@ -194,19 +217,28 @@ def write_unit(folder: str | os.PathLike, unit: int, clips: Iterable[LatentClip]
   def values() -> Iterator[np.ndarray]:
     start = 0
     for clip in clips:
-      kept = clip.latent_thwC.astype(ml_dtypes.bfloat16).reshape(-1)
+      latents = [clip.latent_thwC, *(latent for _, latent in clip.pieces)]
+      kept = np.concatenate([latent.astype(ml_dtypes.bfloat16).reshape(-1) for latent in latents])
       ids.append(clip.id.encode())
-      rows.append((unit, start, clip.latent_thwC.shape, clip.size_4, clip.frames, clip.component, clip.number))
+      about = clip.latent_thwC.shape, clip.size_4, clip.frames, clip.component, clip.number
+      rows.append((unit, start, *about, *_piece_columns(clip)))
       start += kept.size
       yield kept.view(VALUES)
 
   columns.write(root / _name(unit, "npy"), values(), VALUES)
-  given = [*zip(*rows, strict=True)] or [()] * 7
+  given = [*zip(*rows, strict=True)] or [()] * (len(COLUMNS) - 1)
   found = dict(zip(COLUMNS, [*given, np.cumsum([len(each) for each in ids], dtype=np.int64)], strict=True))
   arrays = {name: np.array(found[name], dtype).reshape(-1, *shape) for name, (dtype, shape) in COLUMNS.items()}
   bad = json.dumps([vars(each) for each in dropped]).encode()
   arrays |= {"ids": np.frombuffer(b"".join(ids), np.uint8), "dropped": np.frombuffer(bad, np.uint8)}
   columns.save_together(root / _name(unit, "npz"), **arrays)
+
+
+def _piece_columns(clip: LatentClip) -> tuple[list[int], list[int]]:
+  """Where the pieces of a clip begin, and their latent frames, each with zeros to PIECES."""
+  found = [span for span, _ in clip.pieces]
+  found += [Span(0, 0)] * (PIECES - len(found))
+  return [span.start for span in found], [span.latent_frames for span in found]
 
 
 def finish(folder: str | os.PathLike, units: int) -> LatentStore:

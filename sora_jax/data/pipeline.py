@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sora_jax.data import conditions
 from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore, digest
+from sora_jax.data.segments import Piece, make_segment
 from sora_jax.data.sources import Source, shapes_of
 from sora_jax.data.stream import Extent, Reading, Stream
 from sora_jax.errors import InputError
@@ -27,7 +29,7 @@ from sora_jax.patches import Grid, pad_edge, patchify
 from sora_jax.video.io import UnreadableFile
 
 # What a draw is for; part of its key, so that one draw never depends on another.
-CAPTION, CONDITION, CROP, ORDER, DROP, PROBE = range(6)
+CAPTION, CONDITION, CROP, ORDER, DROP, PROBE, ROOM, LEVEL = range(8)
 CACHED_BYTES = 2**30  # of decoded frames kept for crops
 
 
@@ -102,7 +104,7 @@ class Shares(NamedTuple):
   """How often a clip is seen in one way or another: shares from 0 to 1 (of the tokens: below 1)."""
 
   long_captions: float  # the long caption, not the short one
-  conditions: float  # some latent frames given
+  conditions: conditions.Shares
   dropped_tokens: float = 0.0  # of each clip, another choice in each epoch (NaViT, section 2.3)
 
 
@@ -158,10 +160,21 @@ class PackedRows:
       self.slots: Everyone | Weighted = Weighted(*given)
     else:
       self.slots = Everyone(lengths, texts.longest_N, row.text)
-    self.rows = pack_rows(self.slots.lengths_K, self.slots.text_K, row)
-    self.flops_R = self.rows.sums(step.flops(self.slots.lengths_K.astype(np.float64)))
+    self.rooms_K = self._rooms()
+    lengths_K = self.slots.lengths_K + self.rooms_K
+    self.rows = pack_rows(lengths_K, self.slots.text_K, row)
+    self.flops_R = self.rows.sums(step.flops(lengths_K.astype(np.float64)))
     self.components_RP = self._components(len(weights)) if weights else None
     self.extent = Extent(store.fingerprint, len(store), len(self.rows))
+
+  def _rooms(self) -> np.ndarray:
+    """Room for the condition tokens of the clip in each slot, int32 (K,)."""
+    clip_K, patch = self.slots.clip_K, self.grid.patch
+    shape_K4 = np.asarray(self.store.shape_N4)[clip_K]
+    frame_K = _tokens(shape_K4, patch) // -(-shape_K4[:, 0] // patch[0])
+    most_K = np.maximum(self.row.tokens - self.slots.lengths_K, 0) // frame_K
+    rng = np.random.default_rng([self.seed, ROOM])
+    return frame_K * conditions.draw_rooms(shape_K4[:, 0], most_K, self.shares.conditions, patch[0], rng)
 
   def _components(self, components: int) -> np.ndarray:
     """Tokens of each component in each row."""
@@ -177,53 +190,64 @@ class PackedRows:
     number = int(number)
     epoch, place = divmod(number, len(self.rows))
     row_order, clip_for = _epoch(self, epoch)
-    clips = clip_for[self.rows[row_order[place]]].tolist()
+    slots = self.rows[row_order[place]]
     # A component of a mixture may give a clip several times in a pass, even in a row: each time is another.
     turns = itertools.count(number * self.row.segments) if self.components_RP is not None else itertools.repeat(epoch)
-    segments = [self.segment(clip, turn) for clip, turn in zip(clips, turns, strict=False)]
+    taken = zip(clip_for[slots].tolist(), turns, self.rooms_K[slots].tolist(), strict=False)
+    segments = [self.segment(*each) for each in taken]
     return pack_row(segments, self.row, segments[0].tokens_NC.shape[1])
 
-  def segment(self, clip: int, turn: int) -> Segment:
-    """One clip as it is seen in its `turn`: its caption's style, its conditioning mask and its tokens are drawn."""
+  def segment(self, clip: int, turn: int, room: int) -> Segment:
+    """One clip as it is seen in its `turn`: its caption's style, its conditions and its tokens are drawn.
+
+    Args:
+      room: for the tokens of its conditions.
+    """
     try:
       latent, size, frames = self.store[clip][:3]
+      pieces = self._conditions(clip, turn, room, latent)
     except (OSError, ValueError, EOFError) as error:
       named = f"{self.store.folder}: the latents of clip {self.store.id(clip)} can't be read"
       raise InputError(f"{named} ({error}): delete that folder, and they are made again") from error
     tokens_NC = np.asarray(patchify(latent, self.grid.patch))
     style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
     positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])
-    given = condition_mask(
-      -(-latent.shape[0] // self.grid.patch[0]), self.shares.conditions, self._rng(turn, clip, CONDITION)
-    )
-    condition_N = np.repeat(given, len(positions) // len(given))
     kept = int(_kept(np.array(len(positions)), self.shares))
     if kept < len(positions):
       mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), kept, replace=False))
-      tokens_NC, positions, condition_N = tokens_NC[mine], positions[mine], condition_N[mine]
-    return Segment(
-      tokens_NC=tokens_NC,
-      positions_N3=positions,
-      condition_N=condition_N,
+      tokens_NC, positions = tokens_NC[mine], positions[mine]
+    return make_segment(
+      self.grid,
+      tokens_NC,
+      positions,
+      pieces,
       text_M=self.texts(clip, style),
       size_4=np.array(size, np.float32),
       index=clip,
       turn=turn % 2**31,  # of so many in a step no two are alike
     )
 
+  def _conditions(self, clip: int, turn: int, room: int, latent_thwC: np.ndarray) -> list[Piece]:
+    """The conditions of a clip in its turn, which fill at most `room` tokens."""
+    patch, rng = self.grid.patch, self._rng(turn, clip, CONDITION)
+    frames = latent_thwC.shape[0]
+    frame_tokens = int(_tokens(np.array([latent_thwC.shape]), patch)[0]) // -(-frames // patch[0])
+    chosen = conditions.arrange(frames, room // frame_tokens, self.shares.conditions.kinds, patch[0], rng)
+    if chosen is None:
+      return []
+    given = [(0, latent_thwC[: chosen.beginning])] if chosen.beginning else []
+    spans = self.store.pieces(clip)
+    if chosen.ending:
+      which = chosen.ending.bit_length() - 1
+      given.append((spans[which].start, self.store.piece(clip, which)))
+    if chosen.middle:
+      given.append((spans[-1].start, self.store.piece(clip, len(spans) - 1)[: chosen.middle]))
+    noise, fps = self._rng(turn, clip, LEVEL), float(self.store.size_N4[clip, 3])
+    draw = lambda: conditions.draw_level(self.shares.conditions, noise)
+    return [Piece(latent, start / fps, draw()) for start, latent in given]
+
   def _rng(self, turn: int, clip: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([self.seed, turn, clip, purpose])
-
-
-def condition_mask(frames: int, share: float, rng: np.random.Generator) -> np.ndarray:
-  """Which token frames are conditions, bool (frames,): for a share of the clips the first ones, up to half of them.
-
-  First frames alone: the autoencoder is causal, so later ones were encoded with a past that a condition at sampling
-  does not have.
-  """
-  if frames == 1 or rng.random() >= share:
-    return np.zeros(frames, bool)
-  return np.arange(frames) < rng.integers(1, frames // 2 + 1)
 
 
 def crop_batches(crops: Crops, batch: int, reading: Reading) -> Stream:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.errors import InputError
 
@@ -34,6 +35,16 @@ def velocity(x_hat: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
   Tokens at t = 0 have none: the result there is finite and means nothing.
   """
   return (x_t - x_hat) / jnp.maximum(t, 1e-6)[..., None]
+
+
+def holding(denoise: Denoise, known_BLC: np.ndarray | jax.Array, held_BL: np.ndarray | jax.Array) -> Denoise:
+  """`denoise` with the clean values of some tokens known.
+
+  With x_hat = x a token's velocity is (x_t - x) / t, so it stays on the straight path between its noise and its clean
+  value and ends there, and the others see it at their own level, as in training (inpainting as by Lugmayr et al. 2022,
+  "RePaint", eq. 8a).
+  """
+  return lambda x_t, t: jnp.where(held_BL[..., None], known_BLC, denoise(x_t, t))
 
 
 def guided(

@@ -28,10 +28,9 @@ class NoiseLevels(NamedTuple):
   uniform_share: float = 0.0
 
 
-def segment_tokens(batch: PackedBatch) -> jax.Array:
-  """Tokens of each segment, float32 (B, S)."""
-  ids_S = jnp.arange(1, batch.weight_BS.shape[1] + 1)
-  return (batch.segments_BL[:, :, None] == ids_S[None, None]).sum(1).astype(jnp.float32)
+def grid_tokens(batch: PackedBatch) -> jax.Array:
+  """Tokens of each segment that are predicted, float32 (B, S); its conditions are none of a clip's size."""
+  return _predicted(batch).sum(1).astype(jnp.float32)
 
 
 def draw_times(batch: PackedBatch, key: jax.Array, levels: NoiseLevels) -> jax.Array:
@@ -42,19 +41,19 @@ def draw_times(batch: PackedBatch, key: jax.Array, levels: NoiseLevels) -> jax.A
   uniform_BS = noise.clip_uniform(noise.clip_keys(key, batch.clip_index_BS, "uniform_time", batch.turn_BS))
   share = levels.uniform_share
   t_BS = jnp.where(uniform_BS < share, uniform_BS / max(share, 1e-6), t_BS)
-  return schedules.shift(t_BS, schedules.size_shift(segment_tokens(batch), levels.base_tokens))
+  return schedules.shift(t_BS, schedules.size_shift(grid_tokens(batch), levels.base_tokens))
 
 
 def corrupt(batch: PackedBatch, t_BS: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Adds noise to all tokens but the condition tokens.
+  """Adds noise to all tokens: condition tokens have a level of their own, those of the grid their clip's.
 
   Returns:
-    x_t (B, L, C) and the noise level of every token (B, L); condition and padding tokens have level 0.
+    x_t (B, L, C) and the noise level of every token (B, L); padding tokens have level 0.
   """
   chex.assert_rank([batch.tokens_BLC, batch.segments_BL, t_BS], [3, 2, 2])
   keys_BS = noise.clip_keys(key, batch.clip_index_BS, "noise", batch.turn_BS)
   e_BLC = noise.token_noise(keys_BS, batch.segments_BL, batch.tokens_BLC.shape[-1])
-  t_BL = jnp.where(batch.condition_BL, 0.0, per_token(t_BS, batch.segments_BL))
+  t_BL = jnp.where(batch.condition_BL, batch.level_BL, per_token(t_BS, batch.segments_BL))
   return (1.0 - t_BL[..., None]) * batch.tokens_BLC + t_BL[..., None] * e_BLC, t_BL
 
 

@@ -19,6 +19,15 @@ def logit_normal(normal: jax.Array, mean: float, std: float) -> jax.Array:
   return jax.nn.sigmoid(mean + std * normal)
 
 
-def time_grid(steps: int) -> jax.Array:
-  """steps + 1 noise levels from 1 to 0, evenly spaced, float32."""
-  return jnp.linspace(1.0, 0.0, steps + 1)
+def levels(steps: int, start: jax.Array, factor: jax.Array) -> jax.Array:
+  """The noise level of each token before each step and after the last: from `start` to 0, moved by `factor`.
+
+  Args:
+    start: (...), where each token begins before it is moved: 1 is noise, and what begins at 0 stays there.
+    factor: (...), the size shift of each token's clip.
+
+  Returns:
+    float32 (steps + 1, ...), evenly spaced before they are moved.
+  """
+  even = jnp.multiply.outer(jnp.linspace(1.0, 0.0, steps + 1), start)
+  return shift(even, jnp.asarray(factor)[None])

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,13 @@ from flax import nnx
 from sora_jax import sharding
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import Clip, contact_sheet, to_uint8
+from sora_jax.data.segments import Piece, make_segment
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion import noise, objective, samplers, schedules
-from sora_jax.diffusion.denoiser import clean_from, guided
+from sora_jax.diffusion.denoiser import Denoise, clean_from, guided, holding
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
+from sora_jax.inference.conditions import Condition, Edit, token_mask
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, per_token, stack
@@ -37,6 +39,7 @@ from sora_jax.sharding import constrain, param_shardings
 GROUP_TOKENS = 2048  # sampled at a time by the devices that share a row, or one row where that is longer
 MAX_SIDE = 8192  # pixels
 MAX_FRAMES = 7200  # two minutes at 60 frames a second
+GOLDEN = 0.6180339887498949
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Request:
   """One clip to make.
 
   Attributes:
-    condition_THWC: frames that the clip begins with, float32 in [-1, 1] at the clip's size; None for text alone.
+    conditions: frames that the clip shows at their times.
+    edit: a clip to change; None makes a new one.
+    loop: after its last frame comes its first again.
   """
 
   prompt: str
@@ -53,7 +58,9 @@ class Request:
   frames: int
   fps: float
   seed: int
-  condition_THWC: np.ndarray | None = None
+  conditions: tuple[Condition, ...] = ()
+  edit: Edit | None = None
+  loop: bool = False
 
   def __post_init__(self):
     for name, value, most in (
@@ -67,10 +74,16 @@ class Request:
       raise InputError(f"fps {self.fps} is not above 0 and at most 240")
     if not 0 <= self.seed < 2**31:
       raise InputError(f"seed {self.seed} is not from 0 to {2**31 - 1}")
-    if self.condition_THWC is not None and self.condition_THWC.shape[1:3] != (self.height, self.width):
-      raise InputError(
-        f"the given frames have (height, width) {self.condition_THWC.shape[1:3]}, the clip {(self.height, self.width)}"
-      )
+    for condition in self.conditions:
+      condition.check(self.shape_THW, self.fps)
+    if self.edit is not None:
+      self.edit.check(self.shape_THW)
+      if self.loop:
+        raise InputError("a clip to change can't be made a loop as well: change it first")
+
+  @property
+  def shape_THW(self) -> tuple[int, int, int]:
+    return self.frames, self.height, self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +93,8 @@ class Sampling:
   Attributes:
     guidance: how strongly the prompt steers; 1 is not at all, and saves half of the work.
     interval: the noise levels (low, high) where guidance acts.
-    first_frame: a clip's first frame is made as an image, then the clip is animated from it.
+    first_frame: the first frame of a clip without conditions is made as an image, then animated.
+    history_level: noise level at which a window of a long clip is given the frames made before it.
   """
 
   steps: int
@@ -88,30 +102,46 @@ class Sampling:
   guidance: float
   interval: tuple[float, float]
   first_frame: bool
+  history_level: float
 
   def __post_init__(self):
+    if self.steps < 1:
+      raise InputError(f"{self.steps} sampling steps: at least 1 is needed")
+    if self.method not in samplers.METHODS:
+      known = " or ".join(samplers.METHODS)
+      raise InputError(f"sampling method {self.method!r} is unknown: it is {known}")
     if not all(math.isfinite(value) for value in (self.guidance, *self.interval)):
       raise InputError(f"guidance {self.guidance} and its interval {self.interval} are not all finite numbers")
 
   @classmethod
   def of(cls, config: Any) -> "Sampling":
-    """Of a run's config.
-
-    Raises:
-      InputError: `first_frame` with tokens that a first frame does not fill.
-    """
+    """Of a run's config."""
     section = config.sample
-    if section.first_frame and config.model.patch[0] > 1:
-      raise InputError(
-        f"sample.first_frame=True needs model.patch to begin with 1: it is {tuple(config.model.patch)}, and a first "
-        "frame fills no token of it"
-      )
-    return cls(section.steps, section.method, section.guidance, tuple(section.interval), section.first_frame)
+    rest = section.first_frame, section.history_level
+    return cls(section.steps, section.method, section.guidance, tuple(section.interval), *rest)
+
+
+class Plan(NamedTuple):
+  """What the sampler does with each clip of a batch.
+
+  Attributes:
+    seeds_BS: int32.
+    start_BS: float32, the noise level where it starts, before the size shift: 1 for a new clip.
+    held_BL: bool, tokens of the grid whose clean values are known.
+    period_BS: float32, seconds of a loop; 0 for a clip that is none.
+    moment_BS: float32, seconds that a latent frame of it lasts.
+  """
+
+  seeds_BS: np.ndarray | jax.Array
+  start_BS: np.ndarray | jax.Array
+  held_BL: np.ndarray | jax.Array
+  period_BS: np.ndarray | jax.Array
+  moment_BS: np.ndarray | jax.Array
 
 
 @functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
 def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
-  """The sampler, jitted: (params, batch, seeds (B, S), guidance and its interval (3,), steps, method) -> clean tokens
+  """The sampler, jitted: (params, batch, plan, guidance and its interval (3,), steps, method) -> clean tokens
   (B, L, C).
   """
   graph, _ = abstract(DiT, model)
@@ -121,21 +151,49 @@ def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
     return clean_from(nnx.merge(graph, params)(x_t, t, batch, kept_BS), x_t, t, prediction)
 
   def sample_tokens(
-    params: Any, batch: PackedBatch, seeds_BS: jax.Array, guidance_3: jax.Array, steps: int, method: str
+    params: Any, batch: PackedBatch, plan: Plan, guidance_3: jax.Array, steps: int, method: str
   ) -> jax.Array:
     shape_BS = batch.weight_BS.shape
-    with_captions, without = (functools.partial(network, params, batch, jnp.full(shape_BS, on)) for on in (True, False))
     scale, low, high = guidance_3
-    denoise = guided(with_captions, without, scale, (low, high))
-    keys = noise.clip_keys(jax.random.key(0), seeds_BS, "noise")
-    start = noise.token_noise(keys, batch.segments_BL, model.channels)
-    shift_BS = schedules.size_shift(objective.segment_tokens(batch), base_tokens)
+
+    def denoiser(number: jax.Array) -> Denoise:
+      """The network at a step, guidance and known tokens included."""
+      positions: Any = turned(batch, plan, number)
+      here = batch._replace(positions_BL3=positions)
+      on, off = (functools.partial(network, params, here, jnp.full(shape_BS, kept)) for kept in (True, False))
+      return holding(guided(on, off, scale, (low, high)), batch.tokens_BLC, plan.held_BL)
+
+    def step(x_BLC: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+      levels_2BL = jax.lax.dynamic_slice_in_dim(levels_NBL, number, 2)
+      return samplers.sample(denoiser(number), x_BLC, levels_2BL, method), None
+
+    keys = noise.clip_keys(jax.random.key(0), plan.seeds_BS, "noise")
+    noise_BLC = noise.token_noise(keys, batch.segments_BL, model.channels)
+    shift_BS = schedules.size_shift(objective.grid_tokens(batch), base_tokens)
     shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
-    given = batch.tokens_BLC, batch.condition_BL
-    tokens_BLC = samplers.sample(denoise, start, *given, shift_BL, steps, method)
+    levels_NBL = schedules.levels(steps, per_token(plan.start_BS, batch.segments_BL), shift_BL)
+    levels_NBL = jnp.where(batch.condition_BL, batch.level_BL, levels_NBL)
+    first_BL1 = levels_NBL[0][..., None]
+    start_BLC = (1.0 - first_BL1) * batch.tokens_BLC + first_BL1 * noise_BLC
+    tokens_BLC, _ = jax.lax.scan(step, start_BLC, jnp.arange(steps))
     return constrain(tokens_BLC, None, None, None)  # whole on every host
 
   return jax.jit(sample_tokens, static_argnums=(4, 5))
+
+
+def turned(batch: PackedBatch, plan: Plan, step: jax.Array) -> jax.Array:
+  """The positions (B, L, 3) of a step: the moments of a loop move round its circle, so that its seam is nowhere.
+
+  A model that knows time as a line sees the loop cut open at another latent frame at each step (after the shift of
+  latents by Wang et al. 2025, "Mobius"). Steps of the golden section spread the cuts evenly.
+  """
+  period_BL, moment_BL = (per_token(each, batch.segments_BL) for each in (plan.period_BS, plan.moment_BS))
+  frames_BL = jnp.round(period_BL / jnp.maximum(moment_BL, 1e-6))
+  moved_BL = jnp.floor(step * GOLDEN % 1.0 * frames_BL) * moment_BL
+  line_BL = batch.positions_BL3[..., 0]
+  circle_BL = (line_BL + moved_BL) % jnp.maximum(period_BL, 1e-6)
+  seconds_BL = jnp.where(period_BL > 0, circle_BL, line_BL)
+  return jnp.concatenate([seconds_BL[..., None], batch.positions_BL3[..., 1:]], -1)
 
 
 class Generator:
@@ -189,19 +247,25 @@ class Generator:
     Raises:
       ValueError: bad sampling settings; the message names the setting.
     """
-    given = [self._given_latent(request) for request in requests]
+    given = [self._pieces(request) for request in requests]
     if sampling.first_frame:
-      later = [n for n, request in enumerate(requests) if request.frames > 1 and not len(given[n])]
-      images = [dataclasses.replace(requests[n], frames=1) for n in later]
-      for n, latent in zip(later, self._sample_latents(images, [given[n] for n in later], sampling), strict=True):
-        given[n] = latent
+      new = lambda request: request.frames > 1 and not (request.conditions or request.edit or request.loop)
+      later = [number for number, request in enumerate(requests) if new(request)]
+      images = [dataclasses.replace(requests[number], frames=1) for number in later]
+      for number, latent in zip(later, self._sample_latents(images, [[]] * len(images), sampling), strict=True):
+        given[number] = [Piece(latent, 0.0)]
     latents = self._sample_latents(requests, given, sampling)
     return self._decode(requests, latents)
 
+  def _pieces(self, request: Request) -> list[Piece]:
+    """The latents of a request's conditions."""
+    found = [condition.pieces(self.codec, self.grid, request.fps) for condition in request.conditions]
+    return [piece for pieces in found for piece in pieces]
+
   def _sample_latents(
-    self, requests: Sequence[Request], given: Sequence[np.ndarray], sampling: Sampling
+    self, requests: Sequence[Request], given: Sequence[Sequence[Piece]], sampling: Sampling
   ) -> list[np.ndarray]:
-    """The latent (t, h, w, C) of every request, which begins with its given latent frames; all packed together."""
+    """The latent (t, h, w, C) of every request, made from the conditions given; all packed together."""
     if not requests:
       return []
     segments = [self._segment(*each, number) for number, each in enumerate(zip(requests, given, strict=True))]
@@ -209,18 +273,35 @@ class Generator:
     lengths = [len(segment.tokens_NC) for segment in segments]
     rows = pack_rows(lengths, [len(segment.text_M) for segment in segments], row)
     batch = self._batch(rows, segments, row)
-    seeds = np.array([request.seed for request in requests], np.int32)[batch.clip_index_BS]
-    tokens_BLC = self._in_groups(batch, seeds, sampling)
+    tokens_BLC = self._in_groups(batch, self._plan(requests, rows, batch, lengths), sampling)
     found: dict[int, np.ndarray] = {}
     for number, clips in enumerate(rows):
       start = 0
       for clip in clips:
-        tokens_NC = tokens_BLC[number, start : start + lengths[clip]]
+        tokens_NC = tokens_BLC[number, start : start + len(self._positions(requests[clip]))]
         found[clip] = np.asarray(unpatchify(tokens_NC, self._latent_shape(requests[clip]), self.grid.patch))
         start += lengths[clip]
     return [found[number] for number in range(len(requests))]
 
-  def _in_groups(self, batch: PackedBatch, seeds_BS: np.ndarray, sampling: Sampling) -> np.ndarray:
+  def _plan(self, requests: Sequence[Request], rows: Rows, batch: PackedBatch, lengths: Sequence[int]) -> Plan:
+    """How each clip of a batch is sampled; `lengths` are the tokens of its segments."""
+    strength = [1.0 if request.edit is None else request.edit.strength for request in requests]
+    held_BL = np.zeros(batch.segments_BL.shape, bool)
+    for number, clips in enumerate(rows):
+      start = 0
+      for clip in clips:
+        edit = requests[clip].edit
+        if edit is not None and edit.mask_THW is not None:
+          held_N = ~token_mask(edit.mask_THW, self.grid, every=False)
+          held_BL[number, start : start + len(held_N)] = held_N
+        start += lengths[clip]
+    seconds = [request.frames / request.fps if request.loop else 0.0 for request in requests]
+    moment = [self.grid.compression[0] / request.fps for request in requests]
+    spread = lambda values, kind=np.float32: np.array(values, kind)[batch.clip_index_BS]
+    seeds = spread([request.seed for request in requests], np.int32)
+    return Plan(seeds, spread(strength), held_BL, spread(seconds), spread(moment))
+
+  def _in_groups(self, batch: PackedBatch, plan: Plan, sampling: Sampling) -> np.ndarray:
     """Samples some rows at a time on all devices, the last ones filled up with copies of the last.
 
     How many depends on the length of a row and the devices alone, so any number of clips runs one compiled program.
@@ -228,52 +309,50 @@ class Generator:
     guidance_3, parts = np.array([sampling.guidance, *sampling.interval], np.float32), []
     with _on_all_devices():
       size = max(GROUP_TOKENS // batch.segments_BL.shape[1], 1) * sharding.ways("batch")
-      for start in range(0, len(seeds_BS), size):
+      for start in range(0, len(batch.segments_BL), size):
         fill = lambda rows, start=start: pad_edge(rows[start : start + size], (size,))
-        rows = jax.tree.map(fill, (batch, seeds_BS))
+        rows = jax.tree.map(fill, (batch, plan))
         parts.append(np.asarray(self._run(self.params, *rows, guidance_3, sampling.steps, sampling.method)))
-    return np.concatenate(parts)[: len(seeds_BS)]
+    return np.concatenate(parts)[: len(batch.segments_BL)]
 
   def _latent_shape(self, request: Request) -> tuple[int, int, int]:
-    return self.grid.latent_shape(request.frames, request.height, request.width)
+    """Of a loop each latent frame shows as many frames: it has no first one."""
+    frames, rows, columns = self.grid.latent_shape(request.frames + request.loop, request.height, request.width)
+    return frames - request.loop, rows, columns
 
-  def _given_latent(self, request: Request) -> np.ndarray:
-    """The latent frames (t, h, w, C) that the given frames fill whole; t is 0 where none is given."""
-    frames, height, width = self._latent_shape(request)
-    if request.condition_THWC is None:
-      return np.zeros((0, height, width, self.codec.config.channels), np.float32)
-    whole = 1 + (len(request.condition_THWC) - 1) // self.grid.compression[0]
-    return self.codec.encode(request.condition_THWC[None])[0][: min(whole, frames)]
+  def _positions(self, request: Request) -> np.ndarray:
+    """Of the tokens of a clip's grid, (N, 3)."""
+    whole_N3 = self.grid.positions(request.frames + request.loop, request.height, request.width, request.fps)
+    return whole_N3[whole_N3[:, 0] > 0] if request.loop else whole_N3
 
-  def _segment(self, request: Request, condition_thwC: np.ndarray, number: int) -> Segment:
-    """A clip to make as a segment: tokens of its condition, and zeros that the sampler replaces.
-
-    Raises:
-      InputError: the condition ends inside a token.
+  def _check_loop(self, request: Request) -> None:
     """
-    self._check_condition(len(condition_thwC), request)
-    shape = (request.frames, request.height, request.width)
-    latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
-    latent[: len(condition_thwC)] = condition_thwC
-    nt, nh, nw = self.grid.token_shape(*shape)
-    clean = np.arange(nt) < -(-len(condition_thwC) // self.grid.patch[0])
-    return Segment(
-      tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
-      positions_N3=self.grid.positions(*shape, request.fps),
-      condition_N=np.repeat(clean, nh * nw),
+    Raises:
+      InputError: a loop that latent frames don't fill, or tokens of several of them.
+    """
+    time = self.grid.compression[0]
+    if request.loop and self.grid.patch[0] > 1:
+      raise InputError(f"a loop needs a model whose model.patch begins with 1, and it is {self.grid.patch}")
+    if request.loop and request.frames % time:
+      near = max(round(request.frames / time), 1) * time
+      raise InputError(f"a loop has a multiple of {time} frames, not {request.frames}: ask for {near}")
+
+  def _segment(self, request: Request, pieces: Sequence[Piece], number: int) -> Segment:
+    """A clip to make as a segment: the tokens of its grid, zeros or those of the clip to change, and its conditions."""
+    self._check_loop(request)
+    if request.edit is None:
+      latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
+    else:
+      latent = self.codec.encode(request.edit.frames_THWC[None])[0]
+    return make_segment(
+      self.grid,
+      np.asarray(patchify(latent, self.grid.patch)),
+      self._positions(request),
+      pieces,
       text_M=np.array(self.tokenizer.encode(request.prompt, self.config.train.row_text), np.int32),
       size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
       index=number,
     )
-
-  def _check_condition(self, latent_frames: int, request: Request) -> None:
-    patch, time = self.grid.patch[0], self.grid.compression[0]
-    if latent_frames % patch and latent_frames < self._latent_shape(request)[0]:
-      whole = -(-latent_frames // patch) * patch
-      raise InputError(
-        f"the given frames end inside a token, which has {patch} latent frames (model.patch): give the first "
-        f"{1 + (whole - 1) * time} frames of the clip, or use a model whose patch begins with 1"
-      )
 
   def _row(self, segments: Sequence[Segment]) -> RowShape:
     """The row that training used, or for a longer clip the next multiple of 128 tokens."""
@@ -288,14 +367,28 @@ class Generator:
   def _decode(self, requests: Sequence[Request], latents: Sequence[np.ndarray]) -> list[Clip]:
     """The clips of the latents, those of one shape decoded together."""
     found: dict[int, Clip] = {}
-    shapes = [(request.frames, request.height, request.width) for request in requests]
+    shapes = [(*request.shape_THW, request.loop) for request in requests]
     for shape in dict.fromkeys(shapes):
       numbers = [number for number, other in enumerate(shapes) if other == shape]
-      frames_BTHWC = self.codec.decode(np.stack([latents[number] for number in numbers]), shape)
+      frames_BTHWC = self._frames(np.stack([latents[number] for number in numbers]), shape)
       for number, frames_THWC in zip(numbers, frames_BTHWC, strict=True):
         request = requests[number]
         found[number] = Clip(frames_THWC, request.fps, request.prompt, f"sample-{number}-seed-{request.seed}")
     return [found[number] for number in range(len(requests))]
+
+  def _frames(self, latent_BthwC: np.ndarray, shape: tuple[int, int, int, bool]) -> np.ndarray:
+    """Clips (B, T, H, W, 3) of latents of one (frames, height, width, loop).
+
+    Of a loop two turns are decoded, begun by its last latent frame, and the second is kept: the decoder has seen a turn
+    before it, as it has in the turns to come.
+    """
+    *shape_THW, loop = shape
+    frames, height, width = shape_THW
+    if not loop:
+      return self.codec.decode(latent_BthwC, (frames, height, width))
+    turns = np.concatenate([latent_BthwC[:, -1:], latent_BthwC, latent_BthwC], 1)
+    # The first latent frame of a loop shows the frames after its first one, which comes last in a turn.
+    return np.roll(self.codec.decode(turns, (1 + 2 * frames, height, width))[:, -frames:], 1, axis=1)
 
 
 def _on_all_devices() -> contextlib.AbstractContextManager:

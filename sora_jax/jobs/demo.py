@@ -25,6 +25,7 @@ from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import fidelity, simulation
 from sora_jax.inference.codec import Codec
+from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
 from sora_jax.jobs import train as training
 from sora_jax.models.autoencoder import AutoencoderConfig
@@ -153,7 +154,7 @@ def make_sections(
     ),
     demo_page.Section(
       "An image brought to life",
-      "The first frame is given, as clean tokens; the rest is generated.",
+      "The first frame is given; the rest is generated.",
       [
         demo_page.Shown(
           clip.caption,
@@ -189,7 +190,8 @@ def animation_requests(source: WorldSource, count: int = 9) -> tuple[list[int], 
   for i in picks:
     frames, height, width = source.shape(i)
     start_THWC = source[i].frames_THWC[:1]
-    requests.append(Request(source.captions(i)["long"], width, height, frames, source.rate, 70 + i, start_THWC))
+    given = (Condition(start_THWC),)
+    requests.append(Request(source.captions(i)["long"], width, height, frames, source.rate, 70 + i, given))
   return picks, requests
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import Clip
 from sora_jax.data import captions, latents, quarantine
+from sora_jax.data.conditions import PIECES, Span, spans
 from sora_jax.data.files import Dropped
 from sora_jax.data.sources import Source, component_of, shapes_of
 from sora_jax.errors import InputError
@@ -39,6 +40,7 @@ def encode_source(
   workers: int = 0,
   beam: Sequence[str] | None = None,
   run: Run | None = None,
+  pieces: bool = False,
 ) -> latents.LatentStore:
   """The latents of every clip of `source`; made again only when something that they are made from changed.
 
@@ -51,6 +53,7 @@ def encode_source(
     max_bad: the share of clips that may be bad, those that the source dropped before included.
     workers, beam: see `work_units.run`; other processes load the codec from where this one was loaded from.
     run: what this process is one of; by default it is alone.
+    pieces: encode the pieces of each clip apart that are conditions in training.
 
   Raises:
     TooManyBad: more are.
@@ -60,12 +63,12 @@ def encode_source(
   """
   run = run or Run()
   hosts, stopping = run.hosts, run.stopping()
-  key = key_of(codec, source)
+  key = key_of(codec, source, pieces)
   hosts.same("comparing weights and clips", key)
   if not hosts.decide("looking for latents", lambda: latents.begin(folder, key)):
     units = plan_units(source)
     missing = hosts.decide("looking for what is encoded", lambda: latents.missing_units(folder, len(units)))
-    work = functools.partial(encode_unit, codec, source, folder, units, hosts)
+    work = functools.partial(encode_unit, codec, source, folder, units, hosts, pieces)
     mine = missing[hosts.index :: hosts.count]
     work_units.run(work, mine, "encode", workers, beam, stopping.preempted)
     hosts.barrier("encoding latents", LONG)
@@ -100,7 +103,7 @@ def refresh_captions(store: latents.LatentStore, source: Source) -> None:
   captions.write_captions(store.folder, (source.captions(find(clip)) for clip in range(len(store))), made_from)
 
 
-def key_of(codec: Codec, source: Source) -> dict[str, str]:
+def key_of(codec: Codec, source: Source, pieces: bool = False) -> dict[str, str]:
   """Everything that latents are made from, by name."""
   shape_N3, fps_N, _ = shapes_of(source)
   alike_N = kinds(*shape_N3.T, np.unique(fps_N, return_inverse=True)[1])  # whatever the order of the source
@@ -110,6 +113,7 @@ def key_of(codec: Codec, source: Source) -> dict[str, str]:
     "autoencoder": checkpoint.tree_digest(codec.params),
     "clips": source.media_fingerprint,
     "sizes, durations or rates": latents.digest(map(str, seen)),
+    "pieces for conditions": str(PIECES if pieces else 0),
     "format of latents": str(latents.LATENT_FORMAT),
   }
 
@@ -141,12 +145,18 @@ def plan_units(source: Source) -> list[Unit]:
 
 
 def encode_unit(
-  codec: Codec, source: Source, folder: str | os.PathLike, units: Sequence[Unit], hosts: Hosts, number: int
+  codec: Codec,
+  source: Source,
+  folder: str | os.PathLike,
+  units: Sequence[Unit],
+  hosts: Hosts,
+  pieces: bool,
+  number: int,
 ) -> None:
   """Encodes and writes one unit."""
   hosts.at("encoding unit", number, SLOW * hosts.limit)
   bad: list[Dropped] = []
-  latents.write_unit(folder, number, _encode(codec, source, units[number], bad), bad)
+  latents.write_unit(folder, number, _encode(codec, source, units[number], bad, pieces), bad)
   if bad:
     told = "; ".join(f"{each.file} ({each.reason})" for each in bad[:20])
     print(f"skipped {len(bad)} clips that can't be read: {told}", file=sys.stderr)
@@ -170,19 +180,31 @@ def check(store: latents.LatentStore, source: Source, max_bad: float) -> None:
     raise
 
 
-def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped]) -> Iterator[latents.LatentClip]:
+def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped], pieces: bool) -> Iterator[latents.LatentClip]:
   for indices in unit:
     clips = _read(source, indices, bad)
     if not clips:
       continue
     encoded = codec.encode(np.stack([clip.frames_THWC for _, clip in clips]))
-    for (index, clip), latent in zip(clips, encoded, strict=True):
-      if not np.isfinite(latent).all():
+    apart = _encode_pieces(codec, [clip for _, clip in clips]) if pieces else [()] * len(clips)
+    for (index, clip), latent, parts in zip(clips, encoded, apart, strict=True):
+      if not all(np.isfinite(each).all() for each in (latent, *(values for _, values in parts))):
         bad.append(Dropped(*source.where(index), "latents not finite"))
         continue
       frames, height, width = clip.frames_THWC.shape[:3]
       size_4 = (clip.seconds, float(height), float(width), clip.fps)
-      yield latents.LatentClip(latent, size_4, frames, clip.id, component_of(source, index), index)
+      yield latents.LatentClip(latent, size_4, frames, clip.id, component_of(source, index), index, parts)
+
+
+def _encode_pieces(codec: Codec, clips: Sequence[Clip]) -> list[tuple[tuple[Span, np.ndarray], ...]]:
+  """The pieces of clips of one shape that conditions are drawn from, each encoded as a clip of its own."""
+  time = codec.config.compression[0]
+  by_clip = [spans(len(clip.frames_THWC), time, clip.id) for clip in clips]
+  encoded = []
+  for same in zip(*by_clip, strict=True):  # of one length, though they may begin at other frames
+    frames = [clip.frames_THWC[span.frames(time)] for clip, span in zip(clips, same, strict=True)]
+    encoded.append(zip(same, codec.encode(np.stack(frames)), strict=True))
+  return list(zip(*encoded, strict=True)) if encoded else [()] * len(clips)
 
 
 def _read(source: Source, indices: list[int], bad: list[Dropped]) -> list[tuple[int, Clip]]:

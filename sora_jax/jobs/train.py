@@ -25,7 +25,7 @@ from etils import epath
 
 from sora_jax import settings, sharding
 from sora_jax.checkpoints import checkpoint, manifest
-from sora_jax.data import pipeline, quarantine, sources
+from sora_jax.data import conditions, pipeline, quarantine, sources
 from sora_jax.data.captions import Texts
 from sora_jax.data.files import printable
 from sora_jax.data.latents import LatentStore
@@ -108,7 +108,8 @@ def prepare(
   source, mesh, given = open_run(config, here, run.hosts)
   codec = get_codec(config, source, here, mesh, run, given)
   folder = here / "latents"
-  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run)
+  pieces = config.diffusion.condition_share > 0
+  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run, pieces)
   get_tokenizer(config, store, here, run.hosts)
   return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
@@ -121,8 +122,6 @@ def open_run(
   Raises:
     HostsError: the hosts differ in their config, code or data, or don't share the workdir.
   """
-  if config.task == "dit":
-    Sampling.of(config)  # the first preview may be hours away
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)
@@ -317,7 +316,8 @@ def train_dit(
   """Encodes the source once, trains the tokenizer and the transformer."""
   run.clock.spend("data")
   run.hosts.at("preparing the transformer", seconds=math.inf)  # what hosts wait for in it has limits of its own
-  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run)
+  pieces = config.diffusion.condition_share > 0
+  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run, pieces=pieces)
   tokenizer = get_tokenizer(config, store, workdir, run.hosts)
   model = DiTConfig.of(config, tokenizer.vocabulary)
   texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts)
@@ -359,7 +359,7 @@ def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, mod
     RowShape.of(config),
     pipeline.Step(train.rows, train.ranks, work),
     config.seed,
-    pipeline.Shares(config.data.long_captions, config.diffusion.condition_share, config.data.token_drop),
+    pipeline.Shares(config.data.long_captions, conditions.Shares.of(config), config.data.token_drop),
     tuple(config.data.weights),
   )
 

@@ -1,6 +1,7 @@
 """The diffusion transformer: packed noisy patches, noise levels and captions in, clean patches out.
 
     tokens -> patch_in -> [ self attention -> cross attention -> SwiGLU ] x depth -> patch_out -> clean tokens
+    condition tokens, which stand beside those to predict in the clip's segment -> the same, and an embedding of theirs
     noise level of each token + size and mean word vector of its clip -> modulation (adaLN-single), for all blocks
     caption tokens -> text encoder -> keys and values of the cross attention
 
@@ -123,6 +124,7 @@ class DiT(nnx.Module):
     D = config.width
     self.config = config
     self.patch_in = layers.Dense(config.channels, D, rngs, bias=True)
+    self.condition_embedding = nnx.Param(jnp.zeros((1, D), jnp.float32))
     self.place_in = layers.Dense(3 * 2 * PLACE_FEATURES, D, rngs)
     self.time_in = layers.Dense(2 * TIME_FEATURES, D, rngs, bias=True)
     self.size_in = layers.Dense(4 * 2 * SIZE_FEATURES, D, rngs, bias=True)
@@ -136,7 +138,7 @@ class DiT(nnx.Module):
     """One prediction a token.
 
     Args:
-      x_BLC: noisy tokens; condition tokens are clean.
+      x_BLC: noisy tokens.
       t_BL: the noise level of every token, 0 clean to 1 noise.
       batch: segments, positions, sizes and captions; its own tokens are not read.
       caption_kept_BS: bool; where False the clip is seen with an empty caption.
@@ -152,12 +154,12 @@ class DiT(nnx.Module):
     caption_BSD = pooled(self.text_encoder.words(batch.text_BM, dtype), text_segments_BM, batch.weight_BS.shape[1])
     # Eight arrays, not slices of one: the gradient of a slice is as large as the whole.
     *modulation_6BLD, last_scale, last_shift = jnp.split(
-      self.modulation(self.condition(t_BL, caption_BSD, batch)), 8, -1
+      self.modulation(self.modulator(t_BL, caption_BSD, batch)), 8, -1
     )
     angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths)
     rotary = (jnp.cos(angles), jnp.sin(angles))
 
-    x = self.patch_in(x_BLC.astype(dtype)) + self.place(batch).astype(dtype)
+    x = self.patch_in(x_BLC.astype(dtype)) + (self.place(batch) + self.condition_mark(batch)).astype(dtype)
     x = constrain(x, "batch", "tokens", "embed")
     call = lambda block, carry: block(carry, modulation_6BLD, batch.segments_BL, rotary, text_BMD, text_segments_BM)
     x = layers.apply_stack(self.blocks, x, call, self.config.remat)
@@ -175,7 +177,11 @@ class DiT(nnx.Module):
     features = layers.fourier_features(fraction_BL3, PLACE_FEATURES, jnp.pi / 2, 16 * jnp.pi)
     return self.place_in(features.reshape(*fraction_BL3.shape[:2], 3 * 2 * PLACE_FEATURES))
 
-  def condition(self, t_BL: jax.Array, caption_BSD: jax.Array, batch: PackedBatch) -> jax.Array:
+  def condition_mark(self, batch: PackedBatch) -> jax.Array:
+    """What tells condition tokens from the others -> (B, L, D), float32."""
+    return jnp.where(batch.condition_BL[..., None], self.condition_embedding[...][None], 0.0)
+
+  def modulator(self, t_BL: jax.Array, caption_BSD: jax.Array, batch: PackedBatch) -> jax.Array:
     """Noise level of each token, size and mean word vector of its clip -> (B, L, D), float32.
 
     The vectors are those before the text encoder's attention, so that two words that training never saw together are
@@ -211,6 +217,6 @@ def lengthened(row: tuple[jax.Array, jax.Array, PackedBatch], tokens: int) -> tu
   x_BLC, t_BL, batch = row
   more = tokens - x_BLC.shape[1]
   pad = lambda x: jnp.pad(x, [(0, more if axis == 1 else 0) for axis in range(x.ndim)]) if more else x
-  arrays = x_BLC, t_BL, batch.segments_BL, batch.positions_BL3
-  x_BLC, t_BL, segments_BL, positions_BL3 = jax.tree.map(pad, arrays)
-  return x_BLC, t_BL, batch._replace(segments_BL=segments_BL, positions_BL3=positions_BL3)
+  names = ("segments_BL", "positions_BL3", "condition_BL")  # all of a batch that the model reads of tokens
+  x_BLC, t_BL, arrays = jax.tree.map(pad, (x_BLC, t_BL, [getattr(batch, name) for name in names]))
+  return x_BLC, t_BL, batch._replace(**dict(zip(names, arrays, strict=True)))

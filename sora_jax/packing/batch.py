@@ -13,11 +13,12 @@ import numpy as np
 
 
 class Segment(NamedTuple):
-  """One clip, ready to be packed."""
+  """One clip, ready to be packed: the tokens of its grid, which are predicted, and after them its condition tokens."""
 
   tokens_NC: np.ndarray  # float32, clean patches
   positions_N3: np.ndarray  # float32, (seconds, pixels down, pixels right)
-  condition_N: np.ndarray  # bool, tokens that are given (a prompt), not predicted
+  condition_N: np.ndarray  # bool, tokens of conditions
+  level_N: np.ndarray  # float32, the noise level of each condition token; not read of others
   text_M: np.ndarray  # int32 token ids, at least one (the start token)
   size_4: np.ndarray  # float32 (seconds, height, width, fps)
   index: int  # type: ignore[assignment]  # hides the tuple's method; names the clip, the key of its random draws
@@ -32,6 +33,7 @@ class PackedBatch(NamedTuple):
   segments_BL: np.ndarray  # int32, 0 = padding
   positions_BL3: np.ndarray
   condition_BL: np.ndarray  # bool
+  level_BL: np.ndarray  # float32, of condition tokens
   weight_BS: np.ndarray  # float32, 0 where a row has fewer than S segments
   clip_index_BS: np.ndarray  # int32
   turn_BS: np.ndarray  # int32
@@ -73,6 +75,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     segments_BL=np.zeros(row.tokens, np.int32),
     positions_BL3=np.zeros((row.tokens, 3), np.float32),
     condition_BL=np.zeros(row.tokens, bool),
+    level_BL=np.zeros(row.tokens, np.float32),
     weight_BS=np.zeros(row.segments, np.float32),
     clip_index_BS=np.zeros(row.segments, np.int32),
     turn_BS=np.zeros(row.segments, np.int32),
@@ -87,6 +90,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     out.segments_BL[start:end] = number + 1
     out.positions_BL3[start:end] = segment.positions_N3
     out.condition_BL[start:end] = segment.condition_N
+    out.level_BL[start:end] = segment.level_N
     out.weight_BS[number] = segment.weight
     out.clip_index_BS[number] = segment.index
     out.turn_BS[number] = segment.turn

@@ -24,18 +24,20 @@ class Everyone:
   Attributes:
     lengths_K, text_K: tokens and caption tokens that a slot holds.
     component_K: all 0.
+    clip_K: a clip that takes the slot, int32.
   """
 
   def __init__(self, lengths_N: np.ndarray, text_N: np.ndarray, most_text: int):
     """`most_text`: caption tokens that a row holds, beyond which no class goes."""
     self.lengths_K, self.text_K = np.asarray(lengths_N, np.int32), text_bounds(np.asarray(text_N), most_text)
     self.component_K = np.zeros(len(self.lengths_K), np.int8)
+    self.clip_K = np.arange(len(self.lengths_K), dtype=np.int32)
     self.kind_K = kinds(self.lengths_K, self.text_K)
 
   def fill(self, number: int, rng: np.random.Generator) -> np.ndarray:
     """The clip in each slot in pass `number`, (K,)."""
     del number
-    return _swap(np.arange(len(self.kind_K), dtype=np.int32), self.kind_K, rng)
+    return _swap(self.clip_K, self.kind_K, rng)
 
 
 class _Component(NamedTuple):
@@ -108,6 +110,7 @@ class Weighted:
     self.lengths_K = np.concatenate([component.most(lengths_N) for component in self.components])
     self.text_K = np.concatenate([component.most(text_N) for component in self.components])
     self.component_K = np.repeat(np.arange(len(slots_P)), slots_P)
+    self.clip_K = np.concatenate([component.clips[component.ends()[0]] for component in self.components])
     self.kind_K = kinds(self.lengths_K, self.text_K, self.component_K)
 
   def fill(self, number: int, rng: np.random.Generator) -> np.ndarray:

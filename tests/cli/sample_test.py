@@ -1,4 +1,4 @@
-"""`sora sample` and `sora animate`: what is asked for reaches the order, and nothing is dropped in silence."""
+"""`sora sample`, `animate` and the others: what is asked for reaches the order, and nothing is dropped in silence."""
 
 import pathlib
 
@@ -44,6 +44,11 @@ class TestMistakes:
       (("sample", *ORDER, "--image", "a.png"), ("--image",)),
       (("sample", *ORDER, "--workdir", "w"), ("--workdir",)),
       (("animate", "--first_frame"), ("--first_frame",)),
+      (("extend", "--clip", "c.mp4"), ("--checkpoint", "--frames", "--out")),
+      (("extend", "--direction", "sideways"), ("--direction", "backward")),
+      (("edit", "--strength", "1.5"), ("--strength",)),
+      (("edit", "--image", "a.png"), ("--image",)),
+      (("connect", "--frames", "5", "--out", "x.mp4", "--checkpoint", "w"), ("--clip",)),
     ],
     ids=str,
   )
@@ -78,7 +83,8 @@ class TestOrders:
     ((name, order, overwrite),) = asked
     assert (name, overwrite) == ("make", True)
     assert (order.checkpoint, order.prompts, order.size, order.frames) == ("w", ("x", "y"), "16x16", 1)
-    assert (order.fps, order.seed, order.out, order.image, order.step) == (8.0, 0, "x.png", None, 7)
+    assert (order.fps, order.seed, order.out, order.mode, order.step) == (8.0, 0, "x.png", "sample", 7)
+    assert order.given == {}
     assert order.overrides == {"steps": 3, "method": None, "guidance": None, "first_frame": False}
 
   def test_from_changes_what_is_given_and_that_alone(self, sora, asked):
@@ -94,8 +100,38 @@ class TestOrders:
   def test_animate_needs_no_prompt_and_takes_another_picture_for_a_recipe(self, sora, asked):
     assert sora("animate", "--checkpoint", "w", "--image", "i.png", "--frames", "3", "--out", "x.mp4").returncode == 0
     assert sora("animate", "--from", "a.mp4.json", "--image", "j.png").returncode == 0
-    assert (asked[0][1].prompts, asked[0][1].image) == (("",), "i.png")
-    assert asked[1][2:] == ({"image": "j.png"}, {}, False)
+    assert (asked[0][1].mode, asked[0][1].prompts, asked[0][1].given) == ("animate", ("",), {"image": "i.png"})
+    assert asked[1][2:] == ({"mode": "animate", "given": {"image": "j.png"}}, {}, False)
+
+  @pytest.mark.parametrize(
+    ("mode", "words", "given"),
+    [
+      (
+        "sample",
+        (*ORDER, "--condition", "a.png@0", "--condition", "b@c.mp4@1.5:0.7"),
+        {"condition": ["a.png@0", "b@c.mp4@1.5:0.7"]},
+      ),
+      ("animate", ("--image", "i.png", "--at", "1.5", "--frames", "9"), {"image": "i.png", "at": 1.5}),
+      (
+        "extend",
+        ("--clip", "c.mp4", "--direction", "backward", "--frames", "9"),
+        {"clip": "c.mp4", "direction": "backward"},
+      ),
+      ("loop", ("--clip", "c.mp4", "--frames", "8"), {"clip": "c.mp4"}),
+      ("loop", ("--prompt", "x", "--size", "16x16", "--frames", "8"), {}),
+      (
+        "edit",
+        ("--clip", "c.mp4", "--strength", "0", "--mask", "0,0,8,8"),
+        {"clip": "c.mp4", "strength": 0.0, "mask": "0,0,8,8"},
+      ),
+      ("connect", ("--clip", "a.mp4", "--clip", "b.mp4", "--frames", "9"), {"clip": ["a.mp4", "b.mp4"]}),
+    ],
+    ids=str,
+  )
+  def test_every_mode_takes_what_it_is_made_from(self, sora, asked, mode, words, given):
+    assert sora(mode, "--checkpoint", "w", "--out", "x.mp4", *words).returncode == 0
+    ((name, order, _),) = asked
+    assert (name, order.mode, order.given) == ("make", mode, given)
 
 
 def test_animate_takes_the_image_s_size(sora, trained, tmp_path):

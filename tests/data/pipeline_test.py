@@ -1,4 +1,4 @@
-"""Pipelines: crops, conditioning masks, packed rows, and a position that is the same number on any number of hosts."""
+"""Pipelines: crops, conditions, packed rows, and a position that is the same number on any number of hosts."""
 
 import collections
 import copy
@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from sora_jax.clips import Clip
-from sora_jax.data import latents
+from sora_jax.data import conditions, latents
 from sora_jax.data.captions import Texts, write_captions
 from sora_jax.data.pipeline import (
   Crops,
   PackedRows,
   Shares,
   Step,
-  condition_mask,
   crop,
   crop_batches,
   packed_batches,
@@ -30,7 +29,7 @@ from sora_jax.diffusion import noise
 from sora_jax.diffusion.objective import NoiseLevels, draw_times
 from sora_jax.packing.balance import ClipFlops
 from sora_jax.packing.batch import RowShape, stack
-from sora_jax.patches import Grid
+from sora_jax.patches import Grid, patchify
 from sora_jax.video.io import UnreadableFile
 
 GRID = Grid((2, 4, 4), (1, 2, 2))
@@ -57,7 +56,11 @@ def store(tmp_path_factory) -> latents.LatentStore:
     for i in range(CLIPS):
       shape = SHAPES[i % len(SHAPES)]
       latent = rng.normal(size=(*GRID.latent_shape(*shape), 4)).astype(np.float32)
-      yield latents.LatentClip(latent, (shape[0] / 8, shape[1], shape[2], 8.0), shape[0], str(i))
+      pieces = tuple(
+        (span, rng.normal(size=(span.latent_frames, *latent.shape[1:])).astype(np.float32))
+        for span in conditions.spans(shape[0], GRID.compression[0], str(i))
+      )
+      yield latents.LatentClip(latent, (shape[0] / 8, shape[1], shape[2], 8.0), shape[0], str(i), pieces=pieces)
 
   folder = tmp_path_factory.mktemp("latents")
   latents.begin(folder, {})
@@ -70,8 +73,11 @@ def store(tmp_path_factory) -> latents.LatentStore:
 def make_rows(store, tokenizer):
   texts = Texts.of(store.all_captions(), tokenizer, ROW.text)
 
-  def make(seed=0, long_captions=0.5, condition_share=0.5, dropped=0.0, row=ROW, step=STEP) -> PackedRows:
-    return PackedRows(store, texts, GRID, row, step, seed, Shares(long_captions, condition_share, dropped))
+  def make(
+    seed=0, long_captions=0.5, condition_share=0.5, dropped=0.0, row=ROW, step=STEP, kinds=(0.2,) * 5
+  ) -> PackedRows:
+    shown = conditions.Shares(condition_share, kinds, 0.5, 0.3)
+    return PackedRows(store, texts, GRID, row, step, seed, Shares(long_captions, shown, dropped))
 
   return make
 
@@ -110,28 +116,6 @@ class TestCrop:
     assert cuts[0].dtype == np.float32 and (cuts[0] != cuts[2]).any()
 
 
-class TestConditionMask:
-  @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 9])
-  def test_something_is_always_left_to_predict(self, frames):
-    for seed in range(200):
-      assert not condition_mask(frames, 1.0, np.random.default_rng(seed)).all()
-
-  def test_no_share_gives_nothing(self):
-    assert not any(condition_mask(9, 0.0, np.random.default_rng(seed)).any() for seed in range(100))
-
-  def test_the_share_is_kept(self):
-    given = [condition_mask(9, 0.3, np.random.default_rng(seed)).any() for seed in range(2000)]
-    assert np.mean(given) == pytest.approx(0.3, abs=0.04)
-
-  @pytest.mark.parametrize(("frames", "counts"), [(2, {1}), (3, {1}), (6, {1, 2, 3}), (7, {1, 2, 3})])
-  def test_only_first_frames_are_conditions(self, frames, counts):
-    """Later ones have latents that depend on the frames before them, which a condition at sampling has not."""
-    masks = [condition_mask(frames, 1.0, np.random.default_rng(seed)) for seed in range(300)]
-    for mask in masks:
-      np.testing.assert_array_equal(mask, np.arange(frames) < mask.sum())
-    assert {int(mask.sum()) for mask in masks} == counts
-
-
 class TestPackedRows:
   def test_an_epoch_has_each_clip_once(self, make_rows):
     rows = make_rows()
@@ -163,7 +147,7 @@ class TestPackedRows:
     row = rows(2)
     for number, clip in enumerate(clips_of(row)):
       frames, height, width = SHAPES[clip % len(SHAPES)]
-      mine = row.segments_BL == number + 1
+      mine = (row.segments_BL == number + 1) & ~row.condition_BL
       np.testing.assert_array_equal(row.positions_BL3[mine], GRID.positions(frames, height, width, 8.0))
       assert row.tokens_BLC[mine].shape == (GRID.tokens(frames, height, width), 16)
       np.testing.assert_allclose(row.tokens_BLC[mine].sum(), store[clip].latent_thwC.sum(), atol=1e-3)
@@ -173,19 +157,49 @@ class TestPackedRows:
   def test_the_share_of_long_captions(self, make_rows, tokenizer, share):
     rows = make_rows(long_captions=share)
     long = tokenizer.encode("a long one that says more", ROW.text)
-    drawn = [len(rows.segment(clip, epoch).text_M) == len(long) for clip in range(CLIPS) for epoch in range(20)]
+    drawn = [len(rows.segment(clip, epoch, 0).text_M) == len(long) for clip in range(CLIPS) for epoch in range(20)]
     assert np.mean(drawn) == pytest.approx(share, abs=0.06)
 
-  def test_given_tokens_are_whole_frames_and_never_a_whole_clip(self, make_rows):
+  def test_images_have_no_conditions_and_every_video_has_where_all_should(self, make_rows):
     rows = make_rows(condition_share=1.0)
-    given = collections.Counter()
-    for clip in range(CLIPS):
-      segment = rows.segment(clip, 0)
-      frames, height, width = SHAPES[clip % len(SHAPES)]
-      clean = segment.condition_N.reshape(GRID.token_shape(frames, height, width)[0], -1)
-      assert (clean.all(1) == clean.any(1)).all() and not clean.all()
-      given[frames] += int(clean.any())
-    assert given[1] == 0 and given[5] == CLIPS // 2
+    for number in range(len(rows)):
+      row = rows(number)
+      for segment, clip in enumerate(clips_of(row), 1):
+        given = row.condition_BL[row.segments_BL == segment]
+        assert given.any() == (SHAPES[clip % len(SHAPES)][0] > 1) and not given.all()
+
+  def test_without_a_share_no_clip_has_any(self, make_rows):
+    rows = make_rows(condition_share=0.0)
+    assert not any(rows(number).condition_BL.any() for number in range(3 * len(rows)))
+
+  @pytest.mark.parametrize(
+    ("kind", "latent_frames", "seconds"),
+    [("first", [1], {0.0}), ("ending", [1], {4 / 8}), ("ends", [1, 1], {0.0, 4 / 8}), ("anywhere", None, None)],
+  )
+  def test_conditions_are_pieces_of_the_clip_at_their_times(self, make_rows, store, kind, latent_frames, seconds):
+    shares = tuple(float(each == kind) for each in conditions.KINDS)
+    rows, clip = make_rows(condition_share=1.0, kinds=shares), 2
+    tokens = GRID.tokens(*SHAPES[2])
+    for turn in range(20):
+      segment = rows.segment(clip, turn, 99)
+      given, positions = segment.tokens_NC[tokens:], segment.positions_N3[tokens:]
+      if latent_frames is None:
+        assert np.unique(positions[:, 0]).min() >= 0 and positions[:, 0].max() <= 4 / 8
+        continue
+      assert len(given) == sum(latent_frames) * 4 and set(np.unique(positions[:, 0]).tolist()) == seconds
+      own = {0.0: store[clip].latent_thwC[:1], 4 / 8: store.piece(clip, 0)}
+      for second in seconds:
+        np.testing.assert_array_equal(given[positions[:, 0] == second], patchify(own[second], GRID.patch))
+
+  def test_conditions_differ_from_turn_to_turn_and_keep_to_their_room(self, make_rows):
+    rows = make_rows(condition_share=1.0)
+    tokens, seen = GRID.tokens(*SHAPES[2]), set()
+    for turn in range(60):
+      segment = rows.segment(2, turn, 4)
+      assert len(segment.tokens_NC) == tokens + 4  # one frame of tokens
+      seen.add((float(segment.positions_N3[-1, 0]), bool(segment.level_N.any())))
+      assert segment.level_N[:tokens].max() == 0 and segment.level_N.max() <= 0.3
+    assert len(seen) >= 5  # the first, the last and another frame, with and without noise
 
   def test_ranks_of_a_step_have_equal_work_in_every_epoch(self, make_rows):
     """Of 18-token clips alone in a row and of rows full of 4-token ones: by chance ranks would differ."""
@@ -204,11 +218,11 @@ class TestPackedRows:
 
   def test_tokens_left_out_are_others_in_each_epoch_and_the_rest_is_as_it_was(self, make_rows):
     whole, some = make_rows(), make_rows(dropped=0.25)
-    assert len(some) < len(whole)
+    assert sum(some.slots.lengths_K) < sum(whole.slots.lengths_K)
     chosen = []
     for epoch in range(2):
       for clip in range(8):
-        all_of_it, kept = whole.segment(clip, epoch), some.segment(clip, epoch)
+        all_of_it, kept = whole.segment(clip, epoch, 0), some.segment(clip, epoch, 0)
         places = [int(np.argmax((all_of_it.tokens_NC == token).all(1))) for token in kept.tokens_NC]
         count = len(all_of_it.tokens_NC)
         assert len(places) == count - count // 4 and places == sorted(set(places))
@@ -223,7 +237,7 @@ class TestPackedRows:
     tokens, uses = np.zeros(2), collections.defaultdict(set)
     for row in map(rows, range(1000)):
       for segment, clip in enumerate(clips_of(row), 1):
-        tokens[int(clip >= 36)] += (row.segments_BL == segment).sum()
+        tokens[int(clip >= 36)] += ((row.segments_BL == segment) & ~row.condition_BL).sum()
         uses[clip].add(row.text_BM[row.text_segments_BM == segment].tobytes())
     assert tokens / tokens.sum() == pytest.approx([0.3, 0.7], abs=0.01)
     assert set(uses) == set(range(CLIPS)) and all(len(uses[clip]) == 2 for clip in range(36, CLIPS))
@@ -233,7 +247,7 @@ class TestPackedRows:
     mixed = copy.copy(store)
     mixed.component_N = (np.arange(CLIPS) >= 36).astype(np.int32)
     texts = Texts.of(store.all_captions(), tokenizer, ROW.text)
-    return PackedRows(mixed, texts, GRID, ROW, STEP, 0, Shares(0.5, 0.5), weights=(0.3, 0.7))
+    return PackedRows(mixed, texts, GRID, ROW, STEP, 0, Shares(0.5, conditions.Shares(0.5)), weights=(0.3, 0.7))
 
   def test_a_clip_that_a_step_repeats_has_another_level_noise_and_drop_each_time(self, store, tokenizer):
     rows, repeated = self.mixed(store, tokenizer), 0
@@ -260,7 +274,7 @@ class TestPackedRows:
     store = latents.finish(tmp_path, 1)
     texts = Texts.of(store.all_captions(), tokenizer, 64)
     assert len(set(texts.longest_N.tolist())) > 40
-    rows = PackedRows(store, texts, GRID, RowShape(48, 512, 12), STEP, 0, Shares(0.5, 0.0))
+    rows = PackedRows(store, texts, GRID, RowShape(48, 512, 12), STEP, 0, Shares(0.5, conditions.Shares(0.0)))
     epochs = [[clips_of(rows(epoch * len(rows) + i)) for i in range(len(rows))] for epoch in range(2)]
     assert all(sorted(clip for row in epoch for clip in row) == list(range(60)) for epoch in epochs)
     together = [{frozenset(row) for row in epoch} for epoch in epochs]
@@ -278,7 +292,8 @@ class TestPackedRows:
     latents.begin(tmp_path, {})
     write_captions(tmp_path, [], "")
     with pytest.raises(ValueError, match="no clips"):
-      PackedRows(latents.finish(tmp_path, 0), Texts.of([], tokenizer, 8), GRID, ROW, STEP, 0, Shares(0.5, 0.5))
+      shares = Shares(0.5, conditions.Shares(0.5))
+      PackedRows(latents.finish(tmp_path, 0), Texts.of([], tokenizer, 8), GRID, ROW, STEP, 0, shares)
 
   def test_a_clip_that_no_row_holds_is_named_with_both_numbers(self, make_rows):
     with pytest.raises(ValueError, match="18 tokens.*17"):

@@ -14,12 +14,13 @@ ROW = RowShape(tokens=16, text=4, segments=4)
 LEVELS = objective.NoiseLevels(mean=0.8, std=0.8, base_tokens=4, uniform_share=0.2)
 
 
-def make_clip(index: int, tokens: int, given: int = 0, weight: float = 1.0) -> Segment:
+def make_clip(index: int, tokens: int, given: int = 0, weight: float = 1.0, level: float = 0.0) -> Segment:
   rng = np.random.default_rng(index)
   return Segment(
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=np.zeros((tokens, 3), np.float32),
     condition_N=np.arange(tokens) < given,
+    level_N=level * np.ones(tokens, np.float32),
     text_M=np.array([1], np.int32),
     size_4=np.ones(4, np.float32),
     index=index,
@@ -144,7 +145,7 @@ def test_the_loss_of_a_clip_is_the_same_alone_and_packed():
     assert elsewhere[clip.index] == pytest.approx(alone[clip.index], rel=1e-6)
 
 
-def test_corruption_mixes_noise_by_level_and_leaves_given_tokens_alone():
+def test_corruption_mixes_noise_by_level_and_leaves_clean_conditions_alone():
   batch = make_batch([make_clip(0, 6, given=2), make_clip(1, 5)])
   t_BS = np.array([[0.25, 0.75, 0.0, 0.0]], np.float32)
   x_t, t = corrupt(batch, t_BS, 0)
@@ -203,6 +204,20 @@ class TestUniformShare:
     np.testing.assert_allclose(large, 2 * small / (1 + small), atol=1e-6)
 
 
-def test_tokens_of_segments_are_counted():
+def test_tokens_of_the_grid_are_counted():
   batch = make_batch([make_clip(1, 4, given=2), make_clip(2, 7)], [])
-  np.testing.assert_array_equal(objective.segment_tokens(batch), [[4, 7, 0, 0], [0, 0, 0, 0]])
+  np.testing.assert_array_equal(objective.grid_tokens(batch), [[2, 7, 0, 0], [0, 0, 0, 0]])
+
+
+def test_conditions_have_the_noise_of_their_own_level():
+  batch = make_batch([make_clip(0, 6, given=2, level=0.25)])
+  x_t, t = corrupt(batch, np.full((1, ROW.segments), 0.75, np.float32), 0)
+  np.testing.assert_allclose(t[0, :6], [0.25, 0.25, 0.75, 0.75, 0.75, 0.75])
+  noise, _ = corrupt(batch._replace(level_BL=np.ones_like(batch.level_BL)), np.ones((1, ROW.segments), np.float32), 0)
+  expected = 0.75 * batch.tokens_BLC[0, :2] + 0.25 * np.asarray(noise)[0, :2]
+  np.testing.assert_allclose(x_t[0, :2], expected, atol=1e-6)
+
+
+def test_conditions_do_not_make_a_clip_larger_for_its_noise():
+  alone, beside = make_clip(7, 6), make_clip(7, 14, given=8)
+  assert times(make_batch([alone]), 0)[0, 0] == times(make_batch([beside]), 0)[0, 0]

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sora_jax.diffusion import schedules
+from sora_jax.diffusion.denoiser import holding
 from sora_jax.diffusion.samplers import METHODS, sample
 
 MEAN, DEVIATION = 1.5, 0.4
@@ -25,9 +27,11 @@ def gaussian(x_t, t):
 
 @functools.partial(jax.jit, static_argnames=("denoise", "steps", "method"))
 def run(denoise, noise, given=None, clean=None, shift=1.0, *, steps, method):
-  given = jnp.zeros_like(noise) if given is None else given
-  clean = jnp.zeros(noise.shape[:2], bool) if clean is None else clean
-  return sample(denoise, noise, given, clean, jnp.broadcast_to(shift, noise.shape[:2]), steps, method)
+  start = jnp.ones(noise.shape[:2])
+  if clean is not None:
+    noise, start = jnp.where(clean[..., None], given, noise), jnp.where(clean, 0.0, start)
+  levels = schedules.levels(steps, start, jnp.broadcast_to(shift, start.shape))
+  return sample(denoise, noise, levels, method)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,54 @@ def test_given_tokens_stay_bit_for_bit_and_are_seen_clean(noise, method):
   for row in range(2):
     wanted = np.broadcast_to(given[row, clean[row]].mean(0, keepdims=True), samples[row, ~clean[row]].shape)
     np.testing.assert_allclose(samples[row, ~clean[row]], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("start", [0.3, 0.8])
+def test_a_path_may_start_at_any_level(noise, method, start):
+  """SDEdit: x_t = (1 - t) x + t z of the Gaussian's own draws ends where the exact path through it does."""
+  levels = schedules.levels(400, jnp.full(SHAPE[:2], start), jnp.ones(SHAPE[:2]))
+  ends = MEAN + DEVIATION * noise
+  spread = np.sqrt((1 - start) ** 2 * DEVIATION**2 + start**2)
+  there = (1 - start) * MEAN + spread * noise  # a point of the path that ends there: quantiles keep their place
+  found = sample(gaussian, jnp.asarray(there, jnp.float32), levels, method)
+  np.testing.assert_allclose(found, ends, atol=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_path_that_starts_clean_stays_where_it_is_bit_for_bit(noise, method):
+  levels = schedules.levels(5, jnp.zeros(SHAPE[:2]), jnp.full(SHAPE[:2], 3.0))
+  np.testing.assert_array_equal(sample(gaussian, jnp.asarray(noise), levels, method), noise)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tokens_of_one_level_throughout_stay_though_they_are_noisy(noise, method):
+  levels = schedules.levels(5, jnp.ones(SHAPE[:2]), jnp.ones(SHAPE[:2])).at[:, :, :7].set(0.4)
+  found = np.asarray(sample(gaussian, jnp.asarray(noise), levels, method))
+  np.testing.assert_array_equal(found[:, :7], noise[:, :7])
+  assert np.abs(found[:, 7:] - noise[:, 7:]).min() > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_known_tokens_end_at_their_values_and_are_seen_at_their_level_on_the_way(noise, method):
+  known = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+  held = np.zeros(SHAPE[:2], bool)
+  held[0, 3:9] = held[1, 20] = True
+  seen = []
+
+  def watched(x_t, t):
+    jax.debug.callback(lambda x, t: seen.append((np.asarray(x), np.asarray(t))), x_t, t)
+    return gaussian(x_t, t)
+
+  levels = schedules.levels(6, jnp.ones(SHAPE[:2]), jnp.full(SHAPE[:2], 2.0))
+  found = np.asarray(sample(holding(watched, known, held), jnp.asarray(noise), levels, method))
+  jax.effects_barrier()
+  np.testing.assert_allclose(found[held], known[held], atol=1e-5)
+  np.testing.assert_allclose(found[~held], np.asarray(sample(gaussian, noise, levels, method))[~held], atol=1e-5)
+  assert len(seen) >= 6
+  for x_t, t in seen:
+    path = (1 - t[..., None]) * known + t[..., None] * noise
+    np.testing.assert_allclose(x_t[held], path[held], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

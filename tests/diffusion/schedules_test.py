@@ -38,7 +38,16 @@ def test_logit_normal_has_its_mean_and_deviation_in_the_logit():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
-def test_the_grid_falls_evenly_from_noise_to_data(steps):
-  grid = np.asarray(schedules.time_grid(steps))
-  assert (grid[0], grid[-1], len(grid)) == (1.0, 0.0, steps + 1)
-  np.testing.assert_allclose(np.diff(grid), -1 / steps, atol=1e-6)
+def test_levels_fall_evenly_from_where_a_token_starts_to_data(steps):
+  start, factor = np.array([1.0, 0.6, 0.0], np.float32), np.ones(3, np.float32)
+  levels = np.asarray(schedules.levels(steps, start, factor))
+  assert levels.shape == (steps + 1, 3)
+  np.testing.assert_allclose(levels[0], start)
+  np.testing.assert_array_equal(levels[-1], 0.0)
+  np.testing.assert_allclose(np.diff(levels, axis=0), np.broadcast_to(-start / steps, (steps, 3)), atol=1e-6)
+
+
+def test_levels_are_moved_by_the_shift_of_each_clip():
+  start, factor = np.ones(2, np.float32), np.array([1.0, 3.0], np.float32)
+  levels = np.asarray(schedules.levels(4, start, factor))
+  np.testing.assert_allclose(levels[:, 1], schedules.shift(levels[:, 0], 3.0), rtol=1e-6)

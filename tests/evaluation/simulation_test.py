@@ -98,7 +98,7 @@ def test_a_request_is_the_clip_s_caption_size_and_rate(source, style):
   for index, request in enumerate(requests):
     assert (request.frames, request.height, request.width) == source.shape(index)
     assert (request.prompt, request.seed, request.fps) == (source.captions(index)[style], SEED + index, 8.0)
-    assert request.condition_THWC is None
+    assert request.conditions == () and request.edit is None
 
 
 def test_through_keeps_order_and_shapes_and_codes_a_size_at_once():

@@ -10,8 +10,10 @@ from PIL import Image
 
 from sora_jax.curation.check import check
 from sora_jax.data.sources import open_source
+from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Request, Sampling
-from sora_jax.jobs import sample, train
+from sora_jax.jobs import train
+from sora_jax.jobs.modes import Media
 from tests.faults.folders import section, sora
 
 KEPT = ""  # in the place of the reason why a line is dropped
@@ -175,7 +177,7 @@ class TestB07:
     soft.save(tmp_path / "soft.png")
     shown.save(tmp_path / "photo.mp4", "JPEG", quality=98)
     for path in sorted(tmp_path.iterdir()):
-      (frame,) = sample.load_image(str(path), None)
+      (frame,) = Media.open("image", str(path)).read("image", 1.0, 1)
       found = (frame + 1) * 127.5
       assert found.shape == pixels.shape, path.name
       part = np.s_[2:10, 2:6], np.s_[14:22, 2:6]
@@ -188,12 +190,12 @@ class TestB07:
     for name in ("words.png", "pipe.png", "gone.png", "http://127.0.0.1:9/a.png"):
       path = str(tmp_path / name)
       with pytest.raises(ValueError, match=re.escape(f"--image {path} can't be read: ")):
-        sample.load_image(path, None)
+        Media.open("image", path)
 
   def test_frames_of_another_size_than_the_clip_are_refused_with_both(self):
     given = np.zeros((1, 8, 12, 3), np.float32)
-    with pytest.raises(ValueError, match=r"\(8, 12\), the clip \(16, 16\)"):
-      Request("x", 16, 16, 5, 8.0, 0, given)
+    with pytest.raises(ValueError, match="a condition is 12x8 and the clip 16x16"):
+      Request("x", 16, 16, 5, 8.0, 0, (Condition(given),))
 
   @pytest.mark.slow
   def test_an_empty_prompt_and_one_of_ten_thousand_words_give_clips(self, generator):

@@ -1,4 +1,4 @@
-"""Sampling: a clip depends on its own request alone, sizes are exact, given frames stay, bad requests are named."""
+"""Sampling: a clip is of its own request alone, sizes are exact, edits keep what they should, errors name things."""
 
 import copy
 import dataclasses
@@ -12,14 +12,16 @@ from sora_jax.checkpoints import checkpoint
 from sora_jax.checkpoints.checkpoint import CheckpointError
 from sora_jax.clips import Clip
 from sora_jax.errors import InputError
+from sora_jax.inference.conditions import Condition, Edit
 from sora_jax.inference.generator import GROUP_TOKENS, Generator, Request, Sampling, sheet
-from sora_jax.jobs.train import train
 from sora_jax.models.dit import DiTConfig
+from sora_jax.patches import patchify
 from tests.devices import on_devices
 
 VIDEO = Request("a red circle moves leftwards", 16, 16, 5, 8.0, 11)
 WIDE = Request("a blue square", 24, 16, 5, 8.0, 12)
 IMAGE = Request("a green cross", 16, 16, 1, 8.0, 13)
+STILL = np.zeros((1, 16, 16, 3), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +80,35 @@ class TestSample:
     requests = [dataclasses.replace(IMAGE, prompt=prompt) for prompt in ("", "word " * 500)]
     assert [clip.frames_THWC.shape for clip in generator.sample(requests, sampling)] == [(1, 16, 16, 3)] * 2
 
-  def test_a_given_first_frame_stays_whatever_the_seed(self, generator, sampling):
-    given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
-    kept = generator.codec.decode(generator.codec.encode(given[None]), (1, 16, 16))[0, 0]
-    clips = [one(generator, dataclasses.replace(VIDEO, seed=seed, condition_THWC=given), sampling) for seed in (1, 2)]
-    for clip in clips:
-      np.testing.assert_allclose(clip[0], kept, atol=1e-4)
-    assert np.abs(clips[0][1:] - clips[1][1:]).max() > 1e-3
-    free = one(generator, dataclasses.replace(VIDEO, seed=1), sampling)
-    assert np.abs(free[0] - kept).max() > 0.05
+  def test_conditions_change_what_is_made_and_a_clip_with_them_is_the_same_alone_and_packed(self, generator, sampling):
+    given = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    first, last = Condition(given[:1]), Condition(given, seconds=2 / 8)
+    choices = [(), (first,), (last,), (first, last), (dataclasses.replace(first, strength=0.5),)]
+    requests = [dataclasses.replace(VIDEO, conditions=each) for each in choices]
+    together = [clip.frames_THWC for clip in generator.sample(requests, sampling)]
+    for number, request in enumerate(requests):
+      np.testing.assert_allclose(together[number], one(generator, request, sampling), atol=1e-4)
+      for other in together[:number]:
+        assert np.abs(together[number] - other).max() > 1e-4
 
-  def test_a_first_frame_is_made_as_an_image_and_then_animated(self, generator, sampling):
-    sampling = dataclasses.replace(sampling, first_frame=True)
-    image, clip, other, wide = generator.sample(
-      [dataclasses.replace(VIDEO, frames=1), VIDEO, dataclasses.replace(VIDEO, prompt="a blue cross"), WIDE], sampling
-    )
-    np.testing.assert_allclose(clip.frames_THWC[:1], image.frames_THWC, atol=1e-4)
-    assert np.abs(clip.frames_THWC[1:] - image.frames_THWC).max() > 1e-3
-    assert np.abs(other.frames_THWC[:1] - image.frames_THWC).max() > 1e-4
-    assert wide.frames_THWC.shape == (5, 16, 24, 3)
+  def test_a_first_frame_is_made_as_an_image_and_then_animated(self, generator, sampling, monkeypatch):
+    sampling, made = dataclasses.replace(sampling, first_frame=True), []
+    whole = generator._sample_latents
+    monkeypatch.setattr(generator, "_sample_latents", lambda *given: made.append(given) or whole(*given))
+    image, clip = generator.sample([dataclasses.replace(VIDEO, frames=1), VIDEO], sampling)
+    (images, nothing, _), (_, given, _) = made
+    assert [request.frames for request in images] == [1] and nothing == [[]] and given[0] == []
+    (piece,) = given[1]
+    frame = generator.codec.decode(piece.latent_thwC[None], (1, 16, 16))[0]
+    np.testing.assert_allclose(frame, image.frames_THWC, atol=1e-4)
+    assert (piece.seconds, piece.level) == (0.0, 0.0) and clip.frames_THWC.shape == (5, 16, 16, 3)
 
-  def test_a_given_first_frame_is_not_made_again(self, generator, sampling):
+  def test_a_clip_with_conditions_is_made_from_these_alone(self, generator, sampling):
     given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
-    request = dataclasses.replace(VIDEO, condition_THWC=given)
-    clips = [one(generator, request, dataclasses.replace(sampling, first_frame=on)) for on in (False, True)]
-    np.testing.assert_array_equal(*clips)
+    for change in ({"conditions": (Condition(given, 1 / 8),)}, {"edit": Edit(given.repeat(5, 0), 0.5)}):
+      request = dataclasses.replace(VIDEO, **change)
+      clips = [one(generator, request, dataclasses.replace(sampling, first_frame=on)) for on in (False, True)]
+      np.testing.assert_array_equal(*clips)
 
   @pytest.mark.parametrize(
     ("change", "message"), [({"method": "magic"}, "'magic'.*euler"), ({"steps": 0}, "0 sampling steps")]
@@ -190,35 +196,44 @@ def test_a_batch_fills_all_devices_and_its_clips_are_those_of_one(trained):
   np.testing.assert_allclose(found[1], found[4], atol=1e-4)
 
 
-class TestTemporalPatch:
-  """A token of two latent frames: a condition fills it whole, or is refused; nothing of it is dropped in silence."""
+class TestEdit:
+  """SDEdit, on weights that are hardly trained: what it must give whatever the network says."""
 
   @pytest.fixture(scope="class")
-  def of_two(self, generator) -> Generator:
-    config = generator.config.copy_and_resolve_references()
-    config.model.patch = (2, 1, 1)
-    model = DiTConfig.of(config, generator.tokenizer.vocabulary)
-    return Generator(generator.codec, model, None, generator.tokenizer, config)
+  def clip(self) -> np.ndarray:
+    return np.random.default_rng(3).uniform(-1, 1, (5, 16, 16, 3)).astype(np.float32)
 
-  def segment(self, generator, frames):
-    request = dataclasses.replace(VIDEO, condition_THWC=np.zeros((frames, 16, 16, 3), np.float32))
-    return generator._segment(request, generator._given_latent(request), 0)
+  def edited(self, generator, sampling, clip, strength, mask=None) -> np.ndarray:
+    return one(generator, dataclasses.replace(VIDEO, edit=Edit(clip, strength, mask)), sampling)
 
-  def test_a_first_frame_that_no_token_holds_is_refused(self, of_two):
-    with pytest.raises(InputError, match=r"2 latent frames \(model.patch\): give the first 3 frames"):
-      self.segment(of_two, 1)
+  def test_at_0_it_returns_the_clip_as_the_autoencoder_has_it(self, generator, sampling, clip):
+    wanted = generator.codec.decode(generator.codec.encode(clip[None]), (5, 16, 16))[0]
+    np.testing.assert_allclose(self.edited(generator, sampling, clip, 0.0), wanted, atol=1e-5)
 
-  @pytest.mark.parametrize(("frames", "given"), [(3, [True, False]), (5, [True, True])])
-  def test_frames_that_fill_tokens_are_given(self, of_two, frames, given):
-    np.testing.assert_array_equal(self.segment(of_two, frames).condition_N.reshape(2, -1).all(-1), given)
+  def test_at_1_it_is_a_new_clip(self, generator, sampling, clip):
+    sampling = dataclasses.replace(sampling, first_frame=False)
+    wanted = one(generator, VIDEO, sampling)
+    np.testing.assert_allclose(self.edited(generator, sampling, clip, 1.0), wanted, atol=1e-4)
 
-  def test_a_config_whose_first_frames_fill_no_token_is_refused_before_training(self, tiny_config, tmp_path):
-    tiny_config.model.patch, tiny_config.sample.first_frame = (2, 1, 1), True
-    with pytest.raises(
-      InputError, match=r"sample.first_frame=True needs model.patch to begin with 1: it is \(2, 1, 1\)"
-    ):
-      train(tiny_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+  def test_everything_masked_is_the_clip_and_nothing_masked_a_new_one(self, generator, sampling, clip):
+    nothing, everything = (np.full((5, 16, 16), on) for on in (False, True))
+    kept = self.edited(generator, sampling, clip, 0.0)
+    np.testing.assert_allclose(self.edited(generator, sampling, clip, 1.0, nothing), kept, atol=1e-4)
+    new = self.edited(generator, sampling, clip, 1.0)
+    np.testing.assert_array_equal(self.edited(generator, sampling, clip, 1.0, everything), new)
+
+
+def test_a_token_of_two_latent_frames_takes_a_first_frame_as_an_image_does(generator):
+  config = generator.config.copy_and_resolve_references()
+  config.model.patch = (2, 1, 1)
+  model = DiTConfig.of(config, generator.tokenizer.vocabulary)
+  of_two = Generator(generator.codec, model, None, generator.tokenizer, config)
+  request = dataclasses.replace(VIDEO, conditions=(Condition(STILL),))
+  segment = of_two._segment(request, of_two._pieces(request), 0)
+  own = of_two.grid.tokens(5, 16, 16)
+  assert len(segment.tokens_NC) == own + of_two.grid.tokens(1, 16, 16)
+  latent = of_two.codec.encode(STILL[None])[0]
+  np.testing.assert_allclose(segment.tokens_NC[own:], patchify(latent, (2, 1, 1)), atol=1e-6)
 
 
 class TestRequest:
@@ -245,9 +260,27 @@ class TestRequest:
       dataclasses.replace(VIDEO, **change)
     assert str(value) in str(caught.value)
 
-  def test_given_frames_of_another_size_are_refused_with_both_sizes(self):
-    with pytest.raises(ValueError, match="given frames.*24.*16"):
-      dataclasses.replace(VIDEO, condition_THWC=np.zeros((1, 16, 24, 3), np.float32))
+  @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+      ({"conditions": (Condition(np.zeros((1, 16, 24, 3), np.float32)),)}, "a condition is 24x16 and the clip 16x16"),
+      ({"conditions": (Condition(STILL, 5 / 8),)}, "from 0.625 to 0.625 seconds.*0 to 0.5.*must lie inside"),
+      ({"conditions": (Condition(STILL.repeat(4, 0), 2 / 8),)}, "from 0.25 to 0.625 seconds.*must lie inside"),
+      ({"conditions": (Condition(STILL, -0.1),)}, "must lie inside"),
+      ({"conditions": (Condition(STILL, float("nan")),)}, "must lie inside"),
+      ({"conditions": (Condition(STILL, strength=1.5),)}, "strength of a condition 1.5 is not from 0 to 1"),
+      ({"conditions": (Condition(STILL[0]),)}, r"have the shape \(frames, height, width, 3\)"),
+      ({"conditions": (Condition(STILL, mask_HW=np.ones((8, 16), bool)),)}, "mask of a condition is 16x8"),
+      ({"edit": Edit(STILL, 0.5)}, r"the clip to change has the shape \(1, 16, 16, 3\)"),
+      ({"edit": Edit(STILL.repeat(5, 0), -0.5)}, "strength -0.5 is not from 0 to 1"),
+      ({"edit": Edit(STILL.repeat(5, 0), float("nan"))}, "strength nan is not from 0 to 1"),
+      ({"edit": Edit(STILL.repeat(5, 0), 0.5, np.ones((5, 8, 8), bool))}, r"the mask has the shape \(5, 8, 8\)"),
+    ],
+    ids=range(12),
+  )
+  def test_conditions_and_edits_that_don_t_agree_with_the_clip_are_refused(self, change, message):
+    with pytest.raises(InputError, match=message):
+      dataclasses.replace(VIDEO, **change)
 
 
 class TestLoad:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import types
 
 import ml_collections
 import ml_dtypes
@@ -142,6 +143,37 @@ def test_more_bad_clips_than_the_limit_stop_the_run_and_leave_no_store(tmp_path)
     encode_source(FakeCodec(), make_source(broken=(1, 2, 6)), tmp_path, max_bad=0.3)
   assert not (tmp_path / "index.json").exists() and (tmp_path / quarantine.FILE).exists()
   assert len(encode_source(FakeCodec(), make_source(broken=(1, 2, 6)), tmp_path, max_bad=0.5)) == 5
+
+
+def test_pieces_for_conditions_are_encoded_as_clips_of_their_own(tmp_path):
+  """Of two frames a latent frame: by a codec whose latents tell how a clip began."""
+
+  class Causal(FakeCodec):
+    config = types.SimpleNamespace(compression=(2, 1, 1))
+
+    def encode(self, frames_BTHWC):
+      started = np.asarray(frames_BTHWC)[:, :1] + 0 * np.asarray(frames_BTHWC)[:, ::2]
+      return np.asarray(frames_BTHWC)[:, ::2] + 10 * started
+
+  source, codec = WorldSource("shapes", 12, [(8, 12)], (1, 7, 6), 8.0, 0), Causal()
+  store = encode_source(codec, source, tmp_path, pieces=True)
+  for number in range(12):
+    clip = source[int(store.number_N[number])]
+    spans, frames = store.pieces(number), len(clip.frames_THWC)
+    assert [span.latent_frames for span in spans] == {1: [], 6: [1, 2, 1], 7: [1, 2, 1]}[frames]
+    for which, span in enumerate(spans):
+      piece = clip.frames_THWC[span.start : span.start + 2 * span.latent_frames - 1]
+      np.testing.assert_array_equal(store.piece(number, which), rounded(codec.encode(piece[None])[0]))
+    np.testing.assert_array_equal(store[number].latent_thwC, rounded(codec.encode(clip.frames_THWC[None])[0]))
+
+
+def test_without_conditions_no_pieces_are_kept_and_asking_for_them_encodes_again(tmp_path, capfd):
+  codec = FakeCodec()
+  codec.config = types.SimpleNamespace(compression=(1, 1, 1))
+  assert not any(map(encode_source(codec, make_source(), tmp_path).pieces, range(8)))
+  whole = codec.encoded
+  assert any(map(encode_source(codec, make_source(), tmp_path, pieces=True).pieces, range(8)))
+  assert codec.encoded > 2 * whole and "pieces for conditions" in capfd.readouterr().err
 
 
 def test_encoding_that_was_stopped_goes_on_with_what_is_missing(tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from sora_jax.clips import to_uint8
 from sora_jax.errors import InputError
 from sora_jax.inference.generator import Generator
 from sora_jax.jobs import sample
-from sora_jax.jobs.sample import Order, again, make, out_paths
+from sora_jax.jobs.orders import Order, out_paths
+from sora_jax.jobs.sample import again, make
 from sora_jax.video import io as video_io
 
 
@@ -31,6 +31,7 @@ def loaded_once(generator, trained, monkeypatch):
 @pytest.fixture
 def order(trained, tmp_path) -> Order:
   return Order(
+    mode="sample",
     checkpoint=str(trained),
     prompts=("a red circle moves leftwards",),
     size="24x16",
@@ -38,7 +39,7 @@ def order(trained, tmp_path) -> Order:
     fps=None,
     seed=7,
     out=str(tmp_path / "clips" / "one.mp4"),
-    image=None,
+    given={},
     step=None,
     overrides={"steps": 2, "method": None, "guidance": None},
   )
@@ -96,17 +97,14 @@ class TestMake:
     assert [sidecar(out)["seed"] for out in made["out"]] == [7, 8, 9]
     assert sidecar(made["out"][2])["prompt"] == "a blue cross"
 
-  def test_an_image_gives_the_size_and_the_first_frame(self, order, image, generator):
+  def test_an_image_gives_the_size(self, order, image):
     out = order.out.replace(".mp4", ".webp")
-    made = make(dataclasses.replace(order, image=str(image), size=None, out=out, frames=1))
+    made = make(dataclasses.replace(order, mode="animate", given={"image": str(image)}, size=None, out=out, frames=1))
     assert (made["width"], made["height"]) == (12, 20)
-    given = sample.load_image(str(image), None)
-    kept = to_uint8(generator.codec.decode(generator.codec.encode(given[None]), (1, 20, 12))[0])
-    found = video_io.read(made["out"], fps=8, max_frames=1)
-    assert np.abs(found.astype(int) - kept).max() <= 1
+    assert video_io.read(made["out"], fps=8, max_frames=1).shape == (1, 20, 12, 3)
 
   def test_a_size_resizes_the_image(self, order, image):
-    made = make(dataclasses.replace(order, image=str(image), size="16x8"))
+    made = make(dataclasses.replace(order, mode="animate", given={"image": str(image)}, size="16x8"))
     assert video_io.read(made["out"], fps=8, max_frames=9).shape == (5, 8, 16, 3)
 
 
@@ -138,8 +136,13 @@ class TestAgain:
     assert sidecar(tmp_path / "second.mp4")["prompt"] == "a blue cross"
 
   def test_a_changed_image_is_refused_and_named(self, order, image):
-    make(dataclasses.replace(order, image=str(image), size=None))
+    make(dataclasses.replace(order, mode="animate", given={"image": str(image)}, size=None))
     assert recalled(f"{order.out}.json", overwrite=True)
+    other = image.with_name("second.png")
+    other.write_bytes(image.read_bytes())
+    assert recalled(f"{order.out}.json", image.with_name("other.mp4"), given={"image": str(other)})
+    with pytest.raises(InputError, match="of sora animate: use that, not sora edit"):
+      recalled(f"{order.out}.json", overwrite=True, mode="edit")
     video_io.write(image, np.zeros((1, 20, 12, 3), np.uint8), 1)
     with pytest.raises(ValueError, match="first.png.*changed"):
       recalled(f"{order.out}.json", overwrite=True)
@@ -175,6 +178,10 @@ class TestAgain:
       {"overrides": 3},
       {"overrides": {"steps": "x"}},
       {"overrides": {"unknown": 1}},
+      {"mode": "magic"},
+      {"given": 5},
+      {"given": {"image": "a.png"}},
+      {"given": {"condition": [5]}},
     ],
     ids=str,
   )
@@ -295,8 +302,9 @@ class TestSizes:
   @pytest.mark.parametrize(("size", "nearest"), [((80, 120), "24x16"), ((16, 60), "24x16"), ((16, 20), None)])
   def test_a_picture_far_from_the_sizes_of_training_is_told(self, order, tmp_path, capsys, size, nearest):
     video_io.write(tmp_path / "big.png", np.zeros((1, *size, 3), np.uint8), 1)
-    given = {"image": str(tmp_path / "big.png"), "size": None, "frames": 1, "out": str(tmp_path / "x.png")}
-    make(dataclasses.replace(order, **given))
+    given = {"image": str(tmp_path / "big.png")}
+    out = str(tmp_path / "x.png")
+    make(dataclasses.replace(order, mode="animate", given=given, size=None, frames=1, out=out))
     said = capsys.readouterr().err
     assert (f"{size[1]}x{size[0]} is far" in said and f"--size {nearest}" in said) if nearest else not said
 
@@ -323,7 +331,12 @@ class TestRefusals:
       ({"size": "24"}, "'24'"),
       ({"frames": 0}, "frames 0"),
       ({"fps": -1.0}, "fps -1"),
-      ({"image": "nowhere.png"}, "nowhere.png"),
+      ({"mode": "animate", "given": {"image": "nowhere.png"}}, "--image nowhere.png can't be read"),
+      ({"given": {"condition": ["nowhere.png@0"]}}, "--condition nowhere.png can't be read"),
+      ({"given": {"condition": ["nowhere.png"]}}, "--condition nowhere.png: it is FILE@SECONDS"),
+      ({"size": None}, "sora sample needs --size"),
+      ({"frames": None}, "sora sample needs --frames"),
+      ({"mode": "connect", "given": {"clip": ["a.mp4"]}}, "--clip a.mp4 can't be read"),
       ({"overrides": {"method": "magic"}}, "'magic'"),
       ({"overrides": {"steps": 0}}, "0 sampling steps"),
     ],
@@ -338,7 +351,7 @@ class TestRefusals:
   def test_an_image_that_is_none_is_named(self, order, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="bad.png"):
-      make(dataclasses.replace(order, image=str(tmp_path / "bad.png")))
+      make(dataclasses.replace(order, mode="animate", given={"image": str(tmp_path / "bad.png")}))
 
 
 def test_out_paths_are_the_name_itself_or_numbered(order):

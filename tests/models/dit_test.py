@@ -32,6 +32,7 @@ def make_clip(seed: int, tokens: int, words: list[int]) -> Segment:
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=(rng.random((tokens, 3)) * [2, 64, 64]).astype(np.float32),
     condition_N=np.zeros(tokens, bool),
+    level_N=np.zeros(tokens, np.float32),
     text_M=np.array([START, *words], np.int32),
     size_4=np.array([1 + seed, 32, 48, 8], np.float32),
     index=seed,

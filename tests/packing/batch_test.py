@@ -17,6 +17,7 @@ def segment(rng: np.random.Generator, tokens: int, text: int, index: int) -> Seg
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=rng.normal(size=(tokens, 3)).astype(np.float32),
     condition_N=rng.random(tokens) < 0.5,
+    level_N=rng.random(tokens).astype(np.float32),
     text_M=rng.integers(1, 99, text).astype(np.int32),
     size_4=rng.random(4).astype(np.float32) + 1,
     index=index,
@@ -36,6 +37,7 @@ def test_a_packed_row_reads_back(seed, sizes):
     np.testing.assert_array_equal(row.tokens_BLC[mine], packed.tokens_NC)
     np.testing.assert_array_equal(row.positions_BL3[mine], packed.positions_N3)
     np.testing.assert_array_equal(row.condition_BL[mine], packed.condition_N)
+    np.testing.assert_array_equal(row.level_BL[mine], packed.level_N)
     np.testing.assert_array_equal(row.text_BM[mine_text], packed.text_M)
     np.testing.assert_array_equal(row.size_BS4[number], packed.size_4)
     assert (row.weight_BS[number], row.clip_index_BS[number]) == (packed.weight, packed.index)

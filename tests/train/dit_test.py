@@ -35,6 +35,7 @@ def make_clip(index: int, tokens: int, words: tuple[int, ...]) -> Segment:
     tokens_NC=rng.normal(size=(tokens, CHANNELS)).astype(np.float32),
     positions_N3=(rng.random((tokens, 3)) * 16).astype(np.float32),
     condition_N=np.arange(tokens) < index % 2,
+    level_N=np.zeros(tokens, np.float32),
     text_M=np.array([1, *words], np.int32),
     size_4=np.array([1, 8, 8 + index, 8], np.float32),
     index=index,

@@ -141,6 +141,7 @@ class Packed(NamedTuple):
         rng.normal(size=(n, 4)).astype(np.float32),
         rng.random((n, 3)).astype(np.float32) * 9,
         np.arange(n) < i % 2,
+        np.zeros(n, np.float32),
         np.array([1, 5 + i], np.int32),
         np.array([1, 8, 8, 8], np.float32),
         i,

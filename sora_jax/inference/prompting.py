@@ -1,0 +1,211 @@
+"""Prompting with images and videos: extend a clip both ways, make long ones, connect two, close one to a loop.
+
+All of it is conditions: frames at their times beside the clip to make. Where more is asked for than training saw, a
+clip is made window by window, each from the last frames of the one before. Given frames come back as they were given.
+
+Shape letters: T frames, H height, W width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from sora_jax.clips import Clip
+from sora_jax.errors import InputError
+from sora_jax.inference.conditions import Condition
+from sora_jax.inference.generator import Generator, Request, Sampling
+
+SEEDS = 2**31  # there are so many
+NEXT_SEED = 1_000_003  # from one window's seed to the next one's
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+  """A clip to extend.
+
+  Attributes:
+    frames_THWC: float32 in [-1, 1].
+    forward, backward: frames to add after and before it.
+    conditions: what the frames after it show besides; times count from the clip's first frame.
+  """
+
+  frames_THWC: np.ndarray
+  prompt: str
+  fps: float
+  seed: int
+  forward: int = 0
+  backward: int = 0
+  conditions: tuple[Condition, ...] = ()
+
+  def __post_init__(self):
+    if self.forward < 0 or self.backward < 0:
+      raise InputError(f"a clip can't be extended by {self.forward} and {self.backward} frames")
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+  """Two clips of one size and rate, and how many frames lead from the last of the first to the first of the second."""
+
+  first_THWC: np.ndarray
+  second_THWC: np.ndarray
+  frames: int
+  prompt: str
+  fps: float
+  seed: int
+
+  def __post_init__(self):
+    first, second = (clip.shape[1:3] for clip in (self.first_THWC, self.second_THWC))
+    if first != second:
+      raise InputError(f"clips to connect are of one size: these are {first[1]}x{first[0]} and {second[1]}x{second[0]}")
+    if self.frames < 1:
+      raise InputError(f"{self.frames} frames between two clips: at least 1 is needed")
+
+
+def window(generator: Generator) -> int:
+  """Frames of the longest clip that the model was trained on."""
+  data = generator.config.data
+  return max(data.frames) if "worlds:" in data.source else data.max_frames
+
+
+def context(generator: Generator, frames: int) -> int:
+  """How many frames of its surroundings a window is made from: those of 1, 2, 4, ... latent frames, as in training.
+
+  Args:
+    frames: of the window; at most half of its latent frames are given.
+  """
+  latent_frames = generator.grid.latent_shape(frames, 1, 1)[0]
+  return 1 + (2 ** ((max(latent_frames, 2) // 2).bit_length() - 1) - 1) * generator.grid.compression[0]
+
+
+def roll_out(
+  generator: Generator, extensions: Sequence[Extension], sampling: Sampling, backward: bool = False
+) -> Iterator[list[np.ndarray]]:
+  """Makes what comes after (or before) clips, window by window, all clips together.
+
+  Yields:
+    For each clip the frames (T, H, W, 3) of the window, in the clip's order: of backward windows each comes before
+    those yielded earlier. No frames where a clip has all that was asked for. Memory does not grow with the windows.
+  """
+  whole = window(generator)
+  most = context(generator, whole)
+  left = [each.backward if backward else each.forward for each in extensions]
+  known = [cut(each.frames_THWC, most, generator, backward) for each in extensions]
+  done = [len(each.frames_THWC) for each in extensions]
+  turn = 0
+  while any(left):
+    numbers = [number for number, frames in enumerate(left) if frames]
+    strength = 1.0 if turn == 0 else 1.0 - sampling.history_level  # of what was given, and of what was made
+    requests = []
+    for number in numbers:
+      each, history = extensions[number], known[number]
+      new = min(max(whole - len(history), 1), left[number])
+      shown = [] if backward else shown_in(each.conditions, done[number] - len(history), len(history) + new, each.fps)
+      conditions = Condition(history, new / each.fps if backward else 0.0, strength), *shown
+      seed = (each.seed + (2 * turn + backward) * NEXT_SEED) % SEEDS
+      height, width = history.shape[1:3]
+      requests.append(Request(each.prompt, width, height, len(history) + new, each.fps, seed, conditions))
+    made = [np.zeros((0, *each.frames_THWC.shape[1:]), np.float32) for each in extensions]
+    for number, clip in zip(numbers, generator.sample(requests, sampling), strict=True):
+      new = len(clip.frames_THWC) - len(known[number])
+      made[number] = clip.frames_THWC[:new] if backward else clip.frames_THWC[-new:]
+      joined = [made[number], known[number]] if backward else [known[number], made[number]]
+      known[number] = cut(np.concatenate(joined), most, generator, backward)
+      left[number] -= new
+      done[number] += new
+    turn += 1
+    yield made
+
+
+def cut(frames_THWC: np.ndarray, most: int, generator: Generator, first: bool) -> np.ndarray:
+  """The first or last frames of a clip, at most so many and as many as fill latent frames whole."""
+  time = generator.grid.compression[0]
+  count = 1 + (min(len(frames_THWC), most) - 1) // time * time
+  return frames_THWC[:count] if first else frames_THWC[-count:]
+
+
+def shown_in(conditions: Sequence[Condition], start: int, frames: int, fps: float) -> list[Condition]:
+  """What a window of a clip, `frames` from frame `start` on, shows of the clip's conditions; times are the window's."""
+  found = []
+  for each in conditions:
+    first = math.floor(each.seconds * fps + 0.5) - start
+    here = each.frames_THWC[max(-first, 0) : max(frames - first, 0)]
+    if len(here):
+      found.append(dataclasses.replace(each, frames_THWC=here, seconds=max(first, 0) / fps))
+  return found
+
+
+def extend(generator: Generator, extensions: Sequence[Extension], sampling: Sampling) -> list[Clip]:
+  """Clips extended forward and backward by any duration; their own frames are as they were given."""
+  before: list[list[np.ndarray]] = [[] for _ in extensions]
+  after: list[list[np.ndarray]] = [[] for _ in extensions]
+  for made in roll_out(generator, extensions, sampling, backward=True):
+    before = [[new, *found] for new, found in zip(made, before, strict=True)]
+  for made in roll_out(generator, extensions, sampling):
+    after = [[*found, new] for new, found in zip(made, after, strict=True)]
+  return [
+    Clip(np.concatenate([*early, each.frames_THWC, *late]), each.fps, each.prompt, f"extended-seed-{each.seed}")
+    for each, early, late in zip(extensions, before, after, strict=True)
+  ]
+
+
+def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator[np.ndarray]:
+  """The frames of one clip of any duration, some at a time, in order: float32 (T, H, W, 3).
+
+  A clip within the durations of training is made at once, a longer one window by window.
+
+  Raises:
+    InputError: a longer clip that is to be changed.
+  """
+  first = min(request.frames, window(generator))
+  begun = request
+  if first < request.frames:
+    if request.edit is not None:
+      raise InputError(f"a clip to change has {request.frames} frames, and the model makes at most {first} at once")
+    shown = tuple(shown_in(request.conditions, 0, first, request.fps))
+    begun = dataclasses.replace(request, frames=first, conditions=shown)
+  frames_THWC = generator.sample([begun], sampling)[0].frames_THWC
+  yield frames_THWC
+  left = request.frames - first
+  rest = Extension(frames_THWC, request.prompt, request.fps, request.seed, left, 0, request.conditions)
+  for (made,) in roll_out(generator, [rest], sampling):
+    yield made
+
+
+def between(generator: Generator, connections: Sequence[Connection], sampling: Sampling) -> list[np.ndarray]:
+  """The frames (T, H, W, 3) that lead from each first clip to its second."""
+  requests = []
+  for each in connections:
+    most = context(generator, window(generator))
+    start = cut(each.first_THWC, most, generator, first=False)
+    end = cut(each.second_THWC, most, generator, first=True)
+    frames = len(start) + each.frames + len(end)
+    conditions = (Condition(start), Condition(end, (len(start) + each.frames) / each.fps))
+    height, width = start.shape[1:3]
+    requests.append(Request(each.prompt, width, height, frames, each.fps, each.seed, conditions))
+  found = []
+  for each, request, clip in zip(connections, requests, generator.sample(requests, sampling), strict=True):
+    begin = len(request.conditions[0].frames_THWC)
+    found.append(clip.frames_THWC[begin : begin + each.frames])
+  return found
+
+
+def connect(generator: Generator, connections: Sequence[Connection], sampling: Sampling) -> list[Clip]:
+  """Two clips as one, with a gradual way from one into the other; their own frames are as they were given."""
+  return [
+    Clip(np.concatenate([each.first_THWC, new, each.second_THWC]), each.fps, each.prompt, f"connected-seed-{each.seed}")
+    for each, new in zip(connections, between(generator, connections, sampling), strict=True)
+  ]
+
+
+def close(generator: Generator, extensions: Sequence[Extension], sampling: Sampling) -> list[Clip]:
+  """Clips as loops: `forward` frames lead from the last frame back to the first; the end runs into the start."""
+  ways = [
+    Connection(each.frames_THWC, each.frames_THWC, each.forward, each.prompt, each.fps, each.seed)
+    for each in extensions
+  ]
+  return [
+    Clip(np.concatenate([each.frames_THWC, new]), each.fps, each.prompt, f"loop-seed-{each.seed}")
+    for each, new in zip(extensions, between(generator, ways, sampling), strict=True)
+  ]
