@@ -217,6 +217,18 @@ class Shapes:
     return {key: found[key] for key in keys}
 
 
+def locate(frames_THWC: np.ndarray) -> np.ndarray:
+  """Centres of mass (row, column) of the shape in each frame, (T, 2) in short sides; NaN where none is seen.
+
+  Args:
+    frames_THWC: (T, H, W, 3) in [-1, 1]; values outside are clipped.
+  """
+  sight = _look(np.clip(np.nan_to_num(frames_THWC), -1.0, 1.0))
+  if sight is None:
+    return np.full((len(frames_THWC), 2), np.nan)
+  return np.where(sight.seen_T[:, None], sight.centres_T2, np.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Sight:
   """What is seen before shapes and motions are tried.

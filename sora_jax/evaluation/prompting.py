@@ -1,0 +1,340 @@
+"""Prompting measured on held-out clips of the shapes world: are given frames kept, do joins flow, do edits obey?
+
+Every score has its ceiling, the same measure of real clips (through the autoencoder where the autoencoder limits it),
+and its chance, the same measure of clips that belong to other prompts.
+
+Shape letters: T frames, H height, W width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sora_jax.data.world_source import WorldSource
+from sora_jax.evaluation.fidelity import PEAK, squared_error
+from sora_jax.evaluation.marks import interval
+from sora_jax.inference import prompting
+from sora_jax.inference.conditions import Condition, Edit
+from sora_jax.inference.generator import Generator, Request, Sampling
+from sora_jax.inference.prompting import Connection, Extension
+from sora_jax.worlds import shapes
+
+EDIT_STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+SEED = 5000  # of the first clip
+LONG = 4  # times the trained length
+
+
+class Measure(NamedTuple):
+  """One score of a report: the mean over clips with its 95 % interval, and what real and unrelated clips have."""
+
+  mean: float
+  low: float
+  high: float
+  ceiling: float | None
+  chance: float | None
+
+  @classmethod
+  def of(
+    cls, values: Sequence[float], ceiling: Sequence[float] | None = None, chance: Sequence[float] | None = None
+  ) -> "Measure":
+    """Of a value a clip; those that are NaN, which don't apply, are left out."""
+    mean = lambda each: None if each is None else float(np.nanmean(each))
+    there = np.asarray(values)[np.isfinite(values)]
+    return cls(*interval(there.tolist()), mean(ceiling), mean(chance))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is measured: a model, how it samples, and held-out clips with what comes before and after them.
+
+  Attributes:
+    source: held-out clips of one duration, those of the longest that training saw.
+  """
+
+  generator: Generator
+  sampling: Sampling
+  source: WorldSource
+
+  @property
+  def fps(self) -> float:
+    return self.source.rate
+
+  @property
+  def frames(self) -> int:
+    return self.source.shape(0)[0]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def real(self, number: int, frames: int, start: int = 0) -> np.ndarray:
+    """`frames` real frames of a clip from frame `start` on, which may lie after the clip's own."""
+    _, height, width = self.source.shape(number)
+    state = self.source.state(number)
+    return self.source.world.render(state, height, width, start + frames, self.fps)[start:]
+
+  def prompt(self, number: int) -> str:
+    return self.source.captions(number)["long"]
+
+  def request(self, number: int, frames: int | None = None, **more: Any) -> Request:
+    _, height, width = self.source.shape(number)
+    return Request(self.prompt(number), width, height, frames or self.frames, self.fps, SEED + number, **more)
+
+  def sample(self, requests: Sequence[Request]) -> list[np.ndarray]:
+    return [clip.frames_THWC for clip in self.generator.sample(requests, self.sampling)]
+
+
+def decibels(found: np.ndarray, wanted: np.ndarray) -> float:
+  """PSNR of frames in [-1, 1]."""
+  return float(10 * np.log10(PEAK**2 / max(squared_error(found, wanted), 1e-12)))
+
+
+def changes(frames_THWC: np.ndarray) -> np.ndarray:
+  """Mean distance of each frame to the one before it, (T - 1,)."""
+  return np.abs(np.diff(frames_THWC.astype(np.float64), axis=0)).mean((1, 2, 3))
+
+
+def jump(frames_THWC: np.ndarray, join: int) -> float:
+  """The change into frame `join` over the median change from frame to frame; NaN where a clip stands still."""
+  each = changes(frames_THWC)
+  median = float(np.median(each))
+  return float(each[join - 1] / median) if median > 1e-6 else float("nan")
+
+
+def through_codec(subject: Subject, frames_THWC: np.ndarray) -> np.ndarray:
+  """A clip encoded and decoded."""
+  codec = subject.generator.codec
+  return codec.decode(codec.encode(frames_THWC[None]), frames_THWC.shape[:3])[0]
+
+
+def kept(subject: Subject, places: Callable[[int], list[tuple[int, int]]]) -> dict[str, Measure]:
+  """How well conditioned frames come back, in dB.
+
+  Args:
+    places: for a clip the (first frame, frames) of each of its conditions.
+  """
+  requests, wanted = [], []
+  for number in range(len(subject)):
+    given = [(start, subject.real(number, frames, start)) for start, frames in places(number)]
+    conditions = tuple(Condition(frames, start / subject.fps) for start, frames in given)
+    requests.append(subject.request(number, conditions=conditions))
+    wanted.append(given)
+  made = subject.sample(requests)
+  pairs = [
+    (clip[start : start + len(frames)], frames)
+    for clip, given in zip(made, wanted, strict=True)
+    for start, frames in given
+  ]
+  coded = [decibels(through_codec(subject, frames), frames) for _, frames in pairs]
+  sizes: dict[tuple, list[int]] = {}
+  for number, (_, frames) in enumerate(pairs):
+    sizes.setdefault(frames.shape, []).append(number)
+  other = {n: same[(i + 1) % len(same)] for same in sizes.values() for i, n in enumerate(same)}
+  unrelated = [decibels(pairs[other[number]][1], frames) for number, (_, frames) in enumerate(pairs)]
+  return {
+    "conditioned_db": Measure.of([decibels(*pair) for pair in pairs], coded, unrelated),
+    "autoencoder_db": Measure.of(coded),
+  }
+
+
+def joins(clips: Sequence[np.ndarray], join: int, real: list[np.ndarray]) -> Measure:
+  """`boundary_jump` of clips at a frame; the ceiling is that of real clips, chance of clips cut to another there."""
+  cut = []
+  for number, clip in enumerate(real):
+    same = [other for other in real[number + 1 :] + real[:number] if other.shape == clip.shape]
+    cut.append(jump(np.concatenate([clip[:join], same[0][join:]]), join) if same else float("nan"))
+  return Measure.of([jump(clip, join) for clip in clips], [jump(clip, join) for clip in real], cut)
+
+
+def animate(subject: Subject) -> dict[str, Measure]:
+  found = kept(subject, lambda number: [(0, 1)])
+  requests = [subject.request(n, conditions=(Condition(subject.real(n, 1)),)) for n in range(len(subject))]
+  real = [subject.real(number, subject.frames) for number in range(len(subject))]
+  clips = [np.concatenate([own[:1], made[1:]]) for own, made in zip(real, subject.sample(requests), strict=True)]
+  return {**found, "boundary_jump": joins(clips, 1, real)}
+
+
+def keyframes(subject: Subject) -> dict[str, Measure]:
+  """A first, a middle and a last frame at once."""
+  return kept(subject, lambda number: [(0, 1), (subject.frames // 2, 1), (subject.frames - 1, 1)])
+
+
+def extend(subject: Subject, backward: bool) -> dict[str, Measure]:
+  """Clips extended by their own length; real clips of both halves are the ceiling."""
+  length = subject.frames
+  real = [subject.real(number, 2 * length) for number in range(len(subject))]
+  given = [clip[length:] if backward else clip[:length] for clip in real]
+  count = {"backward": length} if backward else {"forward": length}
+  extensions = [
+    Extension(clip, subject.prompt(number), subject.fps, SEED + number, **count)  # type: ignore[arg-type]
+    for number, clip in enumerate(given)
+  ]
+  clips = [clip.frames_THWC for clip in prompting.extend(subject.generator, extensions, subject.sampling)]
+  return {"boundary_jump": joins(clips, length, real)}
+
+
+def connect(subject: Subject) -> dict[str, Measure]:
+  """From each clip into the next one of its size; both joins."""
+  real = [subject.real(number, subject.frames) for number in range(len(subject))]
+  pairs = []
+  for number, clip in enumerate(real):
+    others = [*range(number + 1, len(real)), *range(number)]
+    partner = next((other for other in others if real[other].shape == clip.shape), None)
+    if partner is not None:
+      pairs.append((number, partner))
+  between = subject.frames
+  ways = [Connection(real[a], real[b], between, subject.prompt(a), subject.fps, SEED + a) for a, b in pairs]
+  clips = [clip.frames_THWC for clip in prompting.connect(subject.generator, ways, subject.sampling)]
+  begin, end = subject.frames, subject.frames + between
+  both = [jump(clip, join) for clip in clips for join in (begin, end)]
+  straight = [subject.real(number, 2 * subject.frames + between) for number, _ in pairs]
+  ceiling = [jump(clip, join) for clip in straight for join in (begin, end)]
+  cut = [jump(np.concatenate([real[a], real[b]]), subject.frames) for a, b in pairs]
+  return {"boundary_jump": Measure.of(both, ceiling, cut)}
+
+
+def loop(subject: Subject) -> dict[str, Measure]:
+  """Clips closed to loops: the seam, the join where made frames begin, and the seam after two turns."""
+  real = [subject.real(number, subject.frames) for number in range(len(subject))]
+  extensions = [
+    Extension(clip, subject.prompt(number), subject.fps, SEED + number, forward=subject.frames - 1)
+    for number, clip in enumerate(real)
+  ]
+  closed = [clip.frames_THWC for clip in prompting.close(subject.generator, extensions, subject.sampling)]
+  turns = [np.concatenate([clip, clip, clip]) for clip in closed]
+  length = len(closed[0])
+  cut = [jump(np.concatenate([clip, clip]), len(clip)) for clip in real]
+  ceiling = [jump(subject.real(number, 2 * subject.frames), subject.frames) for number in range(len(subject))]
+  measure = lambda join: Measure.of([jump(clip, join) for clip in turns], ceiling, cut)
+  return {
+    "boundary_jump": measure(subject.frames),
+    "seam_jump": measure(length),
+    "seam_jump_two_turns": measure(2 * length),
+  }
+
+
+def loop_from_text(subject: Subject) -> dict[str, Measure]:
+  """Loops of prompts: the seam, and how much moves, as a share of what moves in clips that are no loops."""
+  time = subject.generator.grid.compression[0]
+  length = subject.frames // time * time
+  made = subject.sample([subject.request(number, length, loop=True) for number in range(len(subject))])
+  free = subject.sample([subject.request(number, length) for number in range(len(subject))])
+  turns = [np.concatenate([clip, clip, clip]) for clip in made]
+  open_ends = [jump(np.concatenate([clip, clip]), length) for clip in free]
+  amplitude = lambda clip: float(np.abs(clip - clip.mean(0, keepdims=True)).mean())
+  moving = [amplitude(a) / max(amplitude(b), 1e-6) for a, b in zip(made, free, strict=True)]
+  still = [amplitude(np.repeat(clip[:1], length, 0)) for clip in free]
+  ceiling = [jump(subject.real(number, 2 * length), length) for number in range(len(subject))]
+  return {
+    "seam_jump": Measure.of([jump(clip, length) for clip in turns], ceiling, open_ends),
+    "seam_jump_two_turns": Measure.of([jump(clip, 2 * length) for clip in turns], ceiling, open_ends),
+    "motion": Measure.of(moving, [1.0], still),
+  }
+
+
+def backward_variety(subject: Subject, seeds: int = 3) -> dict[str, Measure]:
+  """Several beginnings for one ending: their distance over that of unrelated clips; the ending must be equal."""
+  length = subject.frames
+  real = [subject.real(number, length) for number in range(len(subject))]
+  runs = []
+  for seed in range(seeds):
+    extensions = [
+      Extension(clip, "", subject.fps, SEED + number + 1000 * seed, backward=length) for number, clip in enumerate(real)
+    ]
+    runs.append([clip.frames_THWC for clip in prompting.extend(subject.generator, extensions, subject.sampling)])
+  distance = lambda a, b: float(np.abs(a - b).mean())
+  ratios, equal = [], []
+  for number, clip in enumerate(real):
+    others = [other for other in real[number + 1 :] + real[:number] if other.shape == clip.shape]
+    unrelated = np.mean([distance(clip, other) for other in others]) if others else float("nan")
+    begins = [run[number][:length] for run in runs]
+    apart = [distance(begins[a], begins[b]) for a in range(seeds) for b in range(a)]
+    ratios.append(float(np.mean(apart) / unrelated))
+    equal.append(float(all(np.array_equal(run[number][length:], clip) for run in runs)))
+  return {"beginnings_differ": Measure.of(ratios, [1.0], [0.0]), "endings_equal": Measure.of(equal, [1.0], [0.0])}
+
+
+def edit(subject: Subject) -> dict[str, Measure]:
+  """SDEdit to another colour: at 0 the clip is back; at each strength, what follows the prompt and what stays."""
+  real = [subject.real(number, subject.frames) for number in range(len(subject))]
+  colours = list(shapes.COLOURS)
+  states = [subject.source.state(number) for number in range(len(subject))]
+  wanted = [
+    dataclasses.replace(state, colour=colours[(colours.index(state.colour) + 2) % len(colours)]) for state in states
+  ]
+  prompts = [subject.source.world.caption(state, "long") for state in wanted]
+  coded = [through_codec(subject, clip) for clip in real]
+
+  def edited(strength: float) -> list[np.ndarray]:
+    requests = [
+      dataclasses.replace(subject.request(number, edit=Edit(clip, strength)), prompt=prompts[number])
+      for number, clip in enumerate(real)
+    ]
+    return subject.sample(requests)
+
+  ceiling = [decibels(a, b) for a, b in zip(coded, real, strict=True)]
+  found = {
+    "returned_at_0_db": Measure.of([decibels(a, b) for a, b in zip(edited(0.0), real, strict=True)], ceiling),
+  }
+  token = max(subject.generator.grid.compression[1:])
+  for strength in EDIT_STRENGTHS:
+    clips = edited(strength)
+    follows, stays = [], []
+    for clip, own, state in zip(clips, real, wanted, strict=True):
+      read = subject.source.world.read(clip, subject.fps)
+      follows.append(float(read["colour"] == state.colour))
+      away = np.abs(shapes.locate(clip) - shapes.locate(own)).max() * min(own.shape[1:3])  # pixels
+      stays.append(float(away <= token and read.get("size") == state.size))
+    found[f"follows_prompt_{strength:g}"] = Measure.of(follows, [1.0], [0.0])
+    found[f"stays_in_place_{strength:g}"] = Measure.of(stays, [1.0], [0.0])
+  return found
+
+
+def long(subject: Subject) -> dict[str, Any]:
+  """Clips of LONG times the trained length, rolled out from a real one: where the shape is against where it should be.
+
+  Returns:
+    error_by_second: the mean distance in short sides at each frame; growth a second inside the trained length (of real
+    frames through the model's own first windows) and beyond; and their ratio.
+  """
+  length = LONG * subject.frames
+  real = [subject.real(number, length) for number in range(len(subject))]
+  extensions = [
+    Extension(
+      clip[: prompting.context(subject.generator, subject.frames)],
+      subject.prompt(number),
+      subject.fps,
+      SEED + number,
+      forward=length - prompting.context(subject.generator, subject.frames),
+    )
+    for number, clip in enumerate(real)
+  ]
+  made = [clip.frames_THWC for clip in prompting.extend(subject.generator, extensions, subject.sampling)]
+  errors = np.stack(
+    [np.linalg.norm(shapes.locate(a) - shapes.locate(b), axis=1) for a, b in zip(made, real, strict=True)]
+  )
+  by_frame = np.nanmean(errors, 0)
+  slope = lambda start, stop: float(np.polyfit(np.arange(start, stop) / subject.fps, by_frame[start:stop], 1)[0])
+  inside, beyond = slope(0, subject.frames), slope(subject.frames, length)
+  return {
+    "error_by_frame": by_frame.round(4).tolist(),
+    "lost": float(np.isnan(errors).mean()),
+    "growth_inside": inside,
+    "growth_beyond": beyond,
+    "growth_ratio": beyond / max(inside, 1e-9),
+  }
+
+
+SUITE: dict[str, Callable[[Subject], dict[str, Any]]] = {
+  "animate": animate,
+  "keyframes": keyframes,
+  "extend_forward": lambda subject: extend(subject, backward=False),
+  "extend_backward": lambda subject: extend(subject, backward=True),
+  "connect": connect,
+  "loop": loop,
+  "loop_from_text": loop_from_text,
+  "backward_variety": backward_variety,
+  "edit": edit,
+  "long": long,
+}
