@@ -251,6 +251,6 @@ def test_an_index_in_columns_is_put_beside_one_of_json():
 @pytest.mark.slow
 def test_the_exam_over_sizes_has_a_line_for_each_point_and_kind(trained):
   found = last_line("sizes.py", "--workdir", str(trained), "--clips", "2")
-  assert {each["kind"] for each in found["points"]} == {"trained", "outside"} == set(found["kinds"])  # no ranges
+  assert {each["kind"] for each in found["points"]} == {"trained", "inside", "outside"} == set(found["kinds"])
   assert all(set(each["scores"]) >= {"colour", "shape"} for each in [*found["points"], *found["kinds"].values()])
   assert (found["step"], found["kinds"]["trained"]["clips"]) == (6, 4)
