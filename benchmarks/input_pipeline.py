@@ -34,6 +34,7 @@ from sora_jax.data import pipeline, sources
 from sora_jax.data.captions import Texts
 from sora_jax.data.sizes import sizes_of
 from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.inference.codec import Codec
 from sora_jax.jobs import precompute, train
@@ -54,8 +55,9 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
 
 def write_folder(folder: pathlib.Path, config: Any, clips: int) -> None:
   """Clips of the demo's world as files, larger than the token budget leaves them: they are decoded and scaled."""
-  sizes = [(4 * height, 4 * width) for height, width in sizes_of(config.data.sizes)]
-  world = WorldSource("shapes", clips, sizes, config.data.frames, config.data.fps, seed=1)
+  section = config.data.copy_and_resolve_references()
+  section.update(clips=clips, sizes=tuple(f"{4 * width}x{4 * height}" for height, width in sizes_of(section.sizes)))
+  world = WorldSource.of(section, "shapes", WorldShapes.of(section), seed=1)
   lines = []
   for index in range(clips):
     clip = world[index]
@@ -68,7 +70,7 @@ def write_folder(folder: pathlib.Path, config: Any, clips: int) -> None:
 def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callable]]:
   """name -> (its task, a function that opens its stream)."""
   place = train.reading(config, sharding.make_mesh(config.mesh.to_dict()))
-  source = sources.open_source(config.data, config.seed, train.budget(config))
+  source = sources.open_source(config.data, config.seed, train.grid(config))
   section = config.autoencoder
   model = AutoencoderConfig.of(section)
   crops = pipeline.Crops(source, section.crop, config.seed)

@@ -23,8 +23,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model.update(text_width=32, text_depth=1, text_heads=1, vocabulary=2048)
   config.model.update(seconds=(0.5, 4.0), pixels=(16.0, 128.0), dtype="float32", remat="none")
   config.diffusion.update(base_tokens=20, condition_share=0.7, condition_kinds=(0.5, 0.15, 0.1, 0.15, 0.1))
-  # A row holds the longest clip and conditions of half of it.
-  config.train.update(steps=3300, rows=7, ranks=1, row_tokens=396, row_text=270, row_segments=10)
+  # A row holds the longest clip and a frame of conditions beside it.
+  config.train.update(steps=3300, rows=8, ranks=1, row_tokens=330, row_text=225, row_segments=9)
   config.train.update(learning_rate=1e-2, adam_learning_rate=6e-3, warmup=50, decay_share=0.6, ema_decay=0.99)
   # Over these steps and rates a decay of 0.01 takes a fifth off each matrix, 0.1 would take nine tenths.
   config.train.update(weight_decay=0.01)

@@ -45,7 +45,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.clips = 6144  # of a world
   # of a world, WIDTHxHEIGHT pixels; or a range, "64..256x64..256": sizes of evenly spread areas and aspect ratios
   data.sizes = ("256x256", "320x192", "192x320")
-  data.frames = (1, 17, 33)  # of a world
+  # of a world, in frames; or a range, "5..33": the durations in it that fill latent frames; entries have equal shares
+  data.frames = (1, 17, 33)
+  data.rates = ()  # of a world, frames per second; or a range, "5..20", from which each clip draws; none: data.fps
   data.fps = 8.0  # frames per second at which clips are sampled; 0 keeps a file's own rate
   data.max_frames = 33  # longer files are cut
   data.max_tokens = 0  # budget of a clip; larger files are shrunk with their aspect ratio kept; 0 = native size

@@ -101,6 +101,13 @@ def _is_size(value: Any) -> bool:
   return found is not None and all(len(side) <= 4 and 1 <= int(side) <= SIDE for side in found.groups() if side)
 
 
+def _is_range(value: Any, low: float, high: float, whole: bool = False) -> bool:
+  """LOW..HIGH, both from `low` to `high`."""
+  side = r"(\d{1,9})" if whole else r"(\d{1,9}(?:\.\d{1,9})?)"
+  found = re.fullmatch(rf"{side}\.\.{side}", value) if isinstance(value, str) else None
+  return found is not None and low <= float(found[1]) <= float(found[2]) <= high
+
+
 FLAG = Rule(lambda x: isinstance(x, bool), "True or False")
 SHARE = number(0, 1)
 RATE = above(0, 10)
@@ -113,7 +120,13 @@ RULES: dict[str, Rule] = {
   "data.weights": several(above(0, 1e9), least=0),
   "data.clips": whole(1),
   "data.sizes": several(Rule(_is_size, f"WIDTHxHEIGHT, or a range of both, with sides from 1 to {SIDE}")),
-  "data.frames": several(whole(1)),
+  "data.frames": several(
+    Rule(lambda x: whole(1).accepts(x) or _is_range(x, 1, HUGE, whole=True), "a whole number of 1 or more, or a range")
+  ),
+  "data.rates": several(
+    Rule(lambda x: above(0, 1000).accepts(x) or _is_range(x, 1e-9, 1000), "a number above 0, at most 1000, or a range"),
+    least=0,
+  ),
   "data.fps": number(0, 1000),
   "data.max_frames": whole(1),
   "data.max_tokens": whole(0),

@@ -246,3 +246,11 @@ def test_an_index_in_columns_is_put_beside_one_of_json():
   assert found["bytes_per_clip"] < 200 < found["json_bytes_per_clip"]
   assert 0.98 < found["useful_tokens"] <= 1 and 0.85 < found["useful_text_tokens"] <= 1
   assert found["json_us_per_clip"] > 0 and found["json_plan_us_per_clip"] > 0
+
+
+@pytest.mark.slow
+def test_the_exam_over_sizes_has_a_line_for_each_point_and_kind(trained):
+  found = last_line("sizes.py", "--workdir", str(trained), "--clips", "2")
+  assert {each["kind"] for each in found["points"]} == {"trained", "inside", "outside"} == set(found["kinds"])
+  assert all(set(each["scores"]) >= {"colour", "shape"} for each in [*found["points"], *found["kinds"].values()])
+  assert (found["step"], found["kinds"]["trained"]["clips"]) == (6, 4)

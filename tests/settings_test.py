@@ -40,6 +40,13 @@ def test_every_setting_of_every_config_has_a_rule_and_keeps_it(path, arg):
   settings.check(ml_collections.ConfigDict(config.to_dict()))
 
 
+def test_sizes_durations_and_rates_may_be_ranges(tiny_config):
+  put(tiny_config, "data.sizes", ("20..43x20..43", "64x64"))
+  put(tiny_config, "data.frames", (1, 1, "3..13"))
+  put(tiny_config, "data.rates", (8, 29.97, "5..20", "7.5..7.5"))
+  settings.check(tiny_config)
+
+
 def test_an_autoencoder_alone_has_one_number_of_steps_by_two_names():
   config = load(CONFIGS[0])
   assert CONFIGS[0].name == "autoencoder.py"
@@ -79,6 +86,14 @@ def test_the_names_that_a_setting_may_have_are_those_that_the_code_knows():
     ("data.sizes", ("256",), "WIDTHxHEIGHT"),
     ("data.sizes", ("0x16",), "WIDTHxHEIGHT"),
     ("data.frames", (), "a list"),
+    ("data.frames", (1, "7..3"), "or a range"),
+    ("data.frames", ("0..3",), "or a range"),
+    ("data.frames", ("5",), "or a range"),
+    ("data.frames", "3..7", "a list"),
+    ("data.rates", ("0..3",), "or a range"),
+    ("data.rates", ("20..5",), "or a range"),
+    ("data.rates", (0.0,), "above 0"),
+    ("data.rates", 8.0, "a list that may be empty"),
     ("data.weights", (1.0, -1.0), "above 0"),
     ("diffusion.time_logit", (0.8, 0.0), "a std above 0"),
     ("train.steps", "many", "a whole number"),

@@ -49,7 +49,6 @@ def check(given: Given) -> dict:
 def show(given: Given) -> dict:
   from sora_jax import settings
   from sora_jax.data import sources
-  from sora_jax.jobs import train
   from sora_jax.models import autoencoder
   from sora_jax.report import data_page
 
@@ -60,8 +59,8 @@ def show(given: Given) -> dict:
     settings.check(given.config)
     config = given.config.copy_and_resolve_references()
     config.data.update(source=given.SRC, weights=())
-    source = sources.open_source(config.data, config.seed, train.budget(config))
-    return data_page.show(source, given.SRC, page, autoencoder.grid(config).tokens)
+    grid = autoencoder.grid(config)
+    return data_page.show(sources.open_source(config.data, config.seed, grid), given.SRC, page, grid.tokens)
 
 
 def build(given: Given) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from sora_jax.cli import checkpoint, data, demo, doctor, plan, sample, train
+from sora_jax.cli import checkpoint, data, demo, doctor, evaluate, plan, sample, train
 from sora_jax.cli.command import Command, help_of, listed, nearest_name, parse, printed
 from sora_jax.cli.config import UsageError
 from sora_jax.errors import SoraError
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
   **demo.COMMANDS,
   **train.COMMANDS,
   **sample.COMMANDS,
+  **evaluate.COMMANDS,
   **data.COMMANDS,
   **checkpoint.COMMANDS,
   **plan.COMMANDS,

@@ -2,14 +2,14 @@
 
 Each piece is encoded as a clip of its own, as sampling encodes what it is prompted with. The autoencoder is causal in
 time, so a clip's first latent frames are those of its beginning alone, and the first latent frames of any piece those
-of a shorter one: endings of a few lengths and one piece from the middle are encoded apart, and give all the others.
+of a shorter one: endings of a few lengths and one piece from the middle are encoded apart, and give all the others. A
+beginning takes the place of the first tokens of the clip (see `segments.py`), so it needs no room of its own.
 
 Shape letters: K slots of rows.
 """
 
 import functools
 import zlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +38,9 @@ class Arrangement(NamedTuple):
   middle: int
 
   def token_frames(self, patch: int) -> int:
-    """How many frames of tokens they fill, where a token has `patch` latent frames."""
-    return sum(-(-each // patch) for each in self)
+    """How many frames of tokens stand beside the clip's own, where a token has `patch` latent frames."""
+    beside = self.ending, self.middle, self.beginning if self.beginning % patch else 0
+    return sum(-(-each // patch) for each in beside)
 
 
 class Shares(NamedTuple):
@@ -91,15 +92,17 @@ def _lengths(latent_frames: int) -> list[int]:
   return [2**bits for bits in range(latent_frames.bit_length()) if 2 ** (bits + 1) <= latent_frames]
 
 
+NOTHING = Arrangement(0, 0, 0)
+
+
 @functools.lru_cache(maxsize=1024)
-def arrangements(latent_frames: int, kinds: tuple[float, ...]) -> tuple[list[Arrangement], np.ndarray]:
-  """All arrangements that a clip can have, and how often each comes among clips with conditions.
+def arrangements(latent_frames: int, shares: Shares) -> tuple[list[Arrangement], np.ndarray]:
+  """All arrangements that a clip can have, NOTHING first, and how often each comes.
 
   Those of one kind share its share; a clip too short for any of a kind has the others more often.
-
-  Args:
-    kinds: the share of each of KINDS.
   """
+  if latent_frames < 2:
+    return [NOTHING], np.ones(1)
   lengths = _lengths(latent_frames)
   middle = middle_frames(latent_frames)
   by_kind = {
@@ -110,18 +113,18 @@ def arrangements(latent_frames: int, kinds: tuple[float, ...]) -> tuple[list[Arr
     "anywhere": [Arrangement(0, 0, k) for k in sorted({1, middle})] + [Arrangement(1, 1, 1)],
   }
   found: list[Arrangement] = []
-  shares: list[float] = []
-  for kind, share in zip(KINDS, kinds, strict=True):
+  each: list[float] = []
+  for kind, share in zip(KINDS, shares.kinds, strict=True):
     found += by_kind[kind]
-    shares += [share / max(len(by_kind[kind]), 1)] * len(by_kind[kind])
-  total = sum(shares)
-  return found, np.array(shares) / total if total else np.zeros(len(found))
+    each += [share / max(len(by_kind[kind]), 1)] * len(by_kind[kind])
+  some = shares.clips if sum(each) else 0.0
+  return [NOTHING, *found], np.array([1.0 - some, *(some * share / (sum(each) or 1.0) for share in each)])
 
 
 def draw_rooms(
   frames_K: np.ndarray, most_K: np.ndarray, shares: Shares, patch: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """How many frames of condition tokens each slot of the rows has room for, int32 (K,).
+  """How many frames of condition tokens stand beside the clip in each slot of the rows, int32 (K,).
 
   Drawn once a run, as rows are packed once: each clip that takes the slot has conditions of this size.
 
@@ -131,29 +134,22 @@ def draw_rooms(
     patch: latent frames of a token.
   """
   rooms_K = np.zeros(len(frames_K), np.int32)
-  has_K = (rng.random(len(frames_K)) < shares.clips) & (frames_K > 1)
-  for latent_frames in np.unique(frames_K[has_K]).tolist():
-    mine = np.flatnonzero(has_K & (frames_K == latent_frames))
-    found, probability = arrangements(latent_frames, shares.kinds)
-    if probability.any():
-      sizes = np.array([each.token_frames(patch) for each in found], np.int32)
-      rooms_K[mine] = rng.choice(sizes, len(mine), p=probability)
+  for latent_frames in np.unique(frames_K).tolist():
+    mine = np.flatnonzero(frames_K == latent_frames)
+    found, probability = arrangements(latent_frames, shares)
+    sizes = np.array([each.token_frames(patch) for each in found], np.int32)
+    rooms_K[mine] = rng.choice(sizes, len(mine), p=probability)
   return np.minimum(rooms_K, most_K).astype(np.int32)
 
 
-def arrange(
-  latent_frames: int, room: int, kinds: Sequence[float], patch: int, rng: np.random.Generator
-) -> Arrangement | None:
-  """Draws a clip's conditions that fill `room` frames of tokens, or as much of it as any does; None where none fits."""
-  if latent_frames < 2 or room < 1:
-    return None
-  found, probability = arrangements(latent_frames, tuple(kinds))
+def arrange(latent_frames: int, room: int, shares: Shares, patch: int, rng: np.random.Generator) -> Arrangement:
+  """Draws a clip's conditions that fill `room` frames of tokens, or as much of it as any does."""
+  found, probability = arrangements(latent_frames, shares)
   sizes = np.array([each.token_frames(patch) for each in found])
   fitting = (sizes <= room) & (probability > 0)
   if not fitting.any():
-    return None
-  chosen = fitting & (sizes == sizes[fitting].max())
-  weights = np.where(chosen, probability, 0.0)
+    return NOTHING
+  weights = np.where(fitting & (sizes == sizes[fitting].max()), probability, 0.0)
   return found[rng.choice(len(found), p=weights / weights.sum())]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from sora_jax.data import conditions
 from sora_jax.data.captions import Texts
 from sora_jax.data.latents import LatentStore, digest
-from sora_jax.data.segments import Piece, make_segment
+from sora_jax.data.segments import Piece, with_conditions
 from sora_jax.data.sources import Source, shapes_of
 from sora_jax.data.stream import Extent, Reading, Stream
 from sora_jax.errors import InputError
@@ -168,7 +168,7 @@ class PackedRows:
     self.extent = Extent(store.fingerprint, len(store), len(self.rows))
 
   def _rooms(self) -> np.ndarray:
-    """Room for the condition tokens of the clip in each slot, int32 (K,)."""
+    """Room for the condition tokens beside the clip in each slot, int32 (K,)."""
     clip_K, patch = self.slots.clip_K, self.grid.patch
     shape_K4 = np.asarray(self.store.shape_N4)[clip_K]
     frame_K = _tokens(shape_K4, patch) // -(-shape_K4[:, 0] // patch[0])
@@ -201,7 +201,7 @@ class PackedRows:
     """One clip as it is seen in its `turn`: its caption's style, its conditions and its tokens are drawn.
 
     Args:
-      room: for the tokens of its conditions.
+      room: for the tokens of its conditions beside its own.
     """
     try:
       latent, size, frames = self.store[clip][:3]
@@ -212,29 +212,27 @@ class PackedRows:
     tokens_NC = np.asarray(patchify(latent, self.grid.patch))
     style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
     positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])
-    kept = int(_kept(np.array(len(positions)), self.shares))
-    if kept < len(positions):
-      mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), kept, replace=False))
-      tokens_NC, positions = tokens_NC[mine], positions[mine]
-    return make_segment(
-      self.grid,
-      tokens_NC,
-      positions,
-      pieces,
+    count, mine = int(_kept(np.array(len(positions)), self.shares)), None
+    if count < len(positions):
+      mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), count, replace=False))
+    segment = Segment(
+      tokens_NC=tokens_NC,
+      positions_N3=positions,
+      condition_N=np.zeros(len(positions), bool),
+      level_N=np.zeros(len(positions), np.float32),
       text_M=self.texts(clip, style),
       size_4=np.array(size, np.float32),
       index=clip,
       turn=turn % 2**31,  # of so many in a step no two are alike
     )
+    return with_conditions(segment, self.grid, pieces, mine)
 
   def _conditions(self, clip: int, turn: int, room: int, latent_thwC: np.ndarray) -> list[Piece]:
-    """The conditions of a clip in its turn, which fill at most `room` tokens."""
+    """The conditions of a clip in its turn, of which at most `room` tokens stand beside its own."""
     patch, rng = self.grid.patch, self._rng(turn, clip, CONDITION)
     frames = latent_thwC.shape[0]
     frame_tokens = int(_tokens(np.array([latent_thwC.shape]), patch)[0]) // -(-frames // patch[0])
-    chosen = conditions.arrange(frames, room // frame_tokens, self.shares.conditions.kinds, patch[0], rng)
-    if chosen is None:
-      return []
+    chosen = conditions.arrange(frames, room // frame_tokens, self.shares.conditions, patch[0], rng)
     given = [(0, latent_thwC[: chosen.beginning])] if chosen.beginning else []
     spans = self.store.pieces(clip)
     if chosen.ending:

@@ -1,5 +1,9 @@
 """A clip and its conditions as one segment of a row, in training as in sampling. Pure numpy.
 
+The autoencoder is causal in time, so the latents of a clip's beginning are the same in the clip as alone: such a
+condition takes the place of the grid's first tokens. Any other piece has latents of its own, and its tokens stand
+beside the grid.
+
 Shape letters: N tokens, C values a token; t, h, w on the latent grid.
 """
 
@@ -39,34 +43,32 @@ class Piece(NamedTuple):
     return tokens_NC, positions_N3
 
 
-def make_segment(
-  grid: Grid,
-  tokens_NC: np.ndarray,
-  positions_N3: np.ndarray,
-  pieces: Sequence[Piece],
-  text_M: np.ndarray,
-  size_4: np.ndarray,
-  index: int,
-  turn: int = 0,
-) -> Segment:
-  """The tokens of a clip's grid, and beside them those of its conditions.
+def with_conditions(segment: Segment, grid: Grid, pieces: Sequence[Piece], kept: np.ndarray | None = None) -> Segment:
+  """A clip's segment with its conditions: a beginning among the tokens of its grid, others beside them.
 
   Args:
-    tokens_NC, positions_N3: of the grid.
-    size_4: (seconds, height, width, fps) of the clip.
-    text_M, index, turn: see `Segment`.
+    segment: the clip's grid alone.
+    kept: the numbers of the grid's tokens that are shown; None is all.
   """
-  given = [piece.tokens(grid, float(size_4[3])) for piece in pieces]
-  levels = [np.full(len(tokens), piece.level, np.float32) for piece, (tokens, _) in zip(pieces, given, strict=True)]
-  own = len(tokens_NC)
-  tokens_NC = np.concatenate([tokens_NC, *(tokens for tokens, _ in given)])
-  return Segment(
-    tokens_NC=tokens_NC,
-    positions_N3=np.concatenate([positions_N3, *(positions for _, positions in given)]),
-    condition_N=np.arange(len(tokens_NC)) >= own,
-    level_N=np.concatenate([np.zeros(own, np.float32), *levels]),
-    text_M=text_M,
-    size_4=size_4,
-    index=index,
-    turn=turn,
+  arrays = segment.tokens_NC, segment.positions_N3, segment.condition_N, segment.level_N
+  tokens, positions, condition, level = ([array.copy()] for array in arrays)
+  for piece in pieces:
+    given_NC, given_N3 = piece.tokens(grid, float(segment.size_4[3]))
+    whole = len(piece.latent_thwC) % grid.patch[0] == 0
+    if whole and piece.kept_N is None and np.array_equal(given_N3, segment.positions_N3[: len(given_N3)]):
+      here = slice(len(given_NC))
+      tokens[0][here], condition[0][here], level[0][here] = given_NC, True, piece.level
+      continue
+    tokens.append(given_NC)
+    positions.append(given_N3)
+    condition.append(np.ones(len(given_NC), bool))
+    level.append(np.full(len(given_NC), piece.level, np.float32))
+  if kept is not None:
+    for parts in (tokens, positions, condition, level):
+      parts[0] = parts[0][kept]
+  return segment._replace(
+    tokens_NC=np.concatenate(tokens),
+    positions_N3=np.concatenate(positions),
+    condition_N=np.concatenate(condition),
+    level_N=np.concatenate(level),
   )

@@ -5,23 +5,25 @@ read. Clips have their native size and duration; a budget in the config is the o
 """
 
 import bisect
+import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from sora_jax.clips import Clip, to_uint8
 from sora_jax.data import records, world_source
-from sora_jax.data.files import MISSING, Dropped, FileSource, Fit, View
+from sora_jax.data.files import MISSING, Dropped, FileSource, View
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.records import RecordSource
-from sora_jax.data.sizes import sizes_of
 from sora_jax.data.tfds_source import TfdsSource
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
+from sora_jax.patches import Grid
 from sora_jax.video import io as video_io
 from sora_jax.video import isolated
 
@@ -127,8 +129,7 @@ def shapes_of(source: Source) -> Shapes:
   count = len(source)
   component_N = np.zeros(count, np.int32)
   if isinstance(source, WorldSource):
-    shape_N3 = np.resize(np.array(source.shapes, np.int32), (count, 3))
-    return Shapes(shape_N3, np.full(count, source.rate), component_N)
+    return Shapes(source.shapes.columns(count), source.fps_column(), component_N)
   shape_N3 = np.fromiter(map(source.shape, range(count)), np.dtype((np.int32, 3)), count)
   return Shapes(shape_N3, np.fromiter(map(source.fps, range(count)), np.float64, count), component_N)
 
@@ -161,16 +162,16 @@ def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.n
   return frames_THWC
 
 
-def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool = False) -> Source:
+def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: bool = False) -> Source:
   """What a config's `data` section names: one source, or several with commas between them.
 
   A source is `worlds:NAME`, `tfds:NAME@SPLIT` (see `TfdsSource`), or a folder, local or gs://, of files with captions
   or of records.
 
   Args:
-    section: `source`, `weights`, `clips`, `sizes`, `frames`, `fps`, `max_frames`.
+    section: `source`, `weights`, `clips`, `sizes`, `frames`, `rates`, `fps`, `max_frames`, `max_tokens`.
     seed: of the world's states.
-    fit: the size that a file of (frames, height, width) is scaled to; None keeps every size.
+    grid: how clips become tokens, of which `max_tokens` is the budget; None keeps every size.
     held_out: for a world, the combinations that are kept from training.
 
   Raises:
@@ -182,21 +183,16 @@ def open_source(section: Any, seed: int, fit: Fit | None = None, held_out: bool 
   weights = tuple(section.weights)
   if weights and (len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights)):
     raise InputError(f"config.data.weights={weights}: one above 0 for each of the {len(names)} sources, or none at all")
+  fit = functools.partial(grid.fit, most=section.max_tokens) if grid and section.max_tokens else None
   view = View(section.fps, section.max_frames, fit)
   opened: list[Source] = []
   for name in names:
     if name.startswith("worlds:"):
-      sizes = sizes_of(section.sizes, fitting(section.frames, fit))
-      world = name.removeprefix("worlds:")
-      opened.append(WorldSource(world, section.clips, sizes, section.frames, section.fps, seed, held_out))
+      shapes = WorldShapes.of(section, grid)
+      opened.append(WorldSource.of(section, name.removeprefix("worlds:"), shapes, seed, held_out))
     else:
       opened.append(_open(name, view))
   return opened[0] if len(opened) == 1 else Mixture(opened)
-
-
-def fitting(frames: Sequence[int], fit: Fit | None) -> Callable[[int, int], bool]:
-  """Whether a world's clip of (height, width) is within the budget of `fit` at its longest duration."""
-  return lambda height, width: fit is None or fit(max(frames), height, width) == (height, width)
 
 
 def open_native(name: str) -> Source:

@@ -6,12 +6,14 @@ and its chance, the same measure of clips that belong to other prompts.
 Shape letters: T frames, H height, W width.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.evaluation.fidelity import PEAK, squared_error
 from sora_jax.evaluation.marks import interval
@@ -44,6 +46,10 @@ class Measure(NamedTuple):
     there = np.asarray(values)[np.isfinite(values)]
     return cls(*interval(there.tolist()), mean(ceiling), mean(chance))
 
+  def rounded(self) -> dict[str, float | None]:
+    """As JSON."""
+    return {name: None if value is None else round(value, 4) for name, value in self._asdict().items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -57,9 +63,19 @@ class Subject:
   sampling: Sampling
   source: WorldSource
 
+  @classmethod
+  def of(cls, generator: Generator, sampling: Sampling, source: WorldSource) -> "Subject":
+    """On clips of the longest duration of `source`."""
+    shapes = source.shapes.distinct()
+    longest = max(frames for frames, _, _ in shapes)
+    sizes = [(height, width) for frames, height, width in shapes if frames == longest]
+    same = copy.copy(source)
+    same.shapes = WorldShapes.every(sizes, (longest,))
+    return cls(generator, sampling, same)
+
   @property
   def fps(self) -> float:
-    return self.source.rate
+    return self.source.fps(0)
 
   @property
   def frames(self) -> int:

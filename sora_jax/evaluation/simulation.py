@@ -41,7 +41,7 @@ def requests_of(source: WorldSource, style: str, seed: int) -> list[Request]:
   found = []
   for index in range(len(source)):
     frames, height, width = source.shape(index)
-    found.append(Request(source.captions(index)[style], width, height, frames, source.rate, seed + index))
+    found.append(Request(source.captions(index)[style], width, height, frames, source.fps(index), seed + index))
   return found
 
 
@@ -68,9 +68,10 @@ def examine(
   world = source.world
   states = [source.state(index) for index in range(len(source))]
   real = [source[index].frames_THWC for index in range(len(source))]
+  rates = [source.fps(index) for index in range(len(source))]
   made = marks(world, states, [(clip.frames_THWC, clip.fps) for clip in clips])
-  ceiling = marks(world, states, [(frames, source.rate) for frames in real])
-  coded = marks(world, states, [(frames, source.rate) for frames in through(generator.codec, real)])
+  ceiling = marks(world, states, list(zip(real, rates, strict=True)))
+  coded = marks(world, states, list(zip(through(generator.codec, real), rates, strict=True)))
   guesses = chance(world, states, np.random.default_rng(seed))
   guessed = {name: np.nan if guess is None else guess for name, guess in guesses.items()}
   scores = [

@@ -54,12 +54,13 @@ class Condition:
 
   def pieces(self, codec: Codec, grid: Grid, fps: float) -> list[Piece]:
     """Its latents, each piece encoded as a clip of its own."""
-    kept_HW = np.ones(self.frames_THWC.shape[1:3], bool) if self.mask_HW is None else self.mask_HW
     found = []
     for span in spans(len(self.frames_THWC), grid.compression[0]):
       frames = self.frames_THWC[span.frames(grid.compression[0])]
       latent = codec.encode(frames[None])[0]
-      kept_N = token_mask(np.broadcast_to(kept_HW, (len(frames), *kept_HW.shape)), grid, every=True)
+      kept_N = None
+      if self.mask_HW is not None:
+        kept_N = token_mask(np.broadcast_to(self.mask_HW, frames.shape[:3]), grid, every=True)
       found.append(Piece(latent, self.seconds + span.start / fps, 1.0 - self.strength, kept_N))
     return found
 

@@ -5,41 +5,37 @@ Shape letters: B rows, L tokens, S segments, C values a token.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from sora_jax import sharding
 from sora_jax.checkpoints import checkpoint
 from sora_jax.clips import Clip, contact_sheet, to_uint8
-from sora_jax.data.segments import Piece, make_segment
+from sora_jax.data.segments import Piece, with_conditions
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.diffusion import noise, objective, samplers, schedules
-from sora_jax.diffusion.denoiser import Denoise, clean_from, guided, holding
+from sora_jax.diffusion import samplers
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.conditions import Condition, Edit, token_mask
+from sora_jax.inference.program import Plan, program
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, per_token, stack
+from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, stack
 from sora_jax.packing.rows import Rows, pack_rows
 from sora_jax.patches import Grid, pad_edge, patchify, unpatchify
-from sora_jax.sharding import constrain, param_shardings
+from sora_jax.sharding import param_shardings
 
 GROUP_TOKENS = 2048  # sampled at a time by the devices that share a row, or one row where that is longer
 MAX_SIDE = 8192  # pixels
 MAX_FRAMES = 7200  # two minutes at 60 frames a second
-GOLDEN = 0.6180339887498949
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,81 +117,6 @@ class Sampling:
     return cls(section.steps, section.method, section.guidance, tuple(section.interval), *rest)
 
 
-class Plan(NamedTuple):
-  """What the sampler does with each clip of a batch.
-
-  Attributes:
-    seeds_BS: int32.
-    start_BS: float32, the noise level where it starts, before the size shift: 1 for a new clip.
-    held_BL: bool, tokens of the grid whose clean values are known.
-    period_BS: float32, seconds of a loop; 0 for a clip that is none.
-    moment_BS: float32, seconds that a latent frame of it lasts.
-  """
-
-  seeds_BS: np.ndarray | jax.Array
-  start_BS: np.ndarray | jax.Array
-  held_BL: np.ndarray | jax.Array
-  period_BS: np.ndarray | jax.Array
-  moment_BS: np.ndarray | jax.Array
-
-
-@functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
-def _program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
-  """The sampler, jitted: (params, batch, plan, guidance and its interval (3,), steps, method) -> clean tokens
-  (B, L, C).
-  """
-  graph, _ = abstract(DiT, model)
-
-  @jax.jit  # so that it is traced and lowered once, however often a step calls it
-  def network(params: Any, batch: PackedBatch, kept_BS: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    return clean_from(nnx.merge(graph, params)(x_t, t, batch, kept_BS), x_t, t, prediction)
-
-  def sample_tokens(
-    params: Any, batch: PackedBatch, plan: Plan, guidance_3: jax.Array, steps: int, method: str
-  ) -> jax.Array:
-    shape_BS = batch.weight_BS.shape
-    scale, low, high = guidance_3
-
-    def denoiser(number: jax.Array) -> Denoise:
-      """The network at a step, guidance and known tokens included."""
-      positions: Any = turned(batch, plan, number)
-      here = batch._replace(positions_BL3=positions)
-      on, off = (functools.partial(network, params, here, jnp.full(shape_BS, kept)) for kept in (True, False))
-      return holding(guided(on, off, scale, (low, high)), batch.tokens_BLC, plan.held_BL)
-
-    def step(x_BLC: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-      levels_2BL = jax.lax.dynamic_slice_in_dim(levels_NBL, number, 2)
-      return samplers.sample(denoiser(number), x_BLC, levels_2BL, method), None
-
-    keys = noise.clip_keys(jax.random.key(0), plan.seeds_BS, "noise")
-    noise_BLC = noise.token_noise(keys, batch.segments_BL, model.channels)
-    shift_BS = schedules.size_shift(objective.grid_tokens(batch), base_tokens)
-    shift_BL = per_token(shift_BS, batch.segments_BL, padding=1.0)
-    levels_NBL = schedules.levels(steps, per_token(plan.start_BS, batch.segments_BL), shift_BL)
-    levels_NBL = jnp.where(batch.condition_BL, batch.level_BL, levels_NBL)
-    first_BL1 = levels_NBL[0][..., None]
-    start_BLC = (1.0 - first_BL1) * batch.tokens_BLC + first_BL1 * noise_BLC
-    tokens_BLC, _ = jax.lax.scan(step, start_BLC, jnp.arange(steps))
-    return constrain(tokens_BLC, None, None, None)  # whole on every host
-
-  return jax.jit(sample_tokens, static_argnums=(4, 5))
-
-
-def turned(batch: PackedBatch, plan: Plan, step: jax.Array) -> jax.Array:
-  """The positions (B, L, 3) of a step: the moments of a loop move round its circle, so that its seam is nowhere.
-
-  A model that knows time as a line sees the loop cut open at another latent frame at each step (after the shift of
-  latents by Wang et al. 2025, "Mobius"). Steps of the golden section spread the cuts evenly.
-  """
-  period_BL, moment_BL = (per_token(each, batch.segments_BL) for each in (plan.period_BS, plan.moment_BS))
-  frames_BL = jnp.round(period_BL / jnp.maximum(moment_BL, 1e-6))
-  moved_BL = jnp.floor(step * GOLDEN % 1.0 * frames_BL) * moment_BL
-  line_BL = batch.positions_BL3[..., 0]
-  circle_BL = (line_BL + moved_BL) % jnp.maximum(period_BL, 1e-6)
-  seconds_BL = jnp.where(period_BL > 0, circle_BL, line_BL)
-  return jnp.concatenate([seconds_BL[..., None], batch.positions_BL3[..., 1:]], -1)
-
-
 class Generator:
   """An autoencoder, a transformer and a tokenizer that were trained together."""
 
@@ -206,7 +127,7 @@ class Generator:
     self.grid: Grid = codec.grid(config.model.patch)
     self.channels = model.channels
     self._digest: tuple[Any, Any, str] | None = None
-    self._run = _program(model, config.diffusion.prediction, config.diffusion.base_tokens)
+    self._run = program(model, config.diffusion.prediction, config.diffusion.base_tokens)
 
   @classmethod
   def load(cls, workdir: str | os.PathLike, step: int | None = None) -> "Generator":
@@ -344,15 +265,17 @@ class Generator:
       latent = np.zeros((*self._latent_shape(request), self.codec.config.channels), np.float32)
     else:
       latent = self.codec.encode(request.edit.frames_THWC[None])[0]
-    return make_segment(
-      self.grid,
-      np.asarray(patchify(latent, self.grid.patch)),
-      self._positions(request),
-      pieces,
+    positions_N3 = self._positions(request)
+    segment = Segment(
+      tokens_NC=np.asarray(patchify(latent, self.grid.patch)),
+      positions_N3=positions_N3,
+      condition_N=np.zeros(len(positions_N3), bool),
+      level_N=np.zeros(len(positions_N3), np.float32),
       text_M=np.array(self.tokenizer.encode(request.prompt, self.config.train.row_text), np.int32),
       size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
       index=number,
     )
+    return with_conditions(segment, self.grid, pieces)
 
   def _row(self, segments: Sequence[Segment]) -> RowShape:
     """The row that training used, or for a longer clip the next multiple of 128 tokens."""

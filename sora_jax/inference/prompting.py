@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sora_jax.clips import Clip
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
@@ -66,7 +67,9 @@ class Connection:
 def window(generator: Generator) -> int:
   """Frames of the longest clip that the model was trained on."""
   data = generator.config.data
-  return max(data.frames) if "worlds:" in data.source else data.max_frames
+  if "worlds:" not in data.source:
+    return data.max_frames
+  return max(frames for frames, _, _ in WorldShapes.of(data, generator.grid).distinct())
 
 
 def context(generator: Generator, frames: int) -> int:

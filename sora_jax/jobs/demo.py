@@ -11,7 +11,6 @@ import resource
 import runpy
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,8 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sora_jax import __version__
-from sora_jax.data import sources
-from sora_jax.data.sizes import sizes_of
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import fidelity, simulation
@@ -28,7 +26,7 @@ from sora_jax.inference.codec import Codec
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
 from sora_jax.jobs import train as training
-from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.models.autoencoder import AutoencoderConfig, grid
 from sora_jax.report import demo_page
 from sora_jax.train.metrics import read_metrics
 from sora_jax.video import io as video_io
@@ -105,21 +103,26 @@ def reported(exam: simulation.Exam) -> dict[str, simulation.Score]:
 
 def exam_source(config: Any, count: int) -> WorldSource:
   """`count` clips of held-out combinations at the training sizes and durations, images left out."""
-  frames = sorted({each for each in config.data.frames if each > 1})
-  return open_world(config, count, frames, EXAM_SEED, held_out=True)
+  return open_world(config, count, world_shapes(config).only(lambda frames: frames > 1), EXAM_SEED, held_out=True)
 
 
-def open_world(config: Any, count: int, frames: Sequence[int], seed: int, held_out: bool = False) -> WorldSource:
-  """`count` clips of the config's world at its training sizes."""
-  section = config.data
-  sizes = sizes_of(section.sizes, sources.fitting(section.frames, training.budget(config)))
-  world = section.source.removeprefix("worlds:")
-  return WorldSource(world, count, sizes, frames, section.fps, seed, held_out)
+def world_shapes(config: Any) -> WorldShapes:
+  """The sizes and durations of training."""
+  return WorldShapes.of(config.data, grid(config))
+
+
+def open_world(config: Any, count: int, shapes: WorldShapes, seed: int, held_out: bool = False) -> WorldSource:
+  """`count` clips of the config's world at its rates."""
+  section = config.data.copy_and_resolve_references()
+  section.clips = count
+  return WorldSource.of(section, section.source.removeprefix("worlds:"), shapes, seed, held_out)
 
 
 def reconstruction(config: Any, codec: Codec) -> tuple[float, float]:
   """PSNR in dB on held-out clips: the autoencoder, and the best linear code of the same blocks and the same size."""
-  longest = (max(config.data.frames),)
+  shapes = world_shapes(config)
+  most = max(frames for frames, _, _ in shapes.distinct())
+  longest = shapes.only(lambda frames: frames == most)
   held_out = open_world(config, 96, longest, EXAM_SEED + 1, held_out=True)
   training_clips = open_world(config, 600, longest, config.seed)
   wanted = [held_out[i].frames_THWC for i in range(len(held_out))]
@@ -177,9 +180,9 @@ def still_requests(generator: Generator) -> list[Request]:
     "a magenta circle",
     "a cyan square",
   )
-  data = generator.config.data
-  (_, height, width) = open_world(generator.config, 1, (1,), 0).shape(0)
-  return [Request(prompt, width, height, 1, data.fps, 7 + i) for i, prompt in enumerate(prompts)]
+  source = open_world(generator.config, 1, world_shapes(generator.config), 0)
+  _, height, width = source.shape(0)
+  return [Request(prompt, width, height, 1, source.fps(0), 7 + i) for i, prompt in enumerate(prompts)]
 
 
 def animation_requests(source: WorldSource, count: int = 9) -> tuple[list[int], list[Request]]:
@@ -191,7 +194,7 @@ def animation_requests(source: WorldSource, count: int = 9) -> tuple[list[int], 
     frames, height, width = source.shape(i)
     start_THWC = source[i].frames_THWC[:1]
     given = (Condition(start_THWC),)
-    requests.append(Request(source.captions(i)["long"], width, height, frames, source.rate, 70 + i, given))
+    requests.append(Request(source.captions(i)["long"], width, height, frames, source.fps(i), 70 + i, given))
   return picks, requests
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sora_jax import sharding
 from sora_jax.data.caption_limits import cut_prompt
-from sora_jax.data.sizes import sizes_of
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError, path_errors
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.modes import MODES, frame_of
@@ -115,10 +115,17 @@ def _write(
 
 
 def far_from_training(generator: Generator, frames: int, height: int, width: int) -> str | None:
-  """What to warn of where a size is far from those that the model was trained at; None where it is not."""
+  """What to warn of where a size is far from those that the model was trained at; None where it is not.
+
+  A world's sizes are those that clips of the nearest duration had.
+  """
   data = generator.config.data
   if "worlds:" in data.source:
-    known = min(sizes_of(data.sizes), key=lambda size: abs(math.log(size[0] / height)) + abs(math.log(size[1] / width)))
+    far = lambda shape: [
+      abs(math.log(seen / asked)) for seen, asked in zip(shape, (frames, height, width), strict=True)
+    ]
+    shapes = WorldShapes.of(data, generator.grid).distinct()
+    known = min(shapes, key=lambda shape: (far(shape)[0], sum(far(shape)[1:])))[1:]
   elif data.max_tokens:  # training shrank its files to this budget
     known = generator.grid.fit(frames, height, width, data.max_tokens)
   else:

@@ -9,13 +9,12 @@ once, all encode and train.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -125,7 +124,7 @@ def open_run(
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)
-  source = sources.open_source(config.data, config.seed, budget(config))
+  source = sources.open_source(config.data, config.seed, grid(config))
   check_clips(config, source)
   start = initial.find(config, workdir)
   given = given_codec(config.autoencoder, start, workdir / "autoencoder", hosts)
@@ -198,13 +197,6 @@ def report_dropped(source: sources.Source, most: int = 20) -> None:
     print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
   if len(dropped) > most:
     print(f"skipped {len(dropped) - most} more", file=sys.stderr)
-
-
-def budget(config: Any) -> Callable[[int, int, int], tuple[int, int]] | None:
-  """How a file of (frames, height, width) is scaled to the token budget; None where there is no budget."""
-  if not config.data.max_tokens:
-    return None
-  return functools.partial(grid(config).fit, most=config.data.max_tokens)
 
 
 def train_autoencoder(

@@ -71,10 +71,12 @@ class Flops(NamedTuple):
     return self.forward + self.backward
 
 
-def clip_length(lengths: Sequence[int], longest: int) -> float:
-  """Tokens of the clip that a token is in, on average over clips of these lengths: E[n^2] / E[n]."""
-  sizes = np.minimum(np.asarray(lengths, np.float64), longest)
-  return float((sizes**2).sum() / sizes.sum())
+def clip_length(lengths: Sequence[int], shares: Sequence[float], longest: int) -> float:
+  """Tokens of the clip that a token is in, on average over clips of which these shares have these lengths:
+  E[n^2] / E[n].
+  """
+  sizes, weights = np.minimum(np.asarray(lengths, np.float64), longest), np.asarray(shares, np.float64)
+  return float(weights @ sizes**2 / (weights @ sizes))
 
 
 def count(params: Any, model: Any, rows: Rows, remat: str) -> Flops:

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 from sora_jax import settings
-from sora_jax.data.sizes import sizes_of
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import grid as grid_of
 from sora_jax.packing.batch import RowShape
@@ -48,13 +48,12 @@ def rows_of(config: Any) -> Rows:
   train, data = config.train, config.data
   grid = grid_of(config)
   longest = min(data.max_tokens or train.row_tokens, train.row_tokens)
-  lengths = [longest]
+  lengths, shares = [longest], [1.0]
   if all(name.startswith("worlds:") for name in data.source.split(",")):
-    fits = lambda high, wide: not data.max_tokens or grid.tokens(max(data.frames), high, wide) <= data.max_tokens
-    lengths = [
-      grid.tokens(min(n, data.max_frames), high, wide) for n in data.frames for high, wide in sizes_of(data.sizes, fits)
-    ]
-  clip = clip_length(lengths, longest) * (1.0 - data.token_drop)
+    known = list(WorldShapes.of(data, grid).shares())
+    lengths = [grid.tokens(min(n, data.max_frames), high, wide) for (n, high, wide), _ in known]
+    shares = [share for _, share in known]
+  clip = clip_length(lengths, shares, longest) * (1.0 - data.token_drop)
   return Rows(train.rows, RowShape.of(config), clip)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sora_jax.data import conditions
-from sora_jax.data.conditions import ENDINGS, KINDS, PIECES, Arrangement, Shares
+from sora_jax.data.conditions import KINDS, NOTHING, PIECES, Arrangement, Shares
 from sora_jax.patches import Grid
 
 EVEN = (0.2,) * 5
@@ -54,10 +54,10 @@ class TestSpans:
 class TestArrangements:
   @hypothesis.given(st.integers(2, 400))
   def test_each_is_cut_from_what_is_encoded(self, frames):
-    found, probability = conditions.arrangements(frames, EVEN)
+    found, probability = conditions.arrangements(frames, Shares(0.7, EVEN))
     kept = [span.latent_frames for span in conditions.spans(1 + (frames - 1) * 4, 4, "a")]
-    assert probability.sum() == pytest.approx(1.0)
-    for each in found:
+    assert probability.sum() == pytest.approx(1.0) and probability[0] == pytest.approx(0.3)
+    for each in found[1:]:
       assert each.beginning <= frames // 2 and sum(each) >= 1
       assert not each.ending or each.ending in kept[:-1]
       assert each.middle <= kept[-1]
@@ -72,9 +72,10 @@ class TestArrangements:
       "anywhere": lambda each: each.middle > 0,
     }
     for number, kind in enumerate(KINDS):
-      found, probability = conditions.arrangements(frames, tuple(np.eye(5)[number].tolist()))
+      found, probability = conditions.arrangements(frames, Shares(1.0, tuple(np.eye(5)[number].tolist())))
       drawn = [each for each, share in zip(found, probability, strict=True) if share]
-      assert all(map(shows[kind], drawn)) and (drawn or (kind == "beginning" and frames < 4))
+      none = kind == "beginning" and frames < 4
+      assert drawn == [NOTHING] if none else all(map(shows[kind], drawn))
 
 
 class TestDraws:
@@ -83,26 +84,27 @@ class TestDraws:
     shares = Shares(0.8, (0.4, 0.1, 0.1, 0.2, 0.2))
     rng = np.random.default_rng(0)
     rooms = conditions.draw_rooms(np.full(20000, 9), np.full(20000, 99), shares, 1, rng)
-    drawn = collections.Counter(conditions.arrange(9, room, shares.kinds, 1, rng) for room in rooms.tolist())
-    found, probability = conditions.arrangements(9, shares.kinds)
-    assert drawn[None] / 20000 == pytest.approx(0.2, abs=0.01)
+    drawn = collections.Counter(conditions.arrange(9, room, shares, 1, rng) for room in rooms.tolist())
+    found, probability = conditions.arrangements(9, shares)
     for each, share in zip(found, probability, strict=True):
-      assert drawn[each] / 20000 == pytest.approx(0.8 * share, abs=0.01)
+      assert drawn[each] / 20000 == pytest.approx(share, abs=0.01)
 
   @hypothesis.given(st.integers(1, 60), st.integers(0, 40), st.sampled_from([1, 2]), st.integers(0, 99))
   def test_what_is_drawn_fits_its_room(self, frames, room, patch, seed):
-    found = conditions.arrange(frames, room, EVEN, patch, np.random.default_rng(seed))
-    if found is None:
-      assert frames == 1 or room == 0 or (patch == 2 and room < 1)
-    else:
-      assert 1 <= found.token_frames(patch) <= room
+    found = conditions.arrange(frames, room, Shares(1.0, EVEN), patch, np.random.default_rng(seed))
+    assert found.token_frames(patch) <= room
+    assert (found == NOTHING) == (frames == 1 or (patch == 2 and room == 0 and frames < 4))
+
+  def test_a_beginning_needs_no_room(self):
+    assert Arrangement(4, 0, 0).token_frames(1) == Arrangement(4, 0, 0).token_frames(2) == 0
+    assert Arrangement(1, 2, 0).token_frames(1) == 2 and Arrangement(1, 2, 0).token_frames(2) == 2
 
   def test_images_have_none_and_no_row_is_filled_beyond_its_end(self):
     rng = np.random.default_rng(0)
     frames, most = np.array([1, 9, 9, 9] * 500), np.array([9, 0, 1, 9] * 500)
     rooms = conditions.draw_rooms(frames, most, Shares(1.0, EVEN), 1, rng).reshape(-1, 4)
-    assert (rooms[:, :2] == 0).all() and (rooms[:, 2] == 1).all() and rooms[:, 3].min() == 1
-    assert rooms[:, 3].max() == 8 == 2 * 2 ** (ENDINGS - 4)  # both ends of half the clip
+    assert (rooms[:, :2] == 0).all() and rooms[:, 2].max() == 1
+    assert rooms[:, 3].max() == 4  # the ending of half the clip
 
   def test_some_conditions_are_noisy_and_none_above_the_most(self):
     rng, shares = np.random.default_rng(0), Shares(1.0, EVEN, 0.25, 0.4)

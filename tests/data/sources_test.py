@@ -20,8 +20,11 @@ from sora_jax.data.records import RecordSource
 from sora_jax.data.sources import Mixture, component_of, open_native, open_source, small_frames
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_source import WorldSource
+from sora_jax.patches import Grid
 from sora_jax.video import io as video_io
 from sora_jax.video.io import UnreadableFile
+
+PIXELS = Grid((1, 1, 1), (1, 1, 1))  # a token of each pixel
 
 
 def section(**changes) -> ml_collections.ConfigDict:
@@ -92,8 +95,10 @@ class TestOpenSource:
     video_io.write(tmp_path / "b.png", rng.integers(0, 255, (1, 40, 20, 3), np.uint8), 1)
     rows = [{"file": "a.mp4", "caption": "Snow."}, {"file": "b.png", "short": "Rain.", "long": "Rain falls."}]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = open_source(section(source=str(tmp_path)), 0, fit=lambda frames, height, width: (height - frames, width))
-    assert [source.shape(0), source.shape(1)] == [(4, 12, 24), (1, 39, 20)]  # cut to 4 frames, then fitted
+    source = open_source(section(source=str(tmp_path), max_tokens=800), 0, PIXELS)
+    cut = (4, *PIXELS.fit(4, 16, 24, 800))
+    assert [source.shape(0), source.shape(1)] == [cut, (1, 40, 20)]  # cut to 4 frames, then fitted
+    assert math.prod(cut) <= 800 < 4 * 16 * 24
     assert source.captions(1) == {"short": "Rain.", "long": "Rain falls."}
     for index in range(2):
       assert source[index].frames_THWC.shape == (*source.shape(index), 3)
@@ -104,12 +109,12 @@ class TestOpenSource:
 
   def test_a_source_of_each_kind_keeps_its_promises(self, kinds):
     for kind, name in kinds.items():
-      source = open_source(section(source=name), 0, fit=lambda frames, height, width: (12, 20))
+      source = open_source(section(source=name, max_tokens=240), 0, PIXELS)
       assert type(source) is TYPES[kind] and len(source) > 1
       for index in range(len(source)):
         clip = source[index]
         assert clip.frames_THWC.shape == (*source.shape(index), 3) and source.shape(index)[0] <= 4
-        assert source.shape(index)[1:] == (12, 20)
+        assert source.shape(index)[1:] == (12, 20) if kind == "world" else math.prod(source.shape(index)) <= 240
         assert (clip.fps, clip.caption) == (source.fps(index), source.captions(index)["long"])
         assert clip.id == source.where(index)[0] and component_of(source, index) == 0
 

@@ -2,10 +2,14 @@
 
 import pickle
 
+import ml_collections
 import numpy as np
 import pytest
 
+from sora_jax.data.sources import shapes_of
+from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
+from sora_jax.patches import Grid
 from sora_jax.worlds.world import world_names
 
 SIZES = [(16, 16), (12, 20)]
@@ -82,6 +86,40 @@ def test_held_out_combinations_are_never_trained_on():
 def test_the_fingerprint_changes_with_the_clips(change):
   assert make_source().fingerprint == make_source().fingerprint
   assert make_source(**change).fingerprint != make_source().fingerprint
+
+
+def drawn(clips: int = 40, seed: int = 3, **changes) -> WorldSource:
+  """Clips whose sizes, durations and rates are from ranges."""
+  given = {"clips": clips, "sizes": ("12..24x12..24",), "frames": (1, "3..9"), "max_tokens": 60, "fps": 8.0}
+  section = ml_collections.ConfigDict(given | {"rates": ("5..20",)} | changes)
+  return WorldSource.of(section, "shapes", WorldShapes.of(section, Grid((2, 4, 4), (1, 1, 1))), seed)
+
+
+def test_each_clip_draws_its_own_rate_and_the_columns_tell_it():
+  source, longer = drawn(), drawn(clips=5000)
+  shapes = shapes_of(source)
+  for index in range(len(source)):
+    clip = source[index]
+    assert clip.frames_THWC.shape[:3] == source.shape(index) == tuple(shapes.shape_N3[index])
+    assert clip.fps == source.fps(index) == shapes.fps_N[index] == longer.fps(index)
+  rates = shapes_of(longer).fps_N
+  assert 5 <= rates.min() < rates.max() <= 20 and len(np.unique(rates)) > 500
+  assert abs((rates < 10).mean() - 0.5) < 0.03  # half of the clips are below the middle of the logarithm
+  assert (drawn(seed=4).fps_column() != source.fps_column()).mean() > 0.9
+
+
+def test_rates_are_as_even_within_a_shape():
+  source = drawn(clips=20_000)
+  shapes = shapes_of(source)
+  alike = np.unique(shapes.shape_N3, axis=0, return_inverse=True)[1].reshape(-1)
+  for number in range(alike.max() + 1):
+    own = shapes.fps_N[alike == number]
+    assert abs((own < 10).mean() - 0.5) < 3 / np.sqrt(len(own))
+
+
+@pytest.mark.parametrize("change", [{"rates": ("5..21",)}, {"rates": ()}, {"frames": (1, "3..7")}, {"frames": (1, 3)}])
+def test_the_fingerprint_changes_with_what_is_drawn(change):
+  assert drawn().fingerprint == drawn().fingerprint != drawn(**change).fingerprint
 
 
 @pytest.mark.parametrize("index", [12, -1, 10**9])

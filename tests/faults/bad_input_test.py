@@ -12,8 +12,8 @@ from sora_jax.curation.check import check
 from sora_jax.data.sources import open_source
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Request, Sampling
-from sora_jax.jobs import train
 from sora_jax.jobs.modes import Media
+from sora_jax.models.autoencoder import grid
 from tests.faults.folders import section, sora
 
 KEPT = ""  # in the place of the reason why a line is dropped
@@ -106,7 +106,7 @@ class TestB05:
     names = [*(f"{width}x{height}.png" for width, height in self.SIDES), "too_large.png"]
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"file": n, "caption": "x"}) for n in names))
     tiny_config.data.update(source=str(tmp_path), max_tokens=max_tokens)
-    source = open_source(tiny_config.data, 0, train.budget(tiny_config))
+    source = open_source(tiny_config.data, 0, grid(tiny_config))
     (dropped,) = source.dropped
     assert dropped.file == "too_large.png" and "make it smaller" in dropped.reason
     for index, (width, height) in enumerate(self.SIDES):

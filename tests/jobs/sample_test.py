@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -307,6 +308,16 @@ class TestSizes:
     make(dataclasses.replace(order, mode="animate", given=given, size=None, frames=1, out=out))
     said = capsys.readouterr().err
     assert (f"{size[1]}x{size[0]} is far" in said and f"--size {nearest}" in said) if nearest else not said
+
+  def test_ranges_are_compared_at_the_nearest_duration(self, generator, monkeypatch):
+    config = generator.config.copy_and_resolve_references()
+    config.data.update(sizes=("16..64x16..64",), frames=(1, "5..9"), max_tokens=96)
+    monkeypatch.setattr(generator, "config", config)
+    assert sample.far_from_training(generator, 1, 40, 40) is None
+    said = sample.far_from_training(generator, 12, 56, 56)
+    width, height = map(int, re.search(r"of which (\d+)x(\d+) is the nearest", said).groups())
+    assert generator.grid.tokens(9, height, width) <= 96 < generator.grid.tokens(9, 56, 56)
+    assert sample.far_from_training(generator, 12, height, width) is None
 
   def test_files_were_shrunk_to_their_budget(self, generator, monkeypatch):
     data = generator.config.data.copy_and_resolve_references()

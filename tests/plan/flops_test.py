@@ -96,6 +96,7 @@ def test_muon_s_products_are_those_of_a_trace():
 
 
 def test_the_clip_that_a_token_is_in():
-  assert flops.clip_length([7], 100) == 7
-  assert flops.clip_length([1, 3], 100) == (1 + 9) / 4  # three of four tokens are in the longer one
-  assert flops.clip_length([1, 300], 3) == (1 + 9) / 4
+  assert flops.clip_length([7], [1.0], 100) == 7
+  assert flops.clip_length([1, 3], [0.5, 0.5], 100) == (1 + 9) / 4  # three of four tokens are in the longer one
+  assert flops.clip_length([1, 3], [0.75, 0.25], 100) == (3 + 9) / 6  # three clips of one token to one of three
+  assert flops.clip_length([1, 300], [0.5, 0.5], 3) == (1 + 9) / 4

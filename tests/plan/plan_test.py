@@ -192,6 +192,11 @@ class TestRows:
     lengths = [256, 3 * 256]  # latents of 32 x 32, patches of 2 x 2; 9 frames are 3 latent ones
     assert plan.rows_of(config).clip == sum(n * n for n in lengths) / sum(lengths)
 
+  def test_a_range_of_durations_has_one_share_of_the_clips(self, config):
+    config.data.update(sizes=("256x256",), frames=(1, "5..9"), max_frames=99)
+    clips = 2 * [256] + [2 * 256, 3 * 256]  # 5 and 9 frames fill latent ones whole
+    assert plan.rows_of(config).clip == pytest.approx(sum(n * n for n in clips) / sum(clips))
+
   def test_other_data_are_as_long_as_a_row_or_their_budget(self, config):
     config.data.source = "clips"
     assert plan.rows_of(config).clip == config.train.row_tokens

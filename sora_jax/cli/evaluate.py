@@ -1,0 +1,34 @@
+"""`sora evaluate`."""
+
+from absl import flags
+
+from sora_jax.cli.command import Command, Given
+from sora_jax.runtime import process
+
+SUITES = ("worlds", "prompting")
+
+
+def define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("checkpoint", None, "the workdir of a trained transformer", flag_values=values)
+  flags.DEFINE_enum("suite", None, SUITES, "what is measured", flag_values=values)
+  flags.DEFINE_integer("clips", None, "held-out clips; the suite's own by default", lower_bound=2, flag_values=values)
+  flags.DEFINE_string("out", None, "a file for the JSON", flag_values=values)
+
+
+def evaluate(given: Given) -> dict:
+  process.keep_compiled(process.trusted_programs(given.checkpoint))
+  with process.importing():
+    from sora_jax.jobs import evaluate as job
+
+  return job.evaluate(given.checkpoint, given.suite, given.clips, given.out)
+
+
+COMMANDS = {
+  "evaluate": Command(
+    evaluate,
+    define,
+    "scores of a trained model on held-out clips, each with its interval, ceiling and chance",
+    "--checkpoint DIR --suite worlds|prompting [--out F.json]",
+    ("checkpoint", "suite"),
+  ),
+}

@@ -1,0 +1,28 @@
+"""`sora evaluate`: what is asked for reaches the job."""
+
+import pytest
+
+from sora_jax.cli import evaluate as command
+from sora_jax.jobs import evaluate as job
+from tests.cli.runs import complaint, run
+
+
+def test_what_is_asked_for_is_measured(capsys, monkeypatch):
+  asked = []
+  monkeypatch.setattr(job, "evaluate", lambda *given: asked.append(given) or {"suite": given[1]})
+  words = ("--checkpoint", "w", "--suite", "prompting", "--clips", "5", "--out", "x.json")
+  assert run(capsys, "evaluate", *words).returncode == 0
+  assert asked == [("w", "prompting", 5, "x.json")]
+
+
+def test_the_suites_of_the_command_are_those_of_the_job():
+  assert command.SUITES == job.SUITES
+
+
+@pytest.mark.parametrize(
+  ("words", "part"),
+  [(("--suite", "worlds"), "--checkpoint"), (("--checkpoint", "w", "--suite", "magic"), "prompting")],
+  ids=str,
+)
+def test_mistakes_are_named(capsys, words, part):
+  assert part in complaint(run(capsys, "evaluate", *words), 2)

@@ -1,0 +1,152 @@
+"""Windows of long clips: what each is made from, that all frames come, and that conditions find their window."""
+
+import types
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from sora_jax.clips import Clip
+from sora_jax.errors import InputError
+from sora_jax.inference import prompting
+from sora_jax.inference.conditions import Condition, Edit
+from sora_jax.inference.generator import Request
+from sora_jax.inference.prompting import Connection, Extension
+from sora_jax.patches import Grid
+
+FPS = 8.0
+SAMPLING = types.SimpleNamespace(history_level=0.25)
+
+
+class Counting:
+  """Makes clips whose every frame holds its own number within the clip's window; it notes the requests."""
+
+  def __init__(self, frames: int = 9, time: int = 2):
+    self.grid = Grid((time, 4, 4), (1, 1, 1))
+    self.config = types.SimpleNamespace(data=types.SimpleNamespace(source="clips", max_frames=frames))
+    self.requests: list[Request] = []
+
+  def sample(self, requests, sampling):
+    self.requests += requests
+    return [Clip(ramp(request.frames) / 100, request.fps, request.prompt, "") for request in requests]
+
+
+def ramp(frames: int, start: float = 0.0) -> np.ndarray:
+  """Frames that hold `start`, `start` + 1, ..."""
+  return (start + np.arange(frames, dtype=np.float32)).reshape(-1, 1, 1, 1) * np.ones((1, 4, 4, 3), np.float32)
+
+
+def extended(generator: Counting, frames: int, **count) -> np.ndarray:
+  extension = Extension(ramp(frames, 1000), "x", FPS, 5, **count)
+  return prompting.extend(generator, [extension], SAMPLING)[0].frames_THWC[:, 0, 0, 0]
+
+
+class TestContext:
+  @pytest.mark.parametrize(("frames", "time", "wanted"), [(9, 2, 3), (17, 2, 7), (33, 4, 13), (7, 2, 3), (2, 2, 1)])
+  def test_it_is_what_training_shows_of_a_clip(self, frames, time, wanted):
+    """Of 5, 9, 9, 4 and 2 latent frames: 2, 4, 4, 2 and 1."""
+    assert prompting.context(Counting(frames, time), frames) == wanted
+
+  @hypothesis.given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4]))
+  def test_a_cut_fills_latent_frames_whole(self, frames, most, time):
+    clip = ramp(frames)
+    for first in (True, False):
+      found = prompting.cut(clip, most, Counting(time=time), first)
+      assert 1 <= len(found) <= min(frames, max(most, 1)) and (len(found) - 1) % time == 0
+      np.testing.assert_array_equal(found, clip[: len(found)] if first else clip[-len(found) :])
+
+
+class TestExtend:
+  @hypothesis.given(st.integers(1, 12), st.integers(0, 25), st.integers(0, 25))
+  @hypothesis.settings(max_examples=40, deadline=None)
+  def test_as_many_frames_as_asked_for_come_on_each_side(self, frames, forward, backward):
+    found = extended(Counting(), frames, forward=forward, backward=backward)
+    assert len(found) == backward + frames + forward
+    np.testing.assert_array_equal(found[backward : backward + frames], 1000 + np.arange(frames))
+
+  def test_each_window_begins_with_the_last_frames_of_the_one_before(self):
+    """Windows of 9 frames, 3 of them known: 6 new ones each, the last one's 2."""
+    generator = Counting()
+    found = extended(generator, 5, forward=14)
+    assert [request.frames for request in generator.requests] == [9, 9, 5]
+    np.testing.assert_allclose(found[5:] * 100, [3, 4, 5, 6, 7, 8, 3, 4, 5, 6, 7, 8, 3, 4], rtol=1e-5)
+    known = [request.conditions[0] for request in generator.requests]
+    np.testing.assert_array_equal(known[0].frames_THWC, ramp(3, 1002))
+    np.testing.assert_allclose(known[1].frames_THWC, ramp(9)[6:] / 100)
+    assert [each.strength for each in known] == [1.0, 0.75, 0.75] and {each.seconds for each in known} == {0.0}
+    assert len({request.seed for request in generator.requests}) == 3
+
+  def test_backward_windows_end_with_the_first_frames_of_the_one_after(self):
+    generator = Counting()
+    found = extended(generator, 5, backward=8)
+    np.testing.assert_allclose(found[:8] * 100, [0, 1, 0, 1, 2, 3, 4, 5], atol=1e-4)
+    first, second = (request.conditions[0] for request in generator.requests)
+    np.testing.assert_array_equal(first.frames_THWC, ramp(3, 1000))
+    np.testing.assert_allclose(second.frames_THWC, ramp(3) / 100)
+    assert (first.seconds, second.seconds) == (6 / FPS, 2 / FPS)
+
+  def test_clips_that_need_fewer_windows_are_done_earlier(self):
+    generator = Counting()
+    extensions = [Extension(ramp(5), "x", FPS, number, forward=frames) for number, frames in enumerate((2, 20, 0))]
+    clips = prompting.extend(generator, extensions, SAMPLING)
+    assert [len(clip.frames_THWC) for clip in clips] == [7, 25, 5]
+    assert len(generator.requests) == 1 + 4
+
+  def test_a_number_below_none_is_refused(self):
+    with pytest.raises(InputError, match="-1 and 0 frames"):
+      Extension(ramp(5), "x", FPS, 0, forward=-1)
+
+
+class TestMake:
+  def made(self, generator, frames, **more) -> np.ndarray:
+    request = Request("x", 4, 4, frames, FPS, 3, **more)
+    return np.concatenate(list(prompting.make(generator, request, SAMPLING)))
+
+  @pytest.mark.parametrize("frames", [1, 9, 10, 33])
+  def test_all_frames_come(self, frames):
+    generator = Counting()
+    assert len(self.made(generator, frames)) == frames
+    assert max(request.frames for request in generator.requests) <= 9
+
+  def test_a_condition_is_given_to_the_windows_that_show_it(self):
+    """Frames 0 to 8, then 6 to 14 and 12 to 20: frames 13 to 15 are shown by the second and the third."""
+    generator, given = Counting(), Condition(ramp(3, 500), 13 / FPS, 0.5)
+    self.made(generator, 21, conditions=(given,))
+    shown = [[each for each in request.conditions if each.strength == 0.5] for request in generator.requests]
+    assert [len(each) for each in shown] == [0, 1, 1]
+    np.testing.assert_array_equal(shown[1][0].frames_THWC, ramp(2, 500))
+    np.testing.assert_array_equal(shown[2][0].frames_THWC, ramp(3, 500))
+    assert (shown[1][0].seconds, shown[2][0].seconds) == (7 / FPS, 1 / FPS)
+
+  def test_a_longer_clip_to_change_is_refused(self):
+    with pytest.raises(InputError, match="20 frames.*at most 9"):
+      self.made(Counting(), 20, edit=Edit(ramp(20), 0.5))
+
+
+class TestConnect:
+  def test_both_ends_are_given_at_their_times(self):
+    generator = Counting()
+    way = Connection(ramp(7, 100), ramp(6, 200), 4, "x", FPS, 0)
+    (clip,) = prompting.connect(generator, [way], SAMPLING)
+    (request,) = generator.requests
+    start, end = request.conditions
+    assert request.frames == 3 + 4 + 3 and (start.seconds, end.seconds) == (0.0, 7 / FPS)
+    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 104))
+    np.testing.assert_array_equal(end.frames_THWC, ramp(3, 200))
+    wanted = [*range(100, 107), 0.03, 0.04, 0.05, 0.06, *range(200, 206)]
+    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, rtol=1e-5)
+
+  def test_a_loop_leads_from_its_last_frames_to_its_first(self):
+    generator = Counting()
+    (clip,) = prompting.close(generator, [Extension(ramp(7, 100), "x", FPS, 0, forward=4)], SAMPLING)
+    start, end = generator.requests[0].conditions
+    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 104))
+    np.testing.assert_array_equal(end.frames_THWC, ramp(3, 100))
+    assert len(clip.frames_THWC) == 11
+
+  def test_clips_of_two_sizes_and_no_frames_are_refused(self):
+    with pytest.raises(InputError, match="4x4 and 5x4"):
+      Connection(ramp(3), np.zeros((3, 4, 5, 3), np.float32), 4, "x", FPS, 0)
+    with pytest.raises(InputError, match="0 frames"):
+      Connection(ramp(3), ramp(3), 0, "x", FPS, 0)

@@ -1,0 +1,67 @@
+"""Orders: which files they name, where these are, and that a sidecar holds them by their digests."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from sora_jax.errors import InputError
+from sora_jax.jobs.orders import GIVEN, Order, Recipe, check_types, describe, sha256
+
+SETTINGS = dataclasses.make_dataclass("Settings", ["steps"])
+
+
+def order_of(mode: str, **given) -> Order:
+  return Order(mode, "w", ("a",), None, 5, 8.0, 0, "x.mp4", given, None, {})
+
+
+@pytest.mark.parametrize(
+  ("order", "files"),
+  [
+    (order_of("sample"), []),
+    (order_of("sample", condition=["a.png@0", "b@c.mp4@1:0.5"]), ["a.png", "b@c.mp4"]),
+    (order_of("animate", image="i.png", at=1.0, condition=("e.png@2",)), ["i.png", "e.png"]),
+    (order_of("edit", clip="c.mp4", mask="m.png", strength=0.5), ["c.mp4", "m.png"]),
+    (order_of("edit", clip="c.mp4", mask="0,0,8,8"), ["c.mp4"]),
+    (order_of("connect", clip=["a.mp4", "b.mp4"]), ["a.mp4", "b.mp4"]),
+  ],
+  ids=lambda value: value.mode if isinstance(value, Order) else "",
+)
+def test_the_files_of_an_order(order, files):
+  assert order.files() == files
+  assert check_types(order) is order
+
+
+def test_a_sidecar_names_files_by_their_whole_path_and_digest(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("a.png", "m.png"):
+    pathlib.Path(name).write_text(name)
+  order = order_of("edit", clip="a.png", mask="m.png")
+  about = {"width": 1, "height": 1, "frames": 1, "fps": 8.0, "step": 3, "weights_sha256": "0"}
+  found = describe(order, 0, SETTINGS(5), about)
+  assert found["files"] == {str(tmp_path / name): sha256(name) for name in ("a.png", "m.png")}
+  assert found["order"]["given"] == {"clip": str(tmp_path / "a.png"), "mask": str(tmp_path / "m.png")}
+  keyframes = describe(order_of("sample", condition=["a.png@1:0.5"]), 0, SETTINGS(5), about)
+  assert keyframes["order"]["given"]["condition"] == [f"{tmp_path / 'a.png'}@1:0.5"]
+  boxes = describe(order_of("edit", clip="a.png", mask="0,0,4,4"), 0, SETTINGS(5), about)
+  assert boxes["order"]["given"]["mask"] == "0,0,4,4"
+
+
+def test_of_the_files_that_are_still_used_none_may_have_changed(tmp_path):
+  path = tmp_path / "a.png"
+  path.write_text("a")
+  recipe = Recipe(order_of("animate", image=str(path)), 0, {str(path): sha256(str(path))}, "0")
+  recipe.check_files("x.json", [str(path)])
+  path.write_text("b")
+  recipe.check_files("x.json", ["another.png"])
+  with pytest.raises(InputError, match="a.png has changed since x.json"):
+    recipe.check_files("x.json", [str(path)])
+  path.unlink()
+  with pytest.raises(InputError, match="a.png"):
+    recipe.check_files("x.json", [str(path)])
+
+
+@pytest.mark.parametrize("mode", GIVEN)
+def test_what_another_mode_is_given_is_refused(mode):
+  with pytest.raises(TypeError, match="'speed' can't be 5"):
+    check_types(order_of(mode, speed=5, **{name: "x" for name, kind in GIVEN[mode].items() if kind is str}))
