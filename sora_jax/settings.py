@@ -180,6 +180,7 @@ RULES: dict[str, Rule] = {
   "sample.guidance": number(0, 1000),
   "sample.interval": rising(SHARE, equal=True),
   "sample.first_frame": FLAG,
+  "sample.tile_pixels": whole(1),
   "mesh.data": DEVICES,
   "mesh.fsdp": DEVICES,
   "mesh.context": DEVICES,
