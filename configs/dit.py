@@ -122,7 +122,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   sample.interval = (0.1, 0.95)  # noise levels at which guidance acts
   sample.first_frame = False  # make a clip's first frame as an image, then animate it
   # most pixels, over all frames, that the autoencoder codes at once, here and before training: 33 frames of 256x256. A
-  # longer clip goes in pieces, a larger frame in tiles; each million takes about 2 GiB with the stages above
+  # longer clip goes in pieces, a larger frame in tiles; on a CPU each million takes about 2 GiB
   sample.tile_pixels = 33 * 256 * 256
 
   config.mesh = mesh = ml_collections.ConfigDict()
