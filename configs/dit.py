@@ -127,6 +127,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   sample.interval = (0.1, 0.95)  # noise levels at which guidance acts
   sample.first_frame = False  # make a clip's first frame as an image, then animate it
   sample.history_level = 0.1  # noise level at which a window of a long clip is given the frames made before it
+  # most pixels, over all frames, that the autoencoder codes at once, here and before training: 33 frames of 256x256. A
+  # longer clip goes in pieces, a larger frame in tiles; on a CPU each million takes about 2 GiB
+  sample.tile_pixels = 33 * 256 * 256
 
   config.mesh = mesh = ml_collections.ConfigDict()
   mesh.data, mesh.fsdp, mesh.context, mesh.tensor = 1, -1, 1, 1  # devices along each axis; -1 = the rest

@@ -198,6 +198,7 @@ RULES: dict[str, Rule] = {
   "sample.interval": rising(SHARE, equal=True),
   "sample.history_level": SHARE,
   "sample.first_frame": FLAG,
+  "sample.tile_pixels": whole(1),
   "mesh.data": DEVICES,
   "mesh.fsdp": DEVICES,
   "mesh.context": DEVICES,

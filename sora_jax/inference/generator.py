@@ -23,7 +23,7 @@ from sora_jax.data.segments import Piece, with_conditions
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion import samplers
 from sora_jax.errors import InputError
-from sora_jax.inference.codec import Codec
+from sora_jax.inference.codec import TILE_PIXELS, Codec
 from sora_jax.inference.conditions import Condition, Edit, token_mask
 from sora_jax.inference.program import Plan, program
 from sora_jax.models.abstract import abstract
@@ -144,7 +144,8 @@ class Generator:
       )
     config = ml_collections.ConfigDict(meta["config"], convert_dict=True)
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
-    codec = Codec.load(folder / "autoencoder", config.autoencoder)
+    tile_pixels = config.sample.get("tile_pixels", TILE_PIXELS)  # configs of older runs have none
+    codec = Codec.load(folder / "autoencoder", config.autoencoder, tile_pixels)
     model = DiTConfig.of(config, tokenizer.vocabulary)
     _, like = abstract(DiT, model)
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

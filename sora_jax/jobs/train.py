@@ -248,13 +248,16 @@ def get_codec(
 ) -> Codec:
   """The frozen autoencoder of a transformer: `given`, which the workdir keeps, the one there, or one trained now."""
   folder, section = workdir / "autoencoder", config.autoencoder
+  codec = given
   if given is not None:
     keep_codec(given, section, folder, run.hosts)
-    return given
-  if codec := trained_codec(folder, section, run.hosts):
-    return codec
-  train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh, run)
-  return Codec.load(folder, section)
+  else:
+    codec = trained_codec(folder, section, run.hosts)
+  if codec is None:
+    train_autoencoder(autoencoder_run(config, section.steps), source, folder, mesh, run)
+    codec = Codec.load(folder, section)
+  codec.tile_pixels = config.sample.tile_pixels
+  return codec
 
 
 def given_codec(section: Any, start: initial.Initial | None, folder: epath.Path, hosts: Hosts) -> Codec | None:

@@ -77,6 +77,18 @@ class AutoencoderConfig:
     return time, rows, columns
 
   @property
+  def halo(self) -> tuple[int, int]:
+    """How many latent (rows, columns) around a position its code depends on, and the frames that are decoded from it.
+
+    Each block sees one place further, a place of its own stage. Stages have the same places on both ways.
+    """
+    rows = columns = 0
+    for stage in self.stages:
+      _, down, right = stage.shrink
+      rows, columns = -(-rows // down) + stage.depth, -(-columns // right) + stage.depth
+    return rows, columns
+
+  @property
   def values_in_per_value_out(self) -> float:
     """Colour values that each latent value stands for, in a long clip."""
     return 3 * math.prod(self.compression) / self.channels

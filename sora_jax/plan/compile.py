@@ -1,8 +1,8 @@
-"""Examines a step in a separate process, for TPUs that this machine need not have or for its own devices.
+"""Examines programs in a separate process, for TPUs that this machine need not have or for its own devices.
 
 libtpu reads its environment when JAX starts, takes gigabytes of memory, and may abort its process.
 
-  python -m sora_jax.plan.compile < request.json      a request of `examine`; the last line answers it
+  python -m sora_jax.plan.compile < request.json      a request of `_asked`; the last line answers it
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ FOREIGN = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 
 class CompileError(SoraError, RuntimeError):
-  """The step does not compile; says why."""
+  """A program does not compile; says why."""
 
 
 def missing() -> str | None:
@@ -48,13 +48,27 @@ def examine(config: Any, row_clip: float, where: chips.Slices | None) -> dict[st
   Raises:
     CompileError: one line.
   """
+  return _asked("the train step", config, where, {"row_clip": row_clip})
+
+
+def examine_sampling(config: Any, shape_THW: tuple[int, int, int], where: chips.Slices | None) -> dict[str, Any]:
+  """`calls.examine`, in the same way.
+
+  Raises:
+    CompileError: one line.
+  """
+  return _asked("sampling", config, where, {"clip": shape_THW})
+
+
+def _asked(program: str, config: Any, where: chips.Slices | None, about: dict[str, Any]) -> dict[str, Any]:
+  """The answer to a request, whose keys say what is examined."""
   environment = dict(os.environ)
   if where:
     environment = {key: value for key, value in environment.items() if key not in FOREIGN} | ENVIRONMENT
     if missing():  # as many devices, only to lay arrays over
       environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={where.chips}"
   topology = [where.chip.name, where.sides, where.count] if where else None
-  request = json.dumps({"config": json.loads(config.to_json()), "row_clip": row_clip, "topology": topology})
+  request = json.dumps({"config": json.loads(config.to_json()), "topology": topology} | about)
   target = where.topology if where else "this machine's devices"
   command = [sys.executable, "-m", "sora_jax.plan.compile"]
   try:
@@ -62,11 +76,11 @@ def examine(config: Any, row_clip: float, where: chips.Slices | None) -> dict[st
       command, input=request, env=environment, capture_output=True, text=True, timeout=60 * MINUTES, check=False
     )
   except subprocess.TimeoutExpired as error:
-    raise CompileError(f"compiling the train step for {target} took more than {MINUTES} minutes") from error
+    raise CompileError(f"compiling {program} for {target} took more than {MINUTES} minutes") from error
   last = done.stdout.splitlines()[-1] if done.stdout else ""
   answer = json.loads(last) if last.startswith("{") else {}
   if "error" in answer or not answer:
-    raise CompileError(f"the train step does not compile for {target}: {answer.get('error') or _reason(done)}")
+    raise CompileError(f"{program} does not compile for {target}: {answer.get('error') or _reason(done)}")
   return answer
 
 
@@ -95,12 +109,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
   import ml_collections
 
   from sora_jax.packing.batch import RowShape
-  from sora_jax.plan import step
+  from sora_jax.plan import calls, step
   from sora_jax.plan.flops import Rows
 
   config = ml_collections.ConfigDict(request["config"])
-  train = config.train
-  rows = Rows(train.rows, RowShape(train.row_tokens, train.row_text, train.row_segments), request["row_clip"])
   where: chips.Slices | None
   if request["topology"]:
     name, sides, count = request["topology"]
@@ -110,7 +122,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     devices = jax.devices()
     chip = chips.chip_of(devices[0].device_kind)
     where = chips.Slices(chip, (len(devices),)) if chip and not chip.sides else None
-  found = step.examine(config, rows, devices, where, compiles=not (request["topology"] and missing()))
+  compiles = not (request["topology"] and missing())
+  if "clip" in request:
+    return calls.examine(config, tuple(request["clip"]), devices, where, compiles)
+  rows = Rows(config.train.rows, RowShape.of(config), request["row_clip"])
+  found = step.examine(config, rows, devices, where, compiles)
   answer = found._asdict()
   if found.compiled:
     answer["compiled"] = found.compiled._asdict()

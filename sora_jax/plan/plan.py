@@ -61,7 +61,7 @@ def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:
   """Parameters, operations, memory and time of one step."""
   compiled, flops = found["compiled"] or {}, found["flops"]
   model = flops["forward"] + flops["backward"]
-  seconds = _seconds(found, chip)
+  seconds = seconds_of(found, chip)
   step, peak = seconds.get("step"), compiled.get("peak_bytes")
   return {
     "params": found["params"],
@@ -86,7 +86,7 @@ def _step(found: dict, chip: chips.Chip | None, rows: Rows) -> dict[str, Any]:
   }
 
 
-def _seconds(found: dict, chip: chips.Chip | None) -> dict[str, float]:
+def seconds_of(found: dict, chip: chips.Chip | None) -> dict[str, float]:
   """Of one step, by what it goes to; they sum to `step`. Nothing for a chip that isn't in the table.
 
   The arithmetic of kernels is not in the program's text: the formulas give it, all of it attention.

@@ -27,10 +27,10 @@ from sora_jax.train.state import TrainState, abstract_state, jit_step, make_step
 
 
 class Compiled(NamedTuple):
-  """What the compiler made of a step, of one device.
+  """What the compiler made of a program, of one device.
 
   Attributes:
-    peak_bytes: most memory in use at once; of a step that doesn't fit, what its temporaries need.
+    peak_bytes: most memory in use at once; of one that doesn't fit, what its temporaries need.
     compiles: False where the compiler gave up for want of memory: the rest is empty then.
     flops, hbm_bytes: arithmetic and memory traffic.
     seconds: {compute, memory, operations, communication, step}; empty on a chip that isn't in the table.
@@ -83,7 +83,7 @@ def examine(config: Any, rows: flops.Rows, devices: Sequence[Any], where: chips.
   with jax.set_mesh(mesh):
     state, batch, step = arguments(config, task, model, mesh)
     ranks, held = sharding.ways("batch"), device_bytes(task, state, batch, config.train.accumulation)
-    compiled = _compile(step, state, batch, where, mesh) if compiles else None
+    compiled = compile_for(step.lower(state, batch), where, mesh) if compiles else None
   return Step(
     devices[0].device_kind,
     len(devices),
@@ -119,8 +119,8 @@ def arguments(config: Any, task: Any, model: Any, mesh: Any) -> tuple[TrainState
   return state, batch, jit_step(step, state, mesh)
 
 
-def _compile(step: Any, state: TrainState, batch: Any, where: chips.Slices | None, mesh: Any) -> Compiled:
-  lowered = step.lower(state, batch)
+def compile_for(lowered: Any, where: chips.Slices | None, mesh: Any) -> Compiled:
+  """What the compiler makes of a program, such as the step, that is lowered for the devices of a mesh."""
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -130,8 +130,23 @@ def _compile(step: Any, state: TrainState, batch: Any, where: chips.Slices | Non
     return Compiled(needed, False)
   program = read(compiled.as_text())
   seconds, collectives = _timed(program, where, mesh)
-  peak = compiled.memory_analysis().peak_memory_in_bytes
-  return Compiled(peak, True, program.flops, program.bytes, seconds, collectives, len(program.silent))
+  return Compiled(
+    peak_bytes(compiled.memory_analysis(), mesh),
+    True,
+    program.flops,
+    program.bytes,
+    seconds,
+    collectives,
+    len(program.silent),
+  )
+
+
+def peak_bytes(memory: Any, mesh: Any) -> int:
+  """The compiler's peak. XLA for CPUs leaves temporaries out of it, so there it is the sum of all that there is."""
+  if mesh.devices.flat[0].platform != "cpu":
+    return memory.peak_memory_in_bytes
+  given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return given + memory.temp_size_in_bytes
 
 
 def _timed(program: Program, where: chips.Slices | None, mesh: Any) -> tuple[dict, dict]:

@@ -1,28 +1,24 @@
 """Video and image files <-> uint8 frames: probe, read at a constant rate, write, and encode for a web page.
 
-How files are opened and decoded safely is `decode.py`; this file picks frames by time, and encodes.
+How files are opened and decoded safely is `decode.py`, how frames are encoded `encoders.py`; this file picks frames by
+time, and writes whole files or none.
 
 Shape letters: T frames, H height, W width, C colours (red, green, blue).
 """
 
 import base64
-import fractions
 import io
 import math
 import os
 import pathlib
-import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from sora_jax import clips
 from sora_jax.errors import InputError
-from sora_jax.video import decode, orientation
+from sora_jax.video import decode, encoders, orientation
 from sora_jax.video.containers import UnreadableFile
 from sora_jax.video.decode import Probe, probe
 from sora_jax.video.timestamps import last_duration
@@ -37,12 +33,11 @@ __all__ = [
   "read",
   "resize",
   "write",
+  "write_pieces",
 ]
 
 MAX_BYTES = 8 * 2**30  # of the frames that one read returns
 
-# The boxes that lead to the description of a video's pixels.
-_ENTRY_PATH = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")
 _MIME = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp", "png": "image/png"}
 
 
@@ -155,21 +150,37 @@ def write(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
   Raises:
     ValueError: another extension, frames of a wrong shape or type or not finite, or too large for the format.
   """
+  write_pieces(path, [frames], fps)
+
+
+def write_pieces(path: str | os.PathLike, pieces: Iterable[np.ndarray], fps: float) -> None:
+  """Writes a clip as its pieces come: the same file as `write` makes of them all, and nothing if they end early.
+
+  Memory does not grow with the duration of an .mp4; .gif and .webp hold all frames, a byte a value.
+
+  Args:
+    pieces: each (t, H, W, 3) as `write` takes them, of one size, in order. What they raise goes through as it is.
+
+  Raises:
+    ValueError: as `write` does; pieces of several sizes, or none.
+  """
   path = pathlib.Path(path)
   kind = path.suffix.lower().removeprefix(".")
   if kind not in _MIME:
     raise InputError(
       f"{path.name}: can't write {path.suffix or 'a name without extension'}: use .mp4, .gif, .webp or .png"
     )
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+  frames = encoders.Frames(pieces, kind)
   try:
-    data = encode(frames, fps, kind)
+    with temporary.open("w+b") as file:
+      encoders.encode(frames, fps, kind, file)
+    os.replace(temporary, path)
   except ValueError as error:
+    if error is frames.failure:
+      raise
     kind_of_error = InputError if isinstance(error, InputError) else ValueError
     raise kind_of_error(f"{path.name}: {error}") from error
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -194,134 +205,6 @@ def encode(frames: np.ndarray, fps: float, kind: str, lossless: bool = False) ->
   Raises:
     ValueError: as `write` does.
   """
-  frames = np.asarray(frames)
-  if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-    raise ValueError(f"frames must be (T, H, W, 3) with no side 0, got {frames.shape}")
-  if not 0 < fps <= 1000:
-    raise InputError(f"fps must be above 0 and at most 1000, got {fps}")
-  if frames.dtype != np.uint8:
-    if frames.dtype.kind not in "fV":  # V: bfloat16 and its like
-      raise ValueError(f"frames must be uint8, or floats in [-1, 1], got {frames.dtype}")
-    frames = frames.astype(np.float32)
-    if not np.isfinite(frames).all():
-      raise InputError("frames hold NaN or infinity")
-    frames = clips.to_uint8(frames)
-  if kind == "webp" and max(frames.shape[1:3]) > 16383:
-    raise InputError(f"webp can't hold frames of {frames.shape[2]}x{frames.shape[1]}: its longest side is 16383")
-  encoder = {"mp4": _lossless_mp4 if lossless else _mp4, "gif": _gif, "webp": _webp, "png": _png}[kind]
-  try:
-    return encoder(frames, fps)
-  except (av.FFmpegError, OSError) as error:
-    size = f"{frames.shape[2]}x{frames.shape[1]}"
-    raise InputError(f"{kind} can't hold frames of {size}: {error.strerror or error}") from error
-
-
-def _mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
-  shown = frames_THWC.shape[1:3]
-  # H.264 crops 4:2:0 by two pixels at a time, and few players show full chroma.
-  frames_THWC = np.pad(frames_THWC, [(0, 0), (0, shown[0] % 2), (0, shown[1] % 2), (0, 0)], "edge")
-  height, width = stored = frames_THWC.shape[1:3]
-  rate = fractions.Fraction(fps).limit_denominator(1001)  # 30000/1001 comes back from 29.97003
   buffer = io.BytesIO()
-  with av.open(buffer, "w", format="mp4") as container:
-    # With mbtree on, x264 gives other bytes now and then: it reads memory that it never set.
-    options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
-    stream = container.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    codec = stream.codec_context
-    codec.thread_count = 1  # the bytes depend on the number of threads
-    # Untagged video is shown as BT.601 by one player and as BT.709 by the next.
-    codec.colorspace = codec.color_primaries = codec.color_trc = int(Colorspace.ITU709)
-    codec.color_range = int(ColorRange.MPEG)
-    for index, pixels in enumerate(frames_THWC):
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-        format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-      )
-      frame.pts, frame.time_base = index, 1 / rate
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
-  return buffer.getvalue() if shown == stored else _with_aperture(buffer.getvalue(), stored, shown)
-
-
-def _with_aperture(mp4: bytes, stored: tuple[int, int], shown: tuple[int, int]) -> bytes:
-  """An mp4 that says that its picture is the upper left `shown` (height, width) of the `stored` ones.
-
-  That is a box for the clean aperture (`clap` of ISO/IEC 14496-12).
-
-  Args:
-    mp4: of one video track, with its index (moov) behind the pixels, whose places must not move.
-  """
-  heads, start = [], 0
-  for name in _ENTRY_PATH:
-    while mp4[start + 4 : start + 8] != name:
-      start += int.from_bytes(mp4[start : start + 4])
-    heads.append(start)
-    start += 16 if name == b"stsd" else 8
-  (height, width), (full_height, full_width) = shown, stored
-  moved = width - full_width, 2, height - full_height, 2
-  box = struct.pack(">I4s8i", 40, b"clap", width, 1, height, 1, *moved)
-  out = bytearray(mp4)
-  for head in heads:
-    size = int.from_bytes(mp4[head : head + 4])
-    out[head : head + 4] = (size + len(box)).to_bytes(4)
-  end = heads[-1] + int.from_bytes(mp4[heads[-1] : heads[-1] + 4])
-  return bytes(out[:end]) + box + bytes(out[end:])
-
-
-def _lossless_mp4(frames_THWC: np.ndarray, fps: float) -> bytes:
-  rate = fractions.Fraction(fps).limit_denominator(1001)
-  buffer = io.BytesIO()
-  with av.open(buffer, "w", format="mp4") as container:
-    stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "medium"})
-    stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "rgb24"
-    stream.codec_context.thread_count = 1
-    for index, pixels in enumerate(frames_THWC):
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-      frame.pts, frame.time_base = index, 1 / rate
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
-  return buffer.getvalue()
-
-
-def _timestamps(count: int, fps: float, tick: float) -> np.ndarray:
-  """Whole ticks at which frames 0..count begin; rounding each keeps the total."""
-  return np.rint(np.arange(count + 1) / fps / tick).astype(np.int64)
-
-
-def _gif(frames_THWC: np.ndarray, fps: float) -> bytes:
-  timestamps = _timestamps(len(frames_THWC), fps, 0.01)
-  kept = [0]
-  for index in range(1, len(frames_THWC)):
-    if timestamps[index] - timestamps[kept[-1]] >= 2:
-      kept.append(index)
-  delays = np.maximum(np.diff([*timestamps[kept], timestamps[-1]]), 2)
-  # One palette and no dither, or still areas would flicker; it is drawn from at most a million pixels, spread
-  # over the clip.
-  pixels = frames_THWC.reshape(-1, 3)
-  sample = pixels[:: -(-len(pixels) // 2**20)]
-  palette = Image.fromarray(sample[None]).quantize(256, method=Image.Quantize.MEDIANCUT)
-  images = [Image.fromarray(frames_THWC[k]).quantize(palette=palette, dither=Image.Dither.NONE) for k in kept]
-  return _save(images, "GIF", duration=[int(delay) * 10 for delay in delays], loop=0, optimize=False)
-
-
-def _webp(frames_THWC: np.ndarray, fps: float) -> bytes:
-  images = [Image.fromarray(pixels) for pixels in frames_THWC]
-  if len(images) == 1:
-    return _save(images, "WEBP", lossless=True)
-  delays = [int(delay) for delay in np.diff(_timestamps(len(images), fps, 0.001))]
-  return _save(images, "WEBP", duration=delays, loop=0, lossless=False, quality=90)
-
-
-def _png(frames_THWC: np.ndarray, fps: float) -> bytes:
-  if len(frames_THWC) != 1:
-    raise InputError(f"png holds one image, got {len(frames_THWC)} frames: use .mp4, .gif or .webp")
-  return _save([Image.fromarray(frames_THWC[0])], "PNG")
-
-
-def _save(images: list[Image.Image], kind: str, **options: bool | int | list[int]) -> bytes:
-  buffer = io.BytesIO()
-  more = {"save_all": True, "append_images": images[1:]} if len(images) > 1 else {}
-  if not more:
-    options = {key: value for key, value in options.items() if key not in ("duration", "loop")}
-  images[0].save(buffer, kind, **more, **options)
+  encoders.encode(encoders.Frames([frames], kind), fps, kind, buffer, lossless)
   return buffer.getvalue()

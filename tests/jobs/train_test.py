@@ -17,7 +17,8 @@ from sora_jax.data.latents import LatentStore
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling
-from sora_jax.jobs.train import budget, train
+from sora_jax.jobs.train import train
+from sora_jax.models.autoencoder import grid
 from sora_jax.train.metrics import read_metrics
 from sora_jax.video import io as video_io
 from tests.runtime.storage_test import bucket  # noqa: F401  a fixture
@@ -26,12 +27,9 @@ PREPARED = ("config.json", "tokenizer.model", "autoencoder", "latents")  # what 
 
 
 def test_the_token_budget_of_a_clip_leaves_an_image_more_pixels_than_a_video(tiny_config):
-  tiny_config.data.max_tokens = 24  # a token is 2 frames of 8 x 8 pixels, and a first frame
-  fit = budget(tiny_config)
-  assert fit(1, 320, 480) == (32, 48)
-  assert fit(5, 320, 480) == (16, 25)  # 4 columns of tokens, the last one mostly padding
-  tiny_config.data.max_tokens = 0
-  assert budget(tiny_config) is None
+  fit = grid(tiny_config).fit  # a token is 2 frames of 8 x 8 pixels, and a first frame
+  assert fit(1, 320, 480, 24) == (32, 48)
+  assert fit(5, 320, 480, 24) == (16, 25)  # 4 columns of tokens, the last one mostly padding
 
 
 def test_what_would_fail_after_hours_of_encoding_fails_before(tiny_config, tmp_path):

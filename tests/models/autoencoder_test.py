@@ -279,3 +279,30 @@ def test_padding_repeats_the_edge_up_to_what_the_compression_divides(T, H, W, co
   )
   np.testing.assert_array_equal(padded[:, :T, :H, :W], clip)
   np.testing.assert_array_equal(padded[:, -1, -1, -1], clip[:, -1, -1, -1])
+
+
+@pytest.mark.parametrize(
+  ("config", "halo"),
+  [
+    (AutoencoderConfig(3, (Stage((2, 2, 2), 4, 1),)), (1, 1)),
+    (AutoencoderConfig(3, (Stage((1, 4, 2), 4, 3),)), (3, 3)),
+    (CONFIG, (3, 3)),  # one place of the finer level is one row, and half a column
+    (AutoencoderConfig(3, (Stage((1, 2, 2), 4, 1), Stage((2, 2, 2), 4, 1), Stage((1, 2, 1), 4, 1))), (2, 3)),
+  ],
+  ids=str,
+)
+def test_the_halo_is_how_far_a_position_reaches(config, halo):
+  """What is not a number makes all that sees it none: no position further away does, and some as far do."""
+  assert config.halo == halo
+  coder, (_, ch, cw) = Coder(config), config.compression
+  side, middle = 11, 5
+  latent = np.zeros((1, 1, side, side, 3), np.float32)
+  latent[:, :, middle, middle] = np.nan
+  frames = np.isnan(coder.decode(latent)[0]).any((0, 1, 4)).reshape(side, ch, side, cw).any((1, 3))
+  pixels = np.zeros((1, 1, side * ch, side * cw, 3), np.float32)
+  pixels[:, :, middle * ch : (middle + 1) * ch, middle * cw : (middle + 1) * cw] = np.nan
+  codes = np.isnan(coder.encode(pixels)[0]).any((0, 1, 4))
+  for reached_hw in (frames, codes):
+    for axis, reach in enumerate(halo):
+      places = np.flatnonzero(reached_hw.any(1 - axis))
+      assert (places[0], places[-1]) == (middle - reach, middle + reach)
