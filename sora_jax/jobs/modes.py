@@ -4,9 +4,8 @@ connect.
 Shape letters: T frames, H height, W width.
 """
 
-import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +68,11 @@ class Mode(NamedTuple):
   """A mode of an order.
 
   Attributes:
-    make: (order, generator, frame, sampling) -> a clip a prompt.
+    make: (order, generator, frame, sampling) -> a clip a prompt, as pieces of its frames (T, H, W, 3) in order.
     file: the flag of the file whose size and rate the clips have where the order says neither.
   """
 
-  make: Callable[[Order, Generator, Frame, Sampling], list[Clip]]
+  make: Callable[[Order, Generator, Frame, Sampling], list[Iterator[np.ndarray]]]
   file: str | None
 
 
@@ -112,27 +111,29 @@ def conditions_of(order: Order, frame: Frame) -> tuple[Condition, ...]:
   return tuple(found)
 
 
-def _sample(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Clip]:
+def _sample(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   return _made(generator, requests_of(order, frame, _frames(order), conditions=conditions_of(order, frame)), sampling)
 
 
-def _animate(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Clip]:
+def _animate(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   image = Media.open("image", order.given["image"]).read("image", 1.0, 1, (frame.height, frame.width))
   given = (Condition(image, float(order.given.get("at") or 0.0)), *conditions_of(order, frame))
   return _made(generator, requests_of(order, frame, _frames(order), conditions=given), sampling)
 
 
-def _made(generator: Generator, requests: list[Request], sampling: Sampling) -> list[Clip]:
-  """Clips within the durations of training packed together, longer ones window by window."""
+def _made(generator: Generator, requests: list[Request], sampling: Sampling) -> list[Iterator[np.ndarray]]:
+  """Clips within the durations of training packed together, longer ones window by window as they are written."""
   if requests[0].frames <= prompting.window(generator):
-    return generator.sample(requests, sampling)
-  return [
-    Clip(np.concatenate(list(prompting.make(generator, each, sampling))), each.fps, each.prompt, f"seed-{each.seed}")
-    for each in requests
-  ]
+    return whole(generator.sample(requests, sampling))
+  return [prompting.make(generator, each, sampling) for each in requests]
 
 
-def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Clip]:
+def whole(clips: Sequence[Clip]) -> list[Iterator[np.ndarray]]:
+  """Clips of one piece each."""
+  return [iter([clip.frames_THWC]) for clip in clips]
+
+
+def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   direction = order.given.get("direction") or "forward"
   if direction not in ("forward", "backward"):
     raise InputError(f"--direction {direction}: it is forward or backward")
@@ -142,22 +143,22 @@ def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling
     Extension(clip, prompt, frame.fps, order.seed + number, after, before)
     for number, prompt in enumerate(order.prompts)
   ]
-  return prompting.extend(generator, extensions, sampling)
+  return whole(prompting.extend(generator, extensions, sampling))
 
 
-def _loop(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Clip]:
+def _loop(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   if order.given.get("clip") is None:
     warn_of_length(generator, _frames(order))
-    return generator.sample(requests_of(order, frame, _frames(order), loop=True), sampling)
+    return whole(generator.sample(requests_of(order, frame, _frames(order), loop=True), sampling))
   clip = _clip(order, frame)
   extensions = [
     Extension(clip, prompt, frame.fps, order.seed + number, forward=_frames(order))
     for number, prompt in enumerate(order.prompts)
   ]
-  return prompting.close(generator, extensions, sampling)
+  return whole(prompting.close(generator, extensions, sampling))
 
 
-def _connect(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Clip]:
+def _connect(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   paths = order.given["clip"]
   if len(paths) != 2:
     raise InputError(f"sora connect takes two clips, --clip A --clip B, not {len(paths)}")
@@ -166,7 +167,7 @@ def _connect(order: Order, generator: Generator, frame: Frame, sampling: Samplin
     Connection(first, second, _frames(order), prompt, frame.fps, order.seed + number)
     for number, prompt in enumerate(order.prompts)
   ]
-  return prompting.connect(generator, connections, sampling)
+  return whole(prompting.connect(generator, connections, sampling))
 
 
 def covering(media: Media, frame: Frame) -> np.ndarray:
@@ -178,7 +179,7 @@ def covering(media: Media, frame: Frame) -> np.ndarray:
   return frames_THWC[:, top : top + frame.height, left : left + frame.width]
 
 
-def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Clip]:
+def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   media = Media.open("clip", order.given["clip"])
   frames_THWC = media.read("clip", frame.fps, order.frames or MAX_FRAMES)
   frames_THWC, mask_THW = placed(frames_THWC, frame)
@@ -191,9 +192,8 @@ def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) 
   edit = Edit(frames_THWC, strength, mask_THW if some else None)
   made = generator.sample(requests_of(order, frame, len(frames_THWC), edit=edit), sampling)
   if not some:
-    return made
-  kept = ~mask_THW[..., None]
-  return [dataclasses.replace(clip, frames_THWC=np.where(kept, frames_THWC, clip.frames_THWC)) for clip in made]
+    return whole(made)
+  return [iter([np.where(mask_THW[..., None], clip.frames_THWC, frames_THWC)]) for clip in made]
 
 
 def placed(frames_THWC: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,11 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 from sora_jax import sharding
 from sora_jax.data.caption_limits import cut_prompt
@@ -103,15 +107,31 @@ def _write(
     if message := cut_prompt(prompt, generator.tokenizer, generator.config.train.row_text):
       print(message, file=sys.stderr)
   clips = MODES[order.mode].make(order, generator, frame, sampling)
-  frames = len(clips[0].frames_THWC)
-  made = {"width": frame.width, "height": frame.height, "frames": frames, "fps": frame.fps}
-  about = {**made, "step": generator.step, "weights_sha256": digest}
+  made = {"width": frame.width, "height": frame.height, "frames": 0, "fps": frame.fps}
   for number, out in outs.items():
+    counted = Counted(clips[number], out, order.frames)
     with path_errors(str(out)):
-      video_io.write(out, clips[number].frames_THWC, frame.fps)
+      video_io.write_pieces(out, counted, frame.fps)
+    made["frames"] = counted.frames
+    about = {**made, "step": generator.step, "weights_sha256": digest}
+    with path_errors(str(out)):
       sidecar_of(out).write_text(json.dumps(describe(order, number, sampling, about), indent=1) + "\n")
   names = [str(out) for out in outs.values()]
   return {"out": names[0] if len(names) == 1 else names, **made, "seconds": round(time.monotonic() - started, 3)}
+
+
+class Counted:
+  """Pieces of a clip as they are written: counts their frames, and shows how far a clip of several is."""
+
+  def __init__(self, pieces: Iterator[np.ndarray], out: pathlib.Path, expected: int | None):
+    self.pieces, self.out, self.expected, self.frames = pieces, out, expected, 0
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    with tqdm(total=self.expected, desc=self.out.name, file=sys.stderr, unit="frame", delay=1) as progress:
+      for piece in self.pieces:
+        yield piece
+        self.frames += len(piece)
+        progress.update(len(piece))
 
 
 def far_from_training(generator: Generator, frames: int, height: int, width: int) -> str | None:

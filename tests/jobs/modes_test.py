@@ -36,7 +36,7 @@ def order_of(mode: str, given: dict, frames: int | None = 5, size: str | None = 
 def made(generator, order: Order) -> list[np.ndarray]:
   frame = frame_of(order, generator)
   clips = MODES[order.mode].make(order, generator, frame, Sampling.of(generator.config))
-  return [clip.frames_THWC for clip in clips]
+  return [np.concatenate(list(pieces)) for pieces in clips]
 
 
 class TestExtend:
@@ -62,6 +62,14 @@ class TestExtend:
     (clip, _) = made(generator, order_of("extend", {"clip": str(files / "still.png")}))
     assert len(clip) == 6
     np.testing.assert_array_equal(clip[:1], shown(files / "still.png"))
+
+
+def test_a_clip_longer_than_those_of_training_comes_window_by_window(generator):
+  order = order_of("sample", {}, 12, "24x16")
+  clips = MODES["sample"].make(order, generator, frame_of(order, generator), Sampling.of(generator.config))
+  for pieces in clips:
+    lengths = [len(piece) for piece in pieces]
+    assert sum(lengths) == 12 and max(lengths) <= prompting.window(generator) == 5
 
 
 class TestConnect:

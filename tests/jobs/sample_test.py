@@ -287,7 +287,7 @@ class TestOverwriting:
     def full(*given):
       raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video_io, "write", full)
+    monkeypatch.setattr(video_io, "write_pieces", full)
     with pytest.raises(InputError, match="one.mp4: No space left on device"):
       make(order)
 
