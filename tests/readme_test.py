@@ -16,7 +16,7 @@ from sora_jax.cli.main import COMMANDS, find
 from sora_jax.video import io as video_io
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/checkpoints.md", "docs/plan.md", "docs/scale.md")
+PAGES = ("README.md", "docs/data.md", "docs/prompting.md", "docs/checkpoints.md", "docs/plan.md", "docs/scale.md")
 # What makes a training command of the README end in seconds; everything else is run as it stands there.
 SMALL = (
   "--config.autoencoder.steps=2 --config.autoencoder.stages=(((2,4,4),16,1),) --config.autoencoder.channels=8 "
@@ -82,7 +82,9 @@ def test_the_commands_work_in_the_order_in_which_they_stand(tmp_path):
   rows = [{"file": name, "short": "a dog", "long": "a dog runs"} for name in ("dog.mp4", "dog.png")]
   (clips / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   beam = importlib.util.find_spec("apache_beam")
-  for words in sora_commands("README.md", "docs/data.md"):
+  made = sora_commands("README.md", "docs/data.md")
+  prompting = [[*words, "--overwrite"] for words in sora_commands("docs/prompting.md")]
+  for words in [*made, *prompting]:
     if not beam and any(word.startswith("--beam") for word in words):
       continue
     small = SMALL if words[1] in ("train", "precompute") else []
@@ -95,4 +97,4 @@ def test_the_commands_work_in_the_order_in_which_they_stand(tmp_path):
     )
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-2000:]}"
   assert (tmp_path / "dog.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
-  assert (tmp_path / "alive.mp4").is_file()
+  assert all((tmp_path / f"{name}.mp4").is_file() for name in ("alive", "longer", "turning", "wider", "both", "keys"))
