@@ -54,9 +54,9 @@ def with_conditions(segment: Segment, grid: Grid, pieces: Sequence[Piece], kept:
   tokens, positions, condition, level = ([array.copy()] for array in arrays)
   for piece in pieces:
     given_NC, given_N3 = piece.tokens(grid, float(segment.size_4[3]))
-    whole = len(piece.latent_thwC) % grid.patch[0] == 0
-    if whole and piece.kept_N is None and np.array_equal(given_N3, segment.positions_N3[: len(given_N3)]):
-      here = slice(len(given_NC))
+    here = slice(len(given_NC))
+    whole = len(piece.latent_thwC) % grid.patch[0] == 0 and piece.kept_N is None
+    if whole and _same_places(given_N3, segment.positions_N3[here]):
       tokens[0][here], condition[0][here], level[0][here] = given_NC, True, piece.level
       continue
     tokens.append(given_NC)
@@ -72,3 +72,8 @@ def with_conditions(segment: Segment, grid: Grid, pieces: Sequence[Piece], kept:
     condition_N=np.concatenate(condition),
     level_N=np.concatenate(level),
   )
+
+
+def _same_places(some_N3: np.ndarray, others_N3: np.ndarray) -> bool:
+  """Whether positions are equal but for rounding: a rate is rounded in `size_4`."""
+  return some_N3.shape == others_N3.shape and np.allclose(some_N3, others_N3, rtol=1e-5, atol=1e-5)

@@ -48,6 +48,13 @@ def test_a_beginning_takes_the_place_of_the_first_tokens_and_the_others_come_aft
   np.testing.assert_allclose(found.positions_N3[own:], wanted)
 
 
+@pytest.mark.parametrize("fps", [7.43, 29.97, 24000 / 1001])
+def test_a_beginning_is_known_at_any_rate(fps):
+  base = plain()._replace(positions_N3=GRID.positions(*SHAPE, fps), size_4=np.array([7 / fps, 16, 24, fps], np.float32))
+  found = with_conditions(base, GRID, [Piece(latent(3), 0.0)])
+  assert len(found.tokens_NC) == GRID.tokens(*SHAPE) and found.condition_N.sum() == 12
+
+
 def test_tokens_that_are_left_out_are_those_of_the_grid():
   kept = np.array([1, 4, 7, 20])
   whole, some = (segment(Piece(latent(1), 0.0), Piece(latent(1), 0.5), kept=each) for each in (None, kept))
