@@ -154,13 +154,27 @@ def kept(subject: Subject, places: Callable[[int], list[tuple[int, int]]]) -> di
   }
 
 
-def joins(clips: Sequence[np.ndarray], join: int, real: list[np.ndarray]) -> Measure:
-  """`boundary_jump` of clips at a frame; the ceiling is that of real clips, chance of clips cut to another there."""
-  cut = []
+def joins(
+  subject: Subject, clips: Sequence[np.ndarray], join: int, real: list[np.ndarray], made: slice
+) -> dict[str, Measure]:
+  """`boundary_jump` of clips at a frame; the ceiling is that of real clips, chance that of clips cut to another there.
+
+  Args:
+    made: the frames that were made. `boundary_jump_autoencoder` has the real ones coded and decoded there: what a model
+      that made every latent right would have.
+  """
+  cut, coded = [], []
   for number, clip in enumerate(real):
     same = [other for other in real[number + 1 :] + real[:number] if other.shape == clip.shape]
     cut.append(jump(np.concatenate([clip[:join], same[0][join:]]), join) if same else float("nan"))
-  return Measure.of([jump(clip, join) for clip in clips], [jump(clip, join) for clip in real], cut)
+    mixed = clip.copy()
+    mixed[made] = through_codec(subject, clip)[made]
+    coded.append(jump(mixed, join))
+  ceiling = [jump(clip, join) for clip in real]
+  return {
+    "boundary_jump": Measure.of([jump(clip, join) for clip in clips], ceiling, cut),
+    "boundary_jump_autoencoder": Measure.of(coded, ceiling, cut),
+  }
 
 
 def animate(subject: Subject) -> dict[str, Measure]:
@@ -168,7 +182,7 @@ def animate(subject: Subject) -> dict[str, Measure]:
   requests = [subject.request(n, conditions=(Condition(subject.real(n, 1)),)) for n in range(len(subject))]
   real = [subject.real(number, subject.frames) for number in range(len(subject))]
   clips = [np.concatenate([own[:1], made[1:]]) for own, made in zip(real, subject.sample(requests), strict=True)]
-  return {**found, "boundary_jump": joins(clips, 1, real)}
+  return {**found, **joins(subject, clips, 1, real, slice(1, None))}
 
 
 def keyframes(subject: Subject) -> dict[str, Measure]:
@@ -187,7 +201,7 @@ def extend(subject: Subject, backward: bool) -> dict[str, Measure]:
     for number, clip in enumerate(given)
   ]
   clips = [clip.frames_THWC for clip in prompting.extend(subject.generator, extensions, subject.sampling)]
-  return {"boundary_jump": joins(clips, length, real)}
+  return joins(subject, clips, length, real, slice(None, length) if backward else slice(length, None))
 
 
 def connect(subject: Subject) -> dict[str, Measure]:
@@ -250,25 +264,43 @@ def loop_from_text(subject: Subject) -> dict[str, Measure]:
 
 
 def backward_variety(subject: Subject, seeds: int = 3) -> dict[str, Measure]:
-  """Several beginnings for one ending: their distance over that of unrelated clips; the ending must be equal."""
+  """Several beginnings for one ending, a frame: their distance over that of unrelated clips; the ending must be equal.
+
+  The ending shows the shape and the background, which beginnings share: the ceiling is the distance of real clips that
+  end in the frame, from other sides.
+  """
   length = subject.frames
-  real = [subject.real(number, length) for number in range(len(subject))]
+  endings = [subject.real(number, 1) for number in range(len(subject))]
   runs = []
   for seed in range(seeds):
     extensions = [
-      Extension(clip, "", subject.fps, SEED + number + 1000 * seed, backward=length) for number, clip in enumerate(real)
+      Extension(frame, "", subject.fps, SEED + number + 1000 * seed, backward=length - 1)
+      for number, frame in enumerate(endings)
     ]
     runs.append([clip.frames_THWC for clip in prompting.extend(subject.generator, extensions, subject.sampling)])
+  real = [subject.real(number, length) for number in range(len(subject))]
   distance = lambda a, b: float(np.abs(a - b).mean())
-  ratios, equal = [], []
+  apart = lambda clips: np.mean([distance(a, b) for number, a in enumerate(clips) for b in clips[:number]])
+  ratios, ceiling, equal = [], [], []
   for number, clip in enumerate(real):
     others = [other for other in real[number + 1 :] + real[:number] if other.shape == clip.shape]
     unrelated = np.mean([distance(clip, other) for other in others]) if others else float("nan")
-    begins = [run[number][:length] for run in runs]
-    apart = [distance(begins[a], begins[b]) for a in range(seeds) for b in range(a)]
-    ratios.append(float(np.mean(apart) / unrelated))
-    equal.append(float(all(np.array_equal(run[number][length:], clip) for run in runs)))
-  return {"beginnings_differ": Measure.of(ratios, [1.0], [0.0]), "endings_equal": Measure.of(equal, [1.0], [0.0])}
+    ratios.append(float(apart([run[number][: length - 1] for run in runs]) / unrelated))
+    ceiling.append(float(apart([before[: length - 1] for before in _pasts(subject, number)]) / unrelated))
+    equal.append(float(all(np.array_equal(run[number][length - 1 :], endings[number]) for run in runs)))
+  return {"beginnings_differ": Measure.of(ratios, ceiling, [0.0]), "endings_equal": Measure.of(equal, [1.0], [0.0])}
+
+
+def _pasts(subject: Subject, number: int) -> list[np.ndarray]:
+  """Real clips that end in the first frame of a clip: those that leave it, played backwards."""
+  _, height, width = subject.source.shape(number)
+  state = subject.source.state(number)
+  leaving = [
+    dataclasses.replace(state, direction=direction, speed=speed)
+    for direction in shapes.DIRECTIONS
+    for speed in shapes.SPEEDS
+  ]
+  return [subject.source.world.render(each, height, width, subject.frames, subject.fps)[::-1] for each in leaving]
 
 
 def edit(subject: Subject) -> dict[str, Measure]:
