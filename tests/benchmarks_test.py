@@ -37,6 +37,15 @@ def test_packing_puts_four_peers_beside_ours():
 
 
 @pytest.mark.slow
+def test_a_long_clip_is_measured_beside_a_short_one(trained, tmp_path):
+  words = ("--workdir", str(trained), "--seconds", "3", "--size", "16x16", "--fps", "8", "--short", "5")
+  found = last_line("long_clips.py", *words, "--out", str(tmp_path))
+  assert (found["short"]["frames"], found["long"]["frames"]) == (5, 24)
+  assert found["memory_ratio"] == pytest.approx(found["long"]["peak_mib"] / found["short"]["peak_mib"], abs=1e-3)
+  assert {path.name for path in tmp_path.glob("*.mp4")} == {"short.mp4", "long.mp4"}
+
+
+@pytest.mark.slow
 def test_the_input_pipeline_is_timed_for_each_feed():
   found = last_line("input_pipeline.py", "--clips", "12", "--steps", "3", "--loader-steps", "20")
   assert set(found) == {
