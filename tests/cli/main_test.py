@@ -61,7 +61,7 @@ class TestUsage:
     done = sora(*name.split(), "--help")
     assert done.returncode == 0 and not done.stderr and f"usage: sora {name}" in done.stdout
     assert "--json" in done.stdout
-    assert ("--guidance" in done.stdout) == (name in ("sample", "animate"))
+    assert ("--guidance" in done.stdout) == (name in ("sample", "animate", "extend", "loop", "edit", "connect"))
     assert ("--workdir" in done.stdout) == (name in ("train", "precompute"))
     assert max(map(len, done.stdout.splitlines())) <= 120
 

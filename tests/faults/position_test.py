@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sora_jax.data import latents
+from sora_jax.data import conditions, latents
 from sora_jax.data.captions import write_captions
 from sora_jax.data.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ import hashlib, json, sys
 import grain, jax, numpy as np
 from absl import flags
 from sora_jax.packing.balance import ClipFlops
-from sora_jax.data import pipeline
+from sora_jax.data import conditions, pipeline
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.stream import Reading
 from sora_jax.jobs.tokenise import kept_texts
@@ -40,9 +40,8 @@ store = LatentStore(order["folder"])
 tokenizer = Tokenizer.load(order["folder"] + "/tokenizer.model")
 texts = kept_texts(store, tokenizer, 64)
 step = pipeline.Step(order["batch"], 4, ClipFlops.of(1000, 2, 16))
-rows = pipeline.PackedRows(
-  store, texts, Grid((2, 4, 4), (1, 2, 2)), RowShape(48, 64, 8), step, 7, pipeline.Shares(0.5, 0.5, order["dropped"])
-)
+shares = pipeline.Shares(0.5, conditions.Shares(0.8, (0.2,) * 5, 0.5, 0.3), order["dropped"])
+rows = pipeline.PackedRows(store, texts, Grid((2, 4, 4), (1, 2, 2)), RowShape(48, 64, 8), step, 7, shares)
 reading = Reading(grain.sharding.ShardOptions(order["index"], order["count"]), order["workers"])
 for state, steps in order["parts"]:
   stream = pipeline.packed_batches(rows, reading)
@@ -67,7 +66,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
     for i in range(CLIPS):
       frames, width = ((1, 16), (1, 24), (5, 16), (5, 24))[i % 4]
       latent = rng.normal(size=(1 + (frames - 1) // 2, 4, width // 4, 4)).astype(np.float32)
-      yield latents.LatentClip(latent, (frames / 8, 16.0, width, 8.0), frames, str(i))
+      pieces = tuple((span, latent[: span.latent_frames] + 1) for span in conditions.spans(frames, 2, str(i)))
+      yield latents.LatentClip(latent, (frames / 8, 16.0, width, 8.0), frames, str(i), pieces=pieces)
 
   folder = tmp_path_factory.mktemp("store")
   latents.begin(folder, {})
