@@ -105,7 +105,7 @@ class CheckpointManager:
     try:
       self._writer.close()
     except OSError:
-      if not self.fenced():  # the other has taken the files away, and the save that wanted them says so
+      if self._failure is None and not self.fenced():  # else the save itself says what is wrong
         raise
 
   @property
@@ -221,9 +221,8 @@ class CheckpointManager:
     try:
       self._writer.save(self.directory / str(step), args=args)
     except OSError as error:
-      if self.fenced():  # the other has taken the files away
-        raise CheckpointError(f"{self.where(step)} was not saved: {TAKEN}") from error
-      raise
+      self._failure = error
+      raise self._not_saved(error) from error
     self._finish = threading.Thread(target=self._finish_save, args=(step,), name="finish save")
     self._finish.start()
     return True
@@ -291,12 +290,16 @@ class CheckpointManager:
     if self._failure is None:
       self.reload()
     else:
-      reason = first_line(self._failure)
-      with contextlib.suppress(Exception):  # the folder may be out of reach
-        self.reload()
-        reason = TAKEN if self.fenced() else reason  # which takes the files away
-      said = f"{self.where(self._saving)} was not saved: {reason}"
-      raise CheckpointError(f"{said}. Steps {self._steps} are as they were") from self._failure
+      raise self._not_saved(self._failure) from self._failure
+
+  def _not_saved(self, failure: Exception) -> CheckpointError:
+    """What to say of the save that failed."""
+    reason = first_line(failure)
+    with contextlib.suppress(Exception):  # the folder may be out of reach
+      self.reload()
+      reason = TAKEN if self.fenced() else reason  # which takes the files away
+    said = f"{self.where(self._saving)} was not saved: {reason}"
+    return CheckpointError(f"{said}. Steps {self._steps} are as they were")
 
   def newest(self, parts: Sequence[str] = ()) -> int:
     """The newest step whose `parts` are as they were written, or that has no manifest. Damaged ones are passed over.

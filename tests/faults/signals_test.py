@@ -282,7 +282,7 @@ def test_one_host_that_is_preempted_in_any_phase_ends_all_alike(whole, tmp_path,
     found = several.ended(hosts, tmp_path, PATIENCE)
   assert [each.code for each in found] == [preemption.REQUEUE] * 2, found
   lines = [each.err.splitlines()[-1] for each in found]
-  assert lines[0].startswith("sora: ended by another host") and lines[1].startswith("sora: ended by SIGTERM"), lines
+  assert lines[0].startswith("sora: ended by the preemption of another host") and lines[1].startswith("sora: ended by SIGTERM"), lines
   said = [line.partition(": ")[2].partition(": ")[2] for line in lines]
   assert said[0] == said[1] and re.match(saved, said[0]), said
   before = max(steps_of(workdir), default=0)
@@ -308,7 +308,7 @@ def test_the_time_limit_ends_it_as_a_signal_does(whole, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_is_still_an_error(tmp_path):
-  with start(tmp_path / "w", **{"autoencoder.learning_rate": "1e30"}) as process:
+  with start(tmp_path / "w", **{"autoencoder.learning_rate": "10", "train.weight_decay": "10"}) as process:
     _, err = process.communicate(timeout=PATIENCE)
   assert process.returncode == 1 and "nothing was written" in err.splitlines()[-1]
   assert steps_of(tmp_path / "w" / "autoencoder") == []

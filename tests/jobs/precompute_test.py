@@ -227,12 +227,12 @@ def clips_of(store):
 def test_others_encode_the_same_from_where_the_weights_are(trained, tmp_path, how, monkeypatch):
   if "beam" in how:
     pytest.importorskip("apache_beam")
-  # Two units, so that there is something to share; both are planned here, and done by others.
+  # Several units, so that there is something to share; all are planned here, and done by others.
   monkeypatch.setattr(precompute, "UNIT_BYTES", 12 * 3 * 8 * 12 * 2)
   section = ml_collections.ConfigDict(json.loads((trained / "config.json").read_text())["autoencoder"])
   codec = Codec.load(trained / "autoencoder", section)
   wanted = encode_source(codec, make_source(), tmp_path / "here")
-  assert len(set(wanted.unit_N.tolist())) == 2
+  assert len(set(wanted.unit_N.tolist())) > 1
   assert_same_store(encode_source(codec, make_source(), tmp_path / "there", **how), wanted)
 
 
