@@ -282,7 +282,8 @@ def test_one_host_that_is_preempted_in_any_phase_ends_all_alike(whole, tmp_path,
     found = several.ended(hosts, tmp_path, PATIENCE)
   assert [each.code for each in found] == [preemption.REQUEUE] * 2, found
   lines = [each.err.splitlines()[-1] for each in found]
-  assert lines[0].startswith("sora: ended by the preemption of another host") and lines[1].startswith("sora: ended by SIGTERM"), lines
+  begin = ("sora: ended by the preemption of another host: ", "sora: ended by SIGTERM: ")
+  assert all(line.startswith(words) for line, words in zip(lines, begin, strict=True)), lines
   said = [line.partition(": ")[2].partition(": ")[2] for line in lines]
   assert said[0] == said[1] and re.match(saved, said[0]), said
   before = max(steps_of(workdir), default=0)
