@@ -15,8 +15,9 @@ import numpy as np
 
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
-from sora_jax.evaluation.fidelity import PEAK, squared_error
+from sora_jax.evaluation.fidelity import psnr
 from sora_jax.evaluation.marks import interval
+from sora_jax.evaluation.simulation import through
 from sora_jax.inference import prompting
 from sora_jax.inference.conditions import Condition, Edit
 from sora_jax.inference.generator import Generator, Request, Sampling
@@ -101,11 +102,6 @@ class Subject:
     return [clip.frames_THWC for clip in self.generator.sample(requests, self.sampling)]
 
 
-def decibels(found: np.ndarray, wanted: np.ndarray) -> float:
-  """PSNR of frames in [-1, 1]."""
-  return float(10 * np.log10(PEAK**2 / max(squared_error(found, wanted), 1e-12)))
-
-
 def changes(frames_THWC: np.ndarray) -> np.ndarray:
   """Mean distance of each frame to the one before it, (T - 1,)."""
   return np.abs(np.diff(frames_THWC.astype(np.float64), axis=0)).mean((1, 2, 3))
@@ -118,40 +114,29 @@ def jump(frames_THWC: np.ndarray, join: int) -> float:
   return float(each[join - 1] / median) if median > 1e-6 else float("nan")
 
 
-def through_codec(subject: Subject, frames_THWC: np.ndarray) -> np.ndarray:
-  """A clip encoded and decoded."""
-  codec = subject.generator.codec
-  return codec.decode(codec.encode(frames_THWC[None]), frames_THWC.shape[:3])[0]
+def unrelated(clips: Sequence[np.ndarray], number: int) -> list[np.ndarray]:
+  """The other clips of a clip's shape, the next one first."""
+  others = [*clips[number + 1 :], *clips[:number]]
+  return [other for other in others if other.shape == clips[number].shape]
 
 
-def kept(subject: Subject, places: Callable[[int], list[tuple[int, int]]]) -> dict[str, Measure]:
-  """How well conditioned frames come back, in dB.
+def kept(
+  subject: Subject, places: Sequence[int], made: Sequence[np.ndarray], real: list[np.ndarray]
+) -> dict[str, Measure]:
+  """How well conditioned frames come back in dB; chance is the same frame of another clip.
 
   Args:
-    places: for a clip the (first frame, frames) of each of its conditions.
+    places: the numbers of the frames that were given, each as a condition of its own.
   """
-  requests, wanted = [], []
-  for number in range(len(subject)):
-    given = [(start, subject.real(number, frames, start)) for start, frames in places(number)]
-    conditions = tuple(Condition(frames, start / subject.fps) for start, frames in given)
-    requests.append(subject.request(number, conditions=conditions))
-    wanted.append(given)
-  made = subject.sample(requests)
-  pairs = [
-    (clip[start : start + len(frames)], frames)
-    for clip, given in zip(made, wanted, strict=True)
-    for start, frames in given
-  ]
-  coded = [decibels(through_codec(subject, frames), frames) for _, frames in pairs]
-  sizes: dict[tuple, list[int]] = {}
-  for number, (_, frames) in enumerate(pairs):
-    sizes.setdefault(frames.shape, []).append(number)
-  other = {n: same[(i + 1) % len(same)] for same in sizes.values() for i, n in enumerate(same)}
-  unrelated = [decibels(pairs[other[number]][1], frames) for number, (_, frames) in enumerate(pairs)]
-  return {
-    "conditioned_db": Measure.of([decibels(*pair) for pair in pairs], coded, unrelated),
-    "autoencoder_db": Measure.of(coded),
-  }
+  found, coded, chance = [], [], []
+  for number, clip in enumerate(real):
+    others = unrelated(real, number)
+    for place in places:
+      here = slice(place, place + 1)
+      found.append(psnr([made[number][here]], [clip[here]]))
+      coded.append(psnr(through(subject.generator.codec, [clip[here]]), [clip[here]]))
+      chance.append(psnr([others[0][here]], [clip[here]]) if others else float("nan"))
+  return {"conditioned_db": Measure.of(found, coded, chance), "autoencoder_db": Measure.of(coded)}
 
 
 def joins(
@@ -165,10 +150,10 @@ def joins(
   """
   cut, coded = [], []
   for number, clip in enumerate(real):
-    same = [other for other in real[number + 1 :] + real[:number] if other.shape == clip.shape]
-    cut.append(jump(np.concatenate([clip[:join], same[0][join:]]), join) if same else float("nan"))
+    others = unrelated(real, number)
+    cut.append(jump(np.concatenate([clip[:join], others[0][join:]]), join) if others else float("nan"))
     mixed = clip.copy()
-    mixed[made] = through_codec(subject, clip)[made]
+    mixed[made] = through(subject.generator.codec, [clip])[0][made]
     coded.append(jump(mixed, join))
   ceiling = [jump(clip, join) for clip in real]
   return {
@@ -177,17 +162,23 @@ def joins(
   }
 
 
-def animate(subject: Subject) -> dict[str, Measure]:
-  found = kept(subject, lambda number: [(0, 1)])
-  requests = [subject.request(n, conditions=(Condition(subject.real(n, 1)),)) for n in range(len(subject))]
+def _given(subject: Subject, places: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Clips made from real frames at these places, and the real clips."""
   real = [subject.real(number, subject.frames) for number in range(len(subject))]
-  clips = [np.concatenate([own[:1], made[1:]]) for own, made in zip(real, subject.sample(requests), strict=True)]
-  return {**found, **joins(subject, clips, 1, real, slice(1, None))}
+  at = lambda clip: tuple(Condition(clip[place : place + 1], place / subject.fps) for place in places)
+  return subject.sample([subject.request(number, conditions=at(clip)) for number, clip in enumerate(real)]), real
+
+
+def animate(subject: Subject) -> dict[str, Measure]:
+  made, real = _given(subject, [0])
+  clips = [np.concatenate([own[:1], new[1:]]) for own, new in zip(real, made, strict=True)]
+  return {**kept(subject, [0], made, real), **joins(subject, clips, 1, real, slice(1, None))}
 
 
 def keyframes(subject: Subject) -> dict[str, Measure]:
   """A first, a middle and a last frame at once."""
-  return kept(subject, lambda number: [(0, 1), (subject.frames // 2, 1), (subject.frames - 1, 1)])
+  places = [0, subject.frames // 2, subject.frames - 1]
+  return kept(subject, places, *_given(subject, places))
 
 
 def extend(subject: Subject, backward: bool) -> dict[str, Measure]:
@@ -207,20 +198,15 @@ def extend(subject: Subject, backward: bool) -> dict[str, Measure]:
 def connect(subject: Subject) -> dict[str, Measure]:
   """From each clip into the next one of its size; both joins."""
   real = [subject.real(number, subject.frames) for number in range(len(subject))]
-  pairs = []
-  for number, clip in enumerate(real):
-    others = [*range(number + 1, len(real)), *range(number)]
-    partner = next((other for other in others if real[other].shape == clip.shape), None)
-    if partner is not None:
-      pairs.append((number, partner))
+  pairs = [(number, others[0]) for number in range(len(real)) if (others := unrelated(real, number))]
   between = subject.frames
-  ways = [Connection(real[a], real[b], between, subject.prompt(a), subject.fps, SEED + a) for a, b in pairs]
+  ways = [Connection(real[a], second, between, subject.prompt(a), subject.fps, SEED + a) for a, second in pairs]
   clips = [clip.frames_THWC for clip in prompting.connect(subject.generator, ways, subject.sampling)]
   begin, end = subject.frames, subject.frames + between
   both = [jump(clip, join) for clip in clips for join in (begin, end)]
   straight = [subject.real(number, 2 * subject.frames + between) for number, _ in pairs]
   ceiling = [jump(clip, join) for clip in straight for join in (begin, end)]
-  cut = [jump(np.concatenate([real[a], real[b]]), subject.frames) for a, b in pairs]
+  cut = [jump(np.concatenate([real[a], second]), subject.frames) for a, second in pairs]
   return {"boundary_jump": Measure.of(both, ceiling, cut)}
 
 
@@ -254,12 +240,12 @@ def loop_from_text(subject: Subject) -> dict[str, Measure]:
   open_ends = [jump(np.concatenate([clip, clip]), length) for clip in free]
   amplitude = lambda clip: float(np.abs(clip - clip.mean(0, keepdims=True)).mean())
   moving = [amplitude(a) / max(amplitude(b), 1e-6) for a, b in zip(made, free, strict=True)]
-  still = [amplitude(np.repeat(clip[:1], length, 0)) for clip in free]
+  real = [amplitude(subject.real(n, length)) / max(amplitude(clip), 1e-6) for n, clip in enumerate(free)]
   ceiling = [jump(subject.real(number, 2 * length), length) for number in range(len(subject))]
   return {
     "seam_jump": Measure.of([jump(clip, length) for clip in turns], ceiling, open_ends),
     "seam_jump_two_turns": Measure.of([jump(clip, 2 * length) for clip in turns], ceiling, open_ends),
-    "motion": Measure.of(moving, [1.0], still),
+    "motion": Measure.of(moving, real),
   }
 
 
@@ -281,14 +267,18 @@ def backward_variety(subject: Subject, seeds: int = 3) -> dict[str, Measure]:
   real = [subject.real(number, length) for number in range(len(subject))]
   distance = lambda a, b: float(np.abs(a - b).mean())
   apart = lambda clips: np.mean([distance(a, b) for number, a in enumerate(clips) for b in clips[:number]])
-  ratios, ceiling, equal = [], [], []
+  ratios, ceiling, equal, equal_by_chance = [], [], [], []
   for number, clip in enumerate(real):
-    others = [other for other in real[number + 1 :] + real[:number] if other.shape == clip.shape]
-    unrelated = np.mean([distance(clip, other) for other in others]) if others else float("nan")
-    ratios.append(float(apart([run[number][: length - 1] for run in runs]) / unrelated))
-    ceiling.append(float(apart([before[: length - 1] for before in _pasts(subject, number)]) / unrelated))
+    others = unrelated(real, number)
+    random = np.mean([distance(clip, other) for other in others]) if others else float("nan")
+    ratios.append(float(apart([run[number][: length - 1] for run in runs]) / random))
+    ceiling.append(float(apart([before[: length - 1] for before in _pasts(subject, number)]) / random))
     equal.append(float(all(np.array_equal(run[number][length - 1 :], endings[number]) for run in runs)))
-  return {"beginnings_differ": Measure.of(ratios, ceiling, [0.0]), "endings_equal": Measure.of(equal, [1.0], [0.0])}
+    equal_by_chance += [float(np.array_equal(other[:1], endings[number])) for other in others[:1]]
+  return {
+    "beginnings_differ": Measure.of(ratios, ceiling),
+    "endings_equal": Measure.of(equal, None, equal_by_chance or None),
+  }
 
 
 def _pasts(subject: Subject, number: int) -> list[np.ndarray]:
@@ -312,7 +302,7 @@ def edit(subject: Subject) -> dict[str, Measure]:
     dataclasses.replace(state, colour=colours[(colours.index(state.colour) + 2) % len(colours)]) for state in states
   ]
   prompts = [subject.source.world.caption(state, "long") for state in wanted]
-  coded = [through_codec(subject, clip) for clip in real]
+  coded = through(subject.generator.codec, real)
 
   def edited(strength: float) -> list[np.ndarray]:
     requests = [
@@ -321,21 +311,31 @@ def edit(subject: Subject) -> dict[str, Measure]:
     ]
     return subject.sample(requests)
 
-  ceiling = [decibels(a, b) for a, b in zip(coded, real, strict=True)]
-  found = {
-    "returned_at_0_db": Measure.of([decibels(a, b) for a, b in zip(edited(0.0), real, strict=True)], ceiling),
-  }
-  token = max(subject.generator.grid.compression[1:])
-  for strength in EDIT_STRENGTHS:
-    clips = edited(strength)
+  def marks(clips: Sequence[np.ndarray]) -> tuple[list[float], list[float]]:
+    """Of each clip whether it has the new colour, and whether its shape has the size and the places of the real one."""
     follows, stays = [], []
     for clip, own, state in zip(clips, real, wanted, strict=True):
       read = subject.source.world.read(clip, subject.fps)
       follows.append(float(read["colour"] == state.colour))
       away = np.abs(shapes.locate(clip) - shapes.locate(own)).max() * min(own.shape[1:3])  # pixels
       stays.append(float(away <= token and read.get("size") == state.size))
-    found[f"follows_prompt_{strength:g}"] = Measure.of(follows, [1.0], [0.0])
-    found[f"stays_in_place_{strength:g}"] = Measure.of(stays, [1.0], [0.0])
+    return follows, stays
+
+  token = max(subject.generator.grid.compression[1:])
+  db = lambda clips: [psnr([a], [b]) for a, b in zip(clips, real, strict=True)]
+  found = {"returned_at_0_db": Measure.of(db(edited(0.0)), db(coded))}
+  sizes = [subject.source.shape(number)[1:] for number in range(len(subject))]
+  recoloured = [
+    subject.source.world.render(state, *size, subject.frames, subject.fps)
+    for state, size in zip(wanted, sizes, strict=True)
+  ]
+  ceiling = marks(through(subject.generator.codec, recoloured))
+  chance = marks([(unrelated(real, number) or [clip])[0] for number, clip in enumerate(real)])
+  for strength in EDIT_STRENGTHS:
+    for name, *values in zip(
+      ("follows_prompt", "stays_in_place"), marks(edited(strength)), ceiling, chance, strict=True
+    ):
+      found[f"{name}_{strength:g}"] = Measure.of(*values)
   return found
 
 

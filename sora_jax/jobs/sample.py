@@ -109,7 +109,8 @@ def _write(
   clips = MODES[order.mode].make(order, generator, frame, sampling)
   made = {"width": frame.width, "height": frame.height, "frames": 0, "fps": frame.fps}
   for number, out in outs.items():
-    counted = Counted(clips[number], out, order.frames)
+    whole = order.frames if order.mode in ("sample", "animate") else None  # of others it is what is added
+    counted = Counted(clips[number], out, whole)
     with path_errors(str(out)):
       video_io.write_pieces(out, counted, frame.fps)
     made["frames"] = counted.frames

@@ -91,6 +91,17 @@ class TestSample:
       for other in together[:number]:
         assert np.abs(together[number] - other).max() > 1e-4
 
+  def test_a_given_beginning_stays_whatever_the_seed(self, generator, sampling):
+    given = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    kept = generator.codec.decode(generator.codec.encode(given[None]), (3, 16, 16))[0]
+    request = dataclasses.replace(VIDEO, conditions=(Condition(given),))
+    clips = [one(generator, dataclasses.replace(request, seed=seed), sampling) for seed in (1, 2)]
+    for clip in clips:
+      np.testing.assert_allclose(clip[:3], kept, atol=1e-4)
+    assert np.abs(clips[0][3:] - clips[1][3:]).max() > 1e-3
+    free = one(generator, dataclasses.replace(VIDEO, seed=1), sampling)
+    assert np.abs(free[:3] - kept).max() > 0.05
+
   def test_a_first_frame_is_made_as_an_image_and_then_animated(self, generator, sampling, monkeypatch):
     sampling, made = dataclasses.replace(sampling, first_frame=True), []
     whole = generator._sample_latents
@@ -102,6 +113,8 @@ class TestSample:
     frame = generator.codec.decode(piece.latent_thwC[None], (1, 16, 16))[0]
     np.testing.assert_allclose(frame, image.frames_THWC, atol=1e-4)
     assert (piece.seconds, piece.level) == (0.0, 0.0) and clip.frames_THWC.shape == (5, 16, 16, 3)
+    np.testing.assert_allclose(clip.frames_THWC[:1], image.frames_THWC, atol=1e-4)
+    assert np.abs(clip.frames_THWC[1:] - image.frames_THWC).max() > 1e-3
 
   def test_a_clip_with_conditions_is_made_from_these_alone(self, generator, sampling):
     given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
