@@ -119,7 +119,7 @@ def finish(process: subprocess.Popen) -> tuple[int, dict[str, list[int]], str]:
   """(exit status, what it said by word, stderr)."""
   out, errors = process.communicate(timeout=120)
   said: dict[str, list[int]] = {"begun": [], "saved": [], "counted": []}
-  for line in out.splitlines():
+  for line in out.split("\n")[:-1]:  # a kill may cut the last one off
     word, number = line.split()
     said[word].append(int(number))
   return process.returncode, said, errors
