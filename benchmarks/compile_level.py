@@ -67,7 +67,7 @@ def programs(config: Any) -> dict[str, tuple[Any, tuple]]:
   """Name -> a jitted function and its arguments."""
   section = config.autoencoder
   frames = np.random.default_rng(0).uniform(-1, 1, (section.batch, *section.crop, 3)).astype(np.float32)
-  autoencoder = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, frames[:2])
+  autoencoder = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, section.motion_weight, frames[:2])
   model = DiTConfig.of(config, config.model.vocabulary)
   transformer = DiTTask(model, DiffusionConfig.of(config))
   codec = Codec(AutoencoderConfig.of(section), jax.jit(autoencoder.init)(jax.random.key(0)))

@@ -75,7 +75,7 @@ def make_feeds(config: Any, folder: pathlib.Path) -> dict[str, tuple[Any, Callab
   model = AutoencoderConfig.of(section)
   crops = pipeline.Crops(source, section.crop, config.seed)
   probe = np.stack([crops(number)[0] for number in range(8)])
-  coder = AutoencoderTask(model, section.kl_weight, probe)
+  coder = AutoencoderTask(model, section.kl_weight, section.motion_weight, probe)
   codec = Codec(model, coder.init(jax.random.key(0)))
   store = precompute.encode_source(codec, source, folder / "latents")
   captions = list(store.all_captions())

@@ -44,7 +44,7 @@ def measure(steps: int, widths: list[int], depth: int) -> dict[str, Any]:
 
   stages = tuple(Stage(shrink, width, depth) for shrink, width in zip(SHRINKS, widths, strict=True))
   frames = np.random.default_rng(0).uniform(-1, 1, (BATCH, *CROP, 3)).astype(np.float32)
-  task, optimizer = AutoencoderTask(AutoencoderConfig(CHANNELS, stages), 1e-6, frames[:2]), optax.adam(1e-3)
+  task, optimizer = AutoencoderTask(AutoencoderConfig(CHANNELS, stages), 1e-6, 0.0, frames[:2]), optax.adam(1e-3)
   key = jax.random.key(0)
   params = jax.jit(task.init)(key)
   copy = jax.tree.map(jnp.copy, params)

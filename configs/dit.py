@@ -53,6 +53,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.max_tokens = 0  # budget of a clip; larger files are shrunk with their aspect ratio kept; 0 = native size
   data.max_bad = 0.25  # share of a folder's lines that may be unusable; a run that lacks more stops
   data.token_drop = 0.0  # share of a clip's tokens that a step leaves out, drawn anew in each epoch
+  data.loops = 0.0  # share of the videos that are shown besides there and back, as loops
   data.on_mismatch = "error"  # a run taken up with other data stops; "restart" or "remap" goes on with them
   data.workers = 0  # processes that decode and pack; 0: a thread of this one
   data.long_captions = 0.5  # share of clips that train with their long caption
@@ -67,6 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   autoencoder.steps = 100_000
   autoencoder.learning_rate = 5e-3
   autoencoder.kl_weight = 1e-6
+  autoencoder.motion_weight = 1.0  # of the error of what changes from frame to frame, beside that of the frames
   autoencoder.dtype = "bfloat16"  # of its blocks; what is encoded and decoded later is computed in it too
   autoencoder.remat = "full"  # what its backward pass computes again: "none" or "full"
 

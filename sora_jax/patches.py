@@ -22,10 +22,14 @@ class Grid(NamedTuple):
   compression: tuple[int, int, int]
   patch: tuple[int, int, int]
 
-  def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a clip of `frames` x `height` x `width` pixels."""
+  def latent_shape(self, frames: int, height: int, width: int, loop: bool = False) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a clip of `frames` x `height` x `width` pixels.
+
+    Of a loop each latent frame shows as many frames: it has no first one.
+    """
     ct, ch, cw = self.compression
-    return 1 + math.ceil((frames - 1) / ct), math.ceil(height / ch), math.ceil(width / cw)
+    first = 0 if loop else 1
+    return first + math.ceil((frames - first) / ct), math.ceil(height / ch), math.ceil(width / cw)
 
   def token_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Tokens along time, rows and columns."""
@@ -50,12 +54,14 @@ class Grid(NamedTuple):
       low, high = (middle, high) if self.tokens(frames, *sized(middle)) <= most else (low, middle)
     return sized(low)
 
-  def positions(self, frames: int, height: int, width: int, fps: float) -> np.ndarray:
+  def positions(self, frames: int, height: int, width: int, fps: float, loop: bool = False) -> np.ndarray:
     """Centres of a clip's tokens in (seconds, pixels down, pixels right), float32 (N, 3), time slowest; read-only.
 
-    Latent frame 0 shows frame 0; latent frame k > 0 shows the `time` frames that end with frame k * time.
+    Latent frame 0 shows frame 0; latent frame k > 0 shows the `time` frames that end with frame k * time. A loop, which
+    has a multiple of `time` frames, has the latter alone: its last one ends with its first frame, which comes again.
     """
-    return _positions(self, frames, height, width, fps)
+    positions_N3 = _positions(self, frames + loop, height, width, fps)
+    return positions_N3[positions_N3[:, 0] > 0] if loop else positions_N3
 
 
 @functools.lru_cache(maxsize=4096)  # a data set has few shapes and many clips

@@ -46,7 +46,7 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     PartitionSpec(FSDP, None),
   ),
   (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec(FSDP, None)),
-  (r"embedding|condition_embedding", PartitionSpec(None, FSDP)),
+  (r"embedding|condition_embedding|loop_embedding", PartitionSpec(None, FSDP)),
   (r"bias|table|gain|taps|latent_mean|latent_std|ns_coeffs", PartitionSpec()),
 )
 

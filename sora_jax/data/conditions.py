@@ -37,9 +37,9 @@ class Arrangement(NamedTuple):
   ending: int
   middle: int
 
-  def token_frames(self, patch: int) -> int:
+  def token_frames(self, patch: int, loop: bool = False) -> int:
     """How many frames of tokens stand beside the clip's own, where a token has `patch` latent frames."""
-    beside = self.ending, self.middle, self.beginning if self.beginning % patch else 0
+    beside = self.ending, self.middle, self.beginning if loop or self.beginning % patch else 0
     return sum(-(-each // patch) for each in beside)
 
 
@@ -65,8 +65,11 @@ class Shares(NamedTuple):
     return cls(section.condition_share, tuple(section.condition_kinds), *section.condition_noise)
 
 
-def spans(frames: int, compression: int, name: str) -> list[Span]:
+def spans(frames: int, compression: int, name: str, loop: bool = False) -> list[Span]:
   """The pieces of a clip that are encoded apart: endings from the shortest, and one from the middle; none of an image.
+
+  A loop has no ending, and its latents are those of a clip that has gone on for a turn: it has its longest beginning
+  in their place.
 
   Args:
     frames: of the clip.
@@ -76,7 +79,10 @@ def spans(frames: int, compression: int, name: str) -> list[Span]:
   latent_frames = 1 + -(-(frames - 1) // compression)
   if latent_frames < 2:
     return []
-  found = [Span(frames - 1 - (k - 1) * compression, k) for k in _lengths(latent_frames)[:ENDINGS]]
+  if loop:
+    found = [Span(0, _lengths(frames // compression)[-1])]
+  else:
+    found = [Span(frames - 1 - (k - 1) * compression, k) for k in _lengths(latent_frames)[:ENDINGS]]
   middle = middle_frames(latent_frames)
   room = frames - 1 - (middle - 1) * compression  # the first frame is no middle
   return [*found, Span(1 + zlib.crc32(name.encode()) % room, middle)]
@@ -96,10 +102,11 @@ NOTHING = Arrangement(0, 0, 0)
 
 
 @functools.lru_cache(maxsize=1024)
-def arrangements(latent_frames: int, shares: Shares) -> tuple[list[Arrangement], np.ndarray]:
+def arrangements(latent_frames: int, shares: Shares, loop: bool = False) -> tuple[list[Arrangement], np.ndarray]:
   """All arrangements that a clip can have, NOTHING first, and how often each comes.
 
-  Those of one kind share its share; a clip too short for any of a kind has the others more often.
+  Those of one kind share its share; a clip too short for any of a kind has the others more often. A loop has no
+  ending: where others have both ends, it has a beginning and a piece from anywhere.
   """
   if latent_frames < 2:
     return [NOTHING], np.ones(1)
@@ -112,6 +119,9 @@ def arrangements(latent_frames: int, shares: Shares) -> tuple[list[Arrangement],
     "ends": [Arrangement(k, k, 0) for k in lengths[:ENDINGS]],
     "anywhere": [Arrangement(0, 0, k) for k in sorted({1, middle})] + [Arrangement(1, 1, 1)],
   }
+  if loop:
+    two = [Arrangement(k, 0, middle) for k in lengths]
+    by_kind |= {"ending": [], "ends": two, "anywhere": by_kind["anywhere"][:-1]}
   found: list[Arrangement] = []
   each: list[float] = []
   for kind, share in zip(KINDS, shares.kinds, strict=True):
@@ -122,7 +132,7 @@ def arrangements(latent_frames: int, shares: Shares) -> tuple[list[Arrangement],
 
 
 def draw_rooms(
-  frames_K: np.ndarray, most_K: np.ndarray, shares: Shares, patch: int, rng: np.random.Generator
+  frames_K: np.ndarray, loop_K: np.ndarray, most_K: np.ndarray, shares: Shares, patch: int, rng: np.random.Generator
 ) -> np.ndarray:
   """How many frames of condition tokens stand beside the clip in each slot of the rows, int32 (K,).
 
@@ -130,22 +140,25 @@ def draw_rooms(
 
   Args:
     frames_K: latent frames of a clip in each slot.
+    loop_K: 1 where it is a loop.
     most_K: frames of tokens that a row has room for.
     patch: latent frames of a token.
   """
   rooms_K = np.zeros(len(frames_K), np.int32)
-  for latent_frames in np.unique(frames_K).tolist():
-    mine = np.flatnonzero(frames_K == latent_frames)
-    found, probability = arrangements(latent_frames, shares)
-    sizes = np.array([each.token_frames(patch) for each in found], np.int32)
+  for latent_frames, loop in np.unique(np.stack([frames_K, loop_K], 1), axis=0).tolist():
+    mine = np.flatnonzero((frames_K == latent_frames) & (loop_K == loop))
+    found, probability = arrangements(latent_frames, shares, bool(loop))
+    sizes = np.array([each.token_frames(patch, bool(loop)) for each in found], np.int32)
     rooms_K[mine] = rng.choice(sizes, len(mine), p=probability)
   return np.minimum(rooms_K, most_K).astype(np.int32)
 
 
-def arrange(latent_frames: int, room: int, shares: Shares, patch: int, rng: np.random.Generator) -> Arrangement:
+def arrange(
+  latent_frames: int, loop: bool, room: int, shares: Shares, patch: int, rng: np.random.Generator
+) -> Arrangement:
   """Draws a clip's conditions that fill `room` frames of tokens, or as much of it as any does."""
-  found, probability = arrangements(latent_frames, shares)
-  sizes = np.array([each.token_frames(patch) for each in found])
+  found, probability = arrangements(latent_frames, shares, loop)
+  sizes = np.array([each.token_frames(patch, loop) for each in found])
   fitting = (sizes <= room) & (probability > 0)
   if not fitting.any():
     return NOTHING

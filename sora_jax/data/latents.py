@@ -34,7 +34,7 @@ from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 
 # Raised by hand when latents on disk can no longer be used: other files, or other values from the same weights.
-LATENT_FORMAT = 3
+LATENT_FORMAT = 4
 INDEX, KEY = "index.json", "key.json"
 # numpy has no bfloat16 of its own: the head of the file names the type of its two bytes.
 VALUES = np.dtype([("bfloat16", "<u2")])
@@ -47,14 +47,14 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
   "frames": ("<i4", ()),
   "component": ("<i4", ()),  # of a mixture
   "number": ("<i8", ()),  # in the source
+  "loop": ("|u1", ()),  # 1 where the clip is played there and back
   "piece_start": ("<i4", (PIECES,)),  # first frame of each piece that is encoded apart; its values follow the clip's
   "piece_frames": ("<i4", (PIECES,)),  # and its latent frames, 0 where there are fewer pieces
   "id_end": ("<i8", ()),  # in `ids`
 }
 IDS = "|u1"  # UTF-8, one after another
 # Of these is the fingerprint of a store.
-# Of these is the fingerprint of a store.
-CLIP = ("shape", "size", "frames", "component", "piece_start", "piece_frames", "id_end", "ids")
+CLIP = ("shape", "size", "frames", "component", "loop", "piece_start", "piece_frames", "id_end", "ids")
 
 
 class LatentClip(NamedTuple):
@@ -66,6 +66,7 @@ class LatentClip(NamedTuple):
   id: str
   component: int = 0  # of a mixture of sources
   number: int = 0  # in the source
+  loop: bool = False  # one turn of it, encoded as every turn after the first
   pieces: tuple[tuple[Span, np.ndarray], ...] = ()  # encoded apart, each with its latent; not read back with the clip
 
 
@@ -75,7 +76,7 @@ class LatentStore:
   Attributes:
     key: what the store was made from.
     dropped: clips of the source that could not be read.
-    unit_N, start_N, shape_N4, size_N4, frames_N, component_N, number_N: the columns of the index.
+    unit_N, start_N, shape_N4, size_N4, frames_N, component_N, number_N, loop_N: the columns of the index.
     media_fingerprint: of the clips that are in it and their sizes.
   """
 
@@ -96,6 +97,7 @@ class LatentStore:
       raise InputError(f"{error}: delete {self.folder}, and the latents are made again") from error
     self.unit_N, self.start_N, self.shape_N4, self.size_N4 = (found[key] for key in ("unit", "start", "shape", "size"))
     self.frames_N, self.component_N, self.number_N = (found[key] for key in ("frames", "component", "number"))
+    self.loop_N = found["loop"]
     self.piece_start_NP, self.piece_frames_NP = found["piece_start"], found["piece_frames"]
     self._id_end_N = found["id_end"]
     self._arrays: dict[int, np.ndarray] = {}
@@ -112,6 +114,7 @@ class LatentStore:
       self.id(number),
       int(self.component_N[number]),
       int(self.number_N[number]),
+      bool(self.loop_N[number]),
     )
 
   def _latent(self, number: int, begin: int, frames: int) -> np.ndarray:
@@ -132,7 +135,7 @@ class LatentStore:
     return self._latent(number, begin, int(self.piece_frames_NP[number, which]))
 
   def id(self, number: int) -> str:
-    """The name of a clip in its source."""
+    """The name of a clip in its source; a loop has that of the clip that it is made from."""
     start = int(self._id_end_N[number - 1]) if number else 0
     return bytes(self._ids[start : int(self._id_end_N[number])]).decode()
 
@@ -220,7 +223,7 @@ def write_unit(folder: str | os.PathLike, unit: int, clips: Iterable[LatentClip]
       latents = [clip.latent_thwC, *(latent for _, latent in clip.pieces)]
       kept = np.concatenate([latent.astype(ml_dtypes.bfloat16).reshape(-1) for latent in latents])
       ids.append(clip.id.encode())
-      about = clip.latent_thwC.shape, clip.size_4, clip.frames, clip.component, clip.number
+      about = clip.latent_thwC.shape, clip.size_4, clip.frames, clip.component, clip.number, clip.loop
       rows.append((unit, start, *about, *_piece_columns(clip)))
       start += kept.size
       yield kept.view(VALUES)

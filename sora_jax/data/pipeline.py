@@ -16,7 +16,7 @@ import numpy as np
 
 from sora_jax.data import conditions
 from sora_jax.data.captions import Texts
-from sora_jax.data.latents import LatentStore, digest
+from sora_jax.data.latents import LatentClip, LatentStore, digest
 from sora_jax.data.segments import Piece, with_conditions
 from sora_jax.data.sources import Source, shapes_of
 from sora_jax.data.stream import Extent, Reading, Stream
@@ -174,7 +174,8 @@ class PackedRows:
     frame_K = _tokens(shape_K4, patch) // -(-shape_K4[:, 0] // patch[0])
     most_K = np.maximum(self.row.tokens - self.slots.lengths_K, 0) // frame_K
     rng = np.random.default_rng([self.seed, ROOM])
-    return frame_K * conditions.draw_rooms(shape_K4[:, 0], most_K, self.shares.conditions, patch[0], rng)
+    loop_K = np.asarray(self.store.loop_N)[clip_K]
+    return frame_K * conditions.draw_rooms(shape_K4[:, 0], loop_K, most_K, self.shares.conditions, patch[0], rng)
 
   def _components(self, components: int) -> np.ndarray:
     """Tokens of each component in each row."""
@@ -204,14 +205,15 @@ class PackedRows:
       room: for the tokens of its conditions beside its own.
     """
     try:
-      latent, size, frames = self.store[clip][:3]
-      pieces = self._conditions(clip, turn, room, latent)
+      stored = self.store[clip]
+      latent, size, frames = stored[:3]
+      pieces = self._conditions(clip, turn, room, stored)
     except (OSError, ValueError, EOFError) as error:
       named = f"{self.store.folder}: the latents of clip {self.store.id(clip)} can't be read"
       raise InputError(f"{named} ({error}): delete that folder, and they are made again") from error
     tokens_NC = np.asarray(patchify(latent, self.grid.patch))
     style = "long" if self._rng(turn, clip, CAPTION).random() < self.shares.long_captions else "short"
-    positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3])
+    positions = self.grid.positions(frames, int(size[1]), int(size[2]), size[3], stored.loop)
     count, mine = int(_kept(np.array(len(positions)), self.shares)), None
     if count < len(positions):
       mine = np.sort(self._rng(turn, clip, DROP).choice(len(positions), count, replace=False))
@@ -224,17 +226,19 @@ class PackedRows:
       size_4=np.array(size, np.float32),
       index=clip,
       turn=turn % 2**31,  # of so many in a step no two are alike
+      period=size[0] if stored.loop else 0.0,
     )
     return with_conditions(segment, self.grid, pieces, mine)
 
-  def _conditions(self, clip: int, turn: int, room: int, latent_thwC: np.ndarray) -> list[Piece]:
+  def _conditions(self, clip: int, turn: int, room: int, stored: LatentClip) -> list[Piece]:
     """The conditions of a clip in its turn, of which at most `room` tokens stand beside its own."""
-    patch, rng = self.grid.patch, self._rng(turn, clip, CONDITION)
+    patch, rng, latent_thwC = self.grid.patch, self._rng(turn, clip, CONDITION), stored.latent_thwC
     frames = latent_thwC.shape[0]
     frame_tokens = int(_tokens(np.array([latent_thwC.shape]), patch)[0]) // -(-frames // patch[0])
-    chosen = conditions.arrange(frames, room // frame_tokens, self.shares.conditions, patch[0], rng)
-    given = [(0, latent_thwC[: chosen.beginning])] if chosen.beginning else []
+    chosen = conditions.arrange(frames, stored.loop, room // frame_tokens, self.shares.conditions, patch[0], rng)
     spans = self.store.pieces(clip)
+    first_thwC = self.store.piece(clip, 0) if stored.loop and spans else latent_thwC
+    given = [(0, first_thwC[: chosen.beginning])] if chosen.beginning else []
     if chosen.ending:
       which = chosen.ending.bit_length() - 1
       given.append((spans[which].start, self.store.piece(clip, which)))

@@ -2,7 +2,7 @@
 
 The autoencoder is causal in time, so the latents of a clip's beginning are the same in the clip as alone: such a
 condition takes the place of the grid's first tokens. Any other piece has latents of its own, and its tokens stand
-beside the grid.
+beside the grid; so do all of a loop, which has no beginning.
 
 Shape letters: N tokens, C values a token; t, h, w on the latent grid.
 """
@@ -56,7 +56,7 @@ def with_conditions(segment: Segment, grid: Grid, pieces: Sequence[Piece], kept:
     given_NC, given_N3 = piece.tokens(grid, float(segment.size_4[3]))
     here = slice(len(given_NC))
     whole = len(piece.latent_thwC) % grid.patch[0] == 0 and piece.kept_N is None
-    if whole and _same_places(given_N3, segment.positions_N3[here]):
+    if not segment.period and whole and _same_places(given_N3, segment.positions_N3[here]):
       tokens[0][here], condition[0][here], level[0][here] = given_NC, True, piece.level
       continue
     tokens.append(given_NC)

@@ -214,7 +214,7 @@ def loop(subject: Subject) -> dict[str, Measure]:
   """Clips closed to loops: the seam, the join where made frames begin, and the seam after two turns."""
   real = [subject.real(number, subject.frames) for number in range(len(subject))]
   extensions = [
-    Extension(clip, subject.prompt(number), subject.fps, SEED + number, forward=subject.frames - 1)
+    Extension(clip, subject.prompt(number), subject.fps, SEED + number, forward=_rest(subject))
     for number, clip in enumerate(real)
   ]
   closed = [clip.frames_THWC for clip in prompting.close(subject.generator, extensions, subject.sampling)]
@@ -230,17 +230,25 @@ def loop(subject: Subject) -> dict[str, Measure]:
   }
 
 
+def _rest(subject: Subject) -> int:
+  """Frames that close a clip to a loop: as many as lead back, or about as many as it has where no loop is known."""
+  most, time = prompting.longest_loop(subject.generator), subject.generator.grid.compression[0]
+  return most - subject.frames if most > subject.frames else subject.frames - 2 * subject.frames % time
+
+
 def loop_from_text(subject: Subject) -> dict[str, Measure]:
-  """Loops of prompts: the seam, and how much moves, as a share of what moves in clips that are no loops."""
+  """Loops of prompts, as long as a clip of the subject's there and back: the seam, and how much moves, as a share of
+  what moves in a clip that is no loop.
+  """
   time = subject.generator.grid.compression[0]
-  length = subject.frames // time * time
+  length = prompting.longest_loop(subject.generator) or subject.frames // time * time
   made = subject.sample([subject.request(number, length, loop=True) for number in range(len(subject))])
-  free = subject.sample([subject.request(number, length) for number in range(len(subject))])
+  free = subject.sample([subject.request(number) for number in range(len(subject))])
   turns = [np.concatenate([clip, clip, clip]) for clip in made]
-  open_ends = [jump(np.concatenate([clip, clip]), length) for clip in free]
+  open_ends = [jump(np.concatenate([clip, clip]), len(clip)) for clip in free]
   amplitude = lambda clip: float(np.abs(clip - clip.mean(0, keepdims=True)).mean())
   moving = [amplitude(a) / max(amplitude(b), 1e-6) for a, b in zip(made, free, strict=True)]
-  real = [amplitude(subject.real(n, length)) / max(amplitude(clip), 1e-6) for n, clip in enumerate(free)]
+  real = [amplitude(subject.real(n, len(clip))) / max(amplitude(clip), 1e-6) for n, clip in enumerate(free)]
   ceiling = [jump(subject.real(number, 2 * length), length) for number in range(len(subject))]
   return {
     "seam_jump": Measure.of([jump(clip, length) for clip in turns], ceiling, open_ends),

@@ -87,6 +87,23 @@ class Codec:
       first += len(group)
     return frames
 
+  def encode_loop(self, frames_BTHWC: np.ndarray) -> np.ndarray:
+    """One turn of loops (B, T, H, W, 3) -> latents (B, T / time, h, w, C) as they are in every turn after the first.
+
+    Two turns are encoded after the first frame, and the second is kept: a causal encoder has seen a turn before it, as
+    it would have in the turns to come. T is a multiple of the compression in time.
+    """
+    turn = frames_BTHWC.shape[1]
+    latents = self.encode(frames_BTHWC[:, np.arange(1 + 2 * turn) % turn])
+    return latents[:, -(turn // self.config.compression[0]) :]
+
+  def decode_loop(self, latent_BthwC: np.ndarray, shape_THW: tuple[int, int, int]) -> np.ndarray:
+    """The inverse: one turn of loops (B, T, H, W, 3) of `shape_THW`; the second of two that are decoded."""
+    frames, height, width = shape_THW
+    turns = np.concatenate([latent_BthwC[:, -1:], latent_BthwC, latent_BthwC], 1)
+    # The last latent frame ends with the loop's first frame.
+    return np.roll(self.decode(turns, (1 + 2 * frames, height, width))[:, -frames:], 1, axis=1)
+
   def stream(self, latent_thwC: np.ndarray, shape_THW: tuple[int, int, int]) -> Iterator[np.ndarray]:
     """One clip as `decode` gives it, in pieces (t, H, W, 3) as they are made.
 

@@ -171,9 +171,9 @@ class Generator:
     """
     given = [self._pieces(request) for request in requests]
     if sampling.first_frame:
-      new = lambda request: request.frames > 1 and not (request.conditions or request.edit or request.loop)
+      new = lambda request: request.frames > 1 and not (request.conditions or request.edit)
       later = [number for number, request in enumerate(requests) if new(request)]
-      images = [dataclasses.replace(requests[number], frames=1) for number in later]
+      images = [dataclasses.replace(requests[number], frames=1, loop=False) for number in later]
       for number, latent in zip(later, self._sample_latents(images, [[]] * len(images), sampling), strict=True):
         given[number] = [Piece(latent, 0.0)]
     latents = self._sample_latents(requests, given, sampling)
@@ -217,11 +217,9 @@ class Generator:
           held_N = ~token_mask(edit.mask_THW, self.grid, every=False)
           held_BL[number, start : start + len(held_N)] = held_N
         start += lengths[clip]
-    seconds = [request.frames / request.fps if request.loop else 0.0 for request in requests]
-    moment = [self.grid.compression[0] / request.fps for request in requests]
     spread = lambda values, kind=np.float32: np.array(values, kind)[batch.clip_index_BS]
     seeds = spread([request.seed for request in requests], np.int32)
-    return Plan(seeds, spread(strength), held_BL, spread(seconds), spread(moment))
+    return Plan(seeds, spread(strength), held_BL)
 
   def _in_groups(self, batch: PackedBatch, plan: Plan, sampling: Sampling) -> np.ndarray:
     """Samples some rows at a time on all devices, the last ones filled up with copies of the last.
@@ -238,14 +236,11 @@ class Generator:
     return np.concatenate(parts)[: len(batch.segments_BL)]
 
   def _latent_shape(self, request: Request) -> tuple[int, int, int]:
-    """Of a loop each latent frame shows as many frames: it has no first one."""
-    frames, rows, columns = self.grid.latent_shape(request.frames + request.loop, request.height, request.width)
-    return frames - request.loop, rows, columns
+    return self.grid.latent_shape(*request.shape_THW, request.loop)
 
   def _positions(self, request: Request) -> np.ndarray:
     """Of the tokens of a clip's grid, (N, 3)."""
-    whole_N3 = self.grid.positions(request.frames + request.loop, request.height, request.width, request.fps)
-    return whole_N3[whole_N3[:, 0] > 0] if request.loop else whole_N3
+    return self.grid.positions(*request.shape_THW, request.fps, request.loop)
 
   def _check_loop(self, request: Request) -> None:
     """
@@ -275,6 +270,7 @@ class Generator:
       text_M=np.array(self.tokenizer.encode(request.prompt, self.config.train.row_text), np.int32),
       size_4=np.array([request.frames / request.fps, request.height, request.width, request.fps], np.float32),
       index=number,
+      period=request.frames / request.fps if request.loop else 0.0,
     )
     return with_conditions(segment, self.grid, pieces)
 
@@ -301,18 +297,10 @@ class Generator:
     return [found[number] for number in range(len(requests))]
 
   def _frames(self, latent_BthwC: np.ndarray, shape: tuple[int, int, int, bool]) -> np.ndarray:
-    """Clips (B, T, H, W, 3) of latents of one (frames, height, width, loop).
-
-    Of a loop two turns are decoded, begun by its last latent frame, and the second is kept: the decoder has seen a turn
-    before it, as it has in the turns to come.
-    """
-    *shape_THW, loop = shape
-    frames, height, width = shape_THW
-    if not loop:
-      return self.codec.decode(latent_BthwC, (frames, height, width))
-    turns = np.concatenate([latent_BthwC[:, -1:], latent_BthwC, latent_BthwC], 1)
-    # The first latent frame of a loop shows the frames after its first one, which comes last in a turn.
-    return np.roll(self.codec.decode(turns, (1 + 2 * frames, height, width))[:, -frames:], 1, axis=1)
+    """Clips (B, T, H, W, 3) of latents of one (frames, height, width, loop)."""
+    frames, height, width, loop = shape
+    decode = self.codec.decode_loop if loop else self.codec.decode
+    return decode(latent_BthwC, (frames, height, width))
 
 
 def _on_all_devices() -> contextlib.AbstractContextManager:

@@ -13,13 +13,11 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.diffusion import noise, objective, samplers, schedules
-from sora_jax.diffusion.denoiser import Denoise, clean_from, guided, holding
+from sora_jax.diffusion.denoiser import clean_from, guided, holding
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.batch import PackedBatch, per_token
 from sora_jax.sharding import constrain
-
-GOLDEN = 0.6180339887498949
 
 
 class Plan(NamedTuple):
@@ -29,15 +27,11 @@ class Plan(NamedTuple):
     seeds_BS: int32.
     start_BS: float32, the noise level where it starts, before the size shift: 1 for a new clip.
     held_BL: bool, tokens of the grid whose clean values are known.
-    period_BS: float32, seconds of a loop; 0 for a clip that is none.
-    moment_BS: float32, seconds that a latent frame of it lasts.
   """
 
   seeds_BS: np.ndarray | jax.Array
   start_BS: np.ndarray | jax.Array
   held_BL: np.ndarray | jax.Array
-  period_BS: np.ndarray | jax.Array
-  moment_BS: np.ndarray | jax.Array
 
 
 @functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
@@ -57,17 +51,12 @@ def program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
     shape_BS = batch.weight_BS.shape
     scale, low, high = guidance_3
 
-    def denoiser(number: jax.Array) -> Denoise:
-      """The network at a step, guidance and known tokens included."""
-      positions: Any = turned(batch, plan, number)
-      here = batch._replace(positions_BL3=positions)
-      on, off = (functools.partial(network, params, here, jnp.full(shape_BS, kept)) for kept in (True, False))
-      return holding(guided(on, off, scale, (low, high)), batch.tokens_BLC, plan.held_BL)
-
     def step(x_BLC: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
       levels_2BL = jax.lax.dynamic_slice_in_dim(levels_NBL, number, 2)
-      return samplers.sample(denoiser(number), x_BLC, levels_2BL, method), None
+      return samplers.sample(denoise, x_BLC, levels_2BL, method), None
 
+    on, off = (functools.partial(network, params, batch, jnp.full(shape_BS, kept)) for kept in (True, False))
+    denoise = holding(guided(on, off, scale, (low, high)), batch.tokens_BLC, plan.held_BL)
     keys = noise.clip_keys(jax.random.key(0), plan.seeds_BS, "noise")
     noise_BLC = noise.token_noise(keys, batch.segments_BL, model.channels)
     shift_BS = schedules.size_shift(objective.grid_tokens(batch), base_tokens)
@@ -80,18 +69,3 @@ def program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
     return constrain(tokens_BLC, None, None, None)  # whole on every host
 
   return jax.jit(sample_tokens, static_argnums=(4, 5))
-
-
-def turned(batch: PackedBatch, plan: Plan, step: jax.Array) -> jax.Array:
-  """The positions (B, L, 3) of a step: the moments of a loop move round its circle, so that its seam is nowhere.
-
-  A model that knows time as a line sees the loop cut open at another latent frame at each step (after the shift of
-  latents by Wang et al. 2025, "Mobius"). Steps of the golden section spread the cuts evenly.
-  """
-  period_BL, moment_BL = (per_token(each, batch.segments_BL) for each in (plan.period_BS, plan.moment_BS))
-  frames_BL = jnp.round(period_BL / jnp.maximum(moment_BL, 1e-6))
-  moved_BL = jnp.floor(step * GOLDEN % 1.0 * frames_BL) * moment_BL
-  line_BL = batch.positions_BL3[..., 0]
-  circle_BL = (line_BL + moved_BL) % jnp.maximum(period_BL, 1e-6)
-  seconds_BL = jnp.where(period_BL > 0, circle_BL, line_BL)
-  return jnp.concatenate([seconds_BL[..., None], batch.positions_BL3[..., 1:]], -1)

@@ -203,12 +203,49 @@ def connect(generator: Generator, connections: Sequence[Connection], sampling: S
 
 
 def close(generator: Generator, extensions: Sequence[Extension], sampling: Sampling) -> list[Clip]:
-  """Clips as loops: `forward` frames lead from the last frame back to the first; the end runs into the start."""
-  ways = [
-    Connection(each.frames_THWC, each.frames_THWC, each.forward, each.prompt, each.fps, each.seed)
-    for each in extensions
-  ]
+  """Clips as loops: `forward` frames lead from the last frame back to the first; the end runs into the start.
+
+  Loops within the durations that training saw are made as such, of which the clip's ends are conditions. A longer one
+  is closed by a way from its last frames to its first.
+
+  Raises:
+    InputError: a loop that latent frames don't fill; the message has numbers that do.
+  """
+  most = longest_loop(generator)
+  if all(len(each.frames_THWC) + each.forward <= most for each in extensions):
+    made = [clip.frames_THWC for clip in generator.sample([_turn(generator, each) for each in extensions], sampling)]
+    news = [whole[len(each.frames_THWC) :] for whole, each in zip(made, extensions, strict=True)]
+  else:
+    clips = [each.frames_THWC for each in extensions]
+    ways = [
+      Connection(clip, clip, each.forward, each.prompt, each.fps, each.seed)
+      for clip, each in zip(clips, extensions, strict=True)
+    ]
+    news = between(generator, ways, sampling)
   return [
     Clip(np.concatenate([each.frames_THWC, new]), each.fps, each.prompt, f"loop-seed-{each.seed}")
-    for each, new in zip(extensions, between(generator, ways, sampling), strict=True)
+    for each, new in zip(extensions, news, strict=True)
   ]
+
+
+def longest_loop(generator: Generator) -> int:
+  """Frames of the longest loop that the model was trained on: its longest clip there and back; 0 without loops."""
+  return 2 * (window(generator) - 1) if generator.config.data.get("loops") else 0  # configs of older runs have none
+
+
+def _turn(generator: Generator, extension: Extension) -> Request:
+  """The whole loop that a clip becomes, from the clip's first frames and its last."""
+  given, fps, time = extension.frames_THWC, extension.fps, generator.grid.compression[0]
+  frames = len(given) + extension.forward
+  if frames % time:
+    less, more = extension.forward - frames % time, extension.forward + -frames % time
+    asked = f"{less} or {more}" if less > 0 else more
+    raise InputError(
+      f"{len(given)} frames and {extension.forward} more are no multiple of {time}: ask for {asked} more"
+    )
+  start, end = (cut(given, context(generator, window(generator)), generator, first) for first in (True, False))
+  conditions = [Condition(start)]
+  if len(start) < len(given):
+    conditions.append(Condition(end, (len(given) - len(end)) / fps))
+  height, width = given.shape[1:3]
+  return Request(extension.prompt, width, height, frames, fps, extension.seed, tuple(conditions), loop=True)

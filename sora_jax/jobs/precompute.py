@@ -1,11 +1,13 @@
 """Clips -> latents on disk, once, so that training the transformer never decodes or encodes."""
 
 import collections
+import dataclasses
 import functools
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,10 +16,12 @@ from sora_jax.clips import Clip
 from sora_jax.data import captions, latents, quarantine
 from sora_jax.data.conditions import PIECES, Span, spans
 from sora_jax.data.files import Dropped
+from sora_jax.data.loops import Loops, there_and_back
 from sora_jax.data.sources import Source, component_of, shapes_of
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.packing.rows import kinds
+from sora_jax.patches import Grid
 from sora_jax.runtime import work_units
 from sora_jax.runtime.hosts import LONG, Hosts
 from sora_jax.runtime.run import Run
@@ -29,6 +33,25 @@ BATCH_BYTES = 2**28  # of pixels, decoded together: bounds memory
 UNIT_BYTES = 2**29  # of pixels, decoded one batch after another: what is lost when encoding is stopped
 SLOW = 6  # times as long as a step may a unit take
 
+
+class Extras(NamedTuple):
+  """What is encoded besides the clips of a source.
+
+  Attributes:
+    pieces: those of each clip that are conditions in training, encoded apart.
+    loops: clips played there and back; None for none.
+  """
+
+  pieces: bool = False
+  loops: Loops | None = None
+
+  @classmethod
+  def of(cls, config: Any, grid: Grid) -> "Extras":
+    """Of a run's config."""
+    return cls(config.diffusion.condition_share > 0, Loops.of(config, grid) if config.data.loops else None)
+
+
+NOTHING_MORE = Extras()
 Unit = list[list[int]]  # batches of clips of one shape, by number
 
 
@@ -40,7 +63,7 @@ def encode_source(
   workers: int = 0,
   beam: Sequence[str] | None = None,
   run: Run | None = None,
-  pieces: bool = False,
+  extras: Extras = NOTHING_MORE,
 ) -> latents.LatentStore:
   """The latents of every clip of `source`; made again only when something that they are made from changed.
 
@@ -53,7 +76,7 @@ def encode_source(
     max_bad: the share of clips that may be bad, those that the source dropped before included.
     workers, beam: see `work_units.run`; other processes load the codec from where this one was loaded from.
     run: what this process is one of; by default it is alone.
-    pieces: encode the pieces of each clip apart that are conditions in training.
+    extras: what is encoded besides.
 
   Raises:
     TooManyBad: more are.
@@ -63,12 +86,12 @@ def encode_source(
   """
   run = run or Run()
   hosts, stopping = run.hosts, run.stopping()
-  key = key_of(codec, source, pieces)
+  key = key_of(codec, source, extras)
   hosts.same("comparing weights and clips", key)
   if not hosts.decide("looking for latents", lambda: latents.begin(folder, key)):
     units = plan_units(source)
     missing = hosts.decide("looking for what is encoded", lambda: latents.missing_units(folder, len(units)))
-    work = functools.partial(encode_unit, codec, source, folder, units, hosts, pieces)
+    work = functools.partial(encode_unit, codec, source, folder, units, hosts, extras)
     mine = missing[hosts.index :: hosts.count]
     work_units.run(work, mine, "encode", workers, beam, stopping.preempted)
     hosts.barrier("encoding latents", LONG)
@@ -103,7 +126,7 @@ def refresh_captions(store: latents.LatentStore, source: Source) -> None:
   captions.write_captions(store.folder, (source.captions(find(clip)) for clip in range(len(store))), made_from)
 
 
-def key_of(codec: Codec, source: Source, pieces: bool = False) -> dict[str, str]:
+def key_of(codec: Codec, source: Source, extras: Extras) -> dict[str, str]:
   """Everything that latents are made from, by name."""
   shape_N3, fps_N, _ = shapes_of(source)
   alike_N = kinds(*shape_N3.T, np.unique(fps_N, return_inverse=True)[1])  # whatever the order of the source
@@ -113,7 +136,8 @@ def key_of(codec: Codec, source: Source, pieces: bool = False) -> dict[str, str]
     "autoencoder": checkpoint.tree_digest(codec.params),
     "clips": source.media_fingerprint,
     "sizes, durations or rates": latents.digest(map(str, seen)),
-    "pieces for conditions": str(PIECES if pieces else 0),
+    "pieces for conditions": str(PIECES if extras.pieces else 0),
+    "loops": str(extras.loops),
     "format of latents": str(latents.LATENT_FORMAT),
   }
 
@@ -150,13 +174,13 @@ def encode_unit(
   folder: str | os.PathLike,
   units: Sequence[Unit],
   hosts: Hosts,
-  pieces: bool,
+  extras: Extras,
   number: int,
 ) -> None:
   """Encodes and writes one unit."""
   hosts.at("encoding unit", number, SLOW * hosts.limit)
   bad: list[Dropped] = []
-  latents.write_unit(folder, number, _encode(codec, source, units[number], bad, pieces), bad)
+  latents.write_unit(folder, number, _encode(codec, source, units[number], bad, extras), bad)
   if bad:
     told = "; ".join(f"{each.file} ({each.reason})" for each in bad[:20])
     print(f"skipped {len(bad)} clips that can't be read: {told}", file=sys.stderr)
@@ -180,26 +204,49 @@ def check(store: latents.LatentStore, source: Source, max_bad: float) -> None:
     raise
 
 
-def _encode(codec: Codec, source: Source, unit: Unit, bad: list[Dropped], pieces: bool) -> Iterator[latents.LatentClip]:
+def _encode(
+  codec: Codec, source: Source, unit: Unit, bad: list[Dropped], extras: Extras
+) -> Iterator[latents.LatentClip]:
   for indices in unit:
     clips = _read(source, indices, bad)
     if not clips:
       continue
-    encoded = codec.encode(np.stack([clip.frames_THWC for _, clip in clips]))
-    apart = _encode_pieces(codec, [clip for _, clip in clips]) if pieces else [()] * len(clips)
-    for (index, clip), latent, parts in zip(clips, encoded, apart, strict=True):
-      if not all(np.isfinite(each).all() for each in (latent, *(values for _, values in parts))):
-        bad.append(Dropped(*source.where(index), "latents not finite"))
-        continue
-      frames, height, width = clip.frames_THWC.shape[:3]
-      size_4 = (clip.seconds, float(height), float(width), clip.fps)
-      yield latents.LatentClip(latent, size_4, frames, clip.id, component_of(source, index), index, parts)
+    yield from _encode_batch(codec, source, clips, bad, extras, loop=False)
+    if extras.loops and (loops := _played(clips, extras.loops)):
+      yield from _encode_batch(codec, source, loops, bad, extras, loop=True)
 
 
-def _encode_pieces(codec: Codec, clips: Sequence[Clip]) -> list[tuple[tuple[Span, np.ndarray], ...]]:
+def _encode_batch(
+  codec: Codec, source: Source, clips: Sequence[tuple[int, Clip]], bad: list[Dropped], extras: Extras, loop: bool
+) -> Iterator[latents.LatentClip]:
+  """Clips of one shape, each with its number in the source; those that are not finite are bad."""
+  encode = codec.encode_loop if loop else codec.encode
+  encoded = encode(np.stack([clip.frames_THWC for _, clip in clips]))
+  apart = _encode_pieces(codec, [clip for _, clip in clips], loop) if extras.pieces else [()] * len(clips)
+  for (index, clip), latent, pieces in zip(clips, encoded, apart, strict=True):
+    if not all(np.isfinite(each).all() for each in (latent, *(values for _, values in pieces))):
+      bad.append(Dropped(*source.where(index), "latents not finite"))
+      continue
+    frames, height, width = clip.frames_THWC.shape[:3]
+    size_4 = (clip.seconds, float(height), float(width), clip.fps)
+    component = component_of(source, index)
+    yield latents.LatentClip(latent, size_4, frames, clip.id, component, index, loop, pieces)
+
+
+def _played(clips: Sequence[tuple[int, Clip]], loops: Loops) -> list[tuple[int, Clip]]:
+  """Those of clips of one shape that are loops besides, played there and back."""
+  found = []
+  for index, clip in clips:
+    if frames := loops.frames(clip.frames_THWC.shape[:3], clip.id):
+      turn = clip.frames_THWC[there_and_back(frames)]
+      found.append((index, dataclasses.replace(clip, frames_THWC=turn)))
+  return found
+
+
+def _encode_pieces(codec: Codec, clips: Sequence[Clip], loop: bool) -> list[tuple[tuple[Span, np.ndarray], ...]]:
   """The pieces of clips of one shape that conditions are drawn from, each encoded as a clip of its own."""
   time = codec.config.compression[0]
-  by_clip = [spans(len(clip.frames_THWC), time, clip.id) for clip in clips]
+  by_clip = [spans(len(clip.frames_THWC), time, clip.id, loop) for clip in clips]
   encoded = []
   for same in zip(*by_clip, strict=True):  # of one length, though they may begin at other frames
     frames = [clip.frames_THWC[span.frames(time)] for clip, span in zip(clips, same, strict=True)]

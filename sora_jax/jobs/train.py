@@ -107,8 +107,8 @@ def prepare(
   source, mesh, given = open_run(config, here, run.hosts)
   codec = get_codec(config, source, here, mesh, run, given)
   folder = here / "latents"
-  pieces = config.diffusion.condition_share > 0
-  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run, pieces)
+  extras = precompute.Extras.of(config, codec.grid(config.model.patch))
+  store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run, extras)
   get_tokenizer(config, store, here, run.hosts)
   return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
@@ -205,7 +205,7 @@ def train_autoencoder(
   """Trains the autoencoder with the settings of `config.train`, into `folder`."""
   section = config.autoencoder
   crops = pipeline.Crops(source, section.crop, config.seed, tuple(config.data.weights))
-  task = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, crops.probe(PROBE))
+  task = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, section.motion_weight, crops.probe(PROBE))
   place = reading(config, mesh)
   with contextlib.closing(pipeline.crop_batches(crops, section.batch, place)) as stream:
     batches = Batches(
@@ -311,8 +311,8 @@ def train_dit(
   """Encodes the source once, trains the tokenizer and the transformer."""
   run.clock.spend("data")
   run.hosts.at("preparing the transformer", seconds=math.inf)  # what hosts wait for in it has limits of its own
-  pieces = config.diffusion.condition_share > 0
-  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run, pieces=pieces)
+  extras = precompute.Extras.of(config, codec.grid(config.model.patch))
+  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run, extras=extras)
   tokenizer = get_tokenizer(config, store, workdir, run.hosts)
   model = DiTConfig.of(config, tokenizer.vocabulary)
   texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts)
@@ -323,7 +323,7 @@ def train_dit(
     generator.params = params
     picks = [(store[i], store.captions(i)["short"]) for i in np.linspace(0, len(store) - 1, 6).astype(int).tolist()]
     requests = [
-      Request(caption, int(c.size_4[2]), int(c.size_4[1]), c.frames, c.size_4[3], i)
+      Request(caption, int(c.size_4[2]), int(c.size_4[1]), c.frames, c.size_4[3], i, loop=c.loop)
       for i, (c, caption) in enumerate(picks)
     ]
     return sheet(generator.sample(requests, Sampling.of(config)))

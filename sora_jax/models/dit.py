@@ -3,6 +3,7 @@
     tokens -> patch_in -> [ self attention -> cross attention -> SwiGLU ] x depth -> patch_out -> clean tokens
     condition tokens, which stand beside those to predict in the clip's segment -> the same, and an embedding of theirs
     noise level of each token + size and mean word vector of its clip -> modulation (adaLN-single), for all blocks
+    of a loop time is a circle: rotary angles and places that come round, and an embedding
     caption tokens -> text encoder -> keys and values of the cross attention
 
 After Peebles & Xie 2023 (DiT), Chen et al. 2023 (adaLN-single, cross attention), Polyak et al. 2024 (RMSNorm and
@@ -125,6 +126,7 @@ class DiT(nnx.Module):
     self.config = config
     self.patch_in = layers.Dense(config.channels, D, rngs, bias=True)
     self.condition_embedding = nnx.Param(jnp.zeros((1, D), jnp.float32))
+    self.loop_embedding = nnx.Param(jnp.zeros((1, D), jnp.float32))
     self.place_in = layers.Dense(3 * 2 * PLACE_FEATURES, D, rngs)
     self.time_in = layers.Dense(2 * TIME_FEATURES, D, rngs, bias=True)
     self.size_in = layers.Dense(4 * 2 * SIZE_FEATURES, D, rngs, bias=True)
@@ -156,7 +158,8 @@ class DiT(nnx.Module):
     *modulation_6BLD, last_scale, last_shift = jnp.split(
       self.modulation(self.modulator(t_BL, caption_BSD, batch)), 8, -1
     )
-    angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths)
+    period_BL = per_token(batch.period_BS, batch.segments_BL)
+    angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths, period_BL)
     rotary = (jnp.cos(angles), jnp.sin(angles))
 
     x = self.patch_in(x_BLC.astype(dtype)) + (self.place(batch) + self.condition_mark(batch)).astype(dtype)
@@ -170,11 +173,14 @@ class DiT(nnx.Module):
     """Where each token lies between the first and last moment and the edges of its clip -> (B, L, D), float32.
 
     Rotary positions tell distances only; a clip's walls and its beginning are known from these fractions, which mean
-    the same at every size (NaViT, Dehghani et al. 2023, section 2.1).
+    the same at every size (NaViT, Dehghani et al. 2023, section 2.1). Of a loop the fraction of time is that of a turn,
+    and what tells it comes round: the end of a turn is its beginning.
     """
     size_BL3 = per_token(batch.size_BS4, batch.segments_BL)[..., :3]
-    fraction_BL3 = batch.positions_BL3 / jnp.maximum(size_BL3, 1e-3)
-    features = layers.fourier_features(fraction_BL3, PLACE_FEATURES, jnp.pi / 2, 16 * jnp.pi)
+    fraction_BL3 = jnp.asarray(batch.positions_BL3) / jnp.maximum(size_BL3, 1e-3)
+    loop_BL1 = per_token(batch.period_BS, batch.segments_BL)[..., None] > 0
+    closed_BL3 = loop_BL1 & (jnp.arange(3) == 0)[None, None]
+    features = layers.fourier_features(fraction_BL3, PLACE_FEATURES, jnp.pi / 2, 16 * jnp.pi, closed_BL3)
     return self.place_in(features.reshape(*fraction_BL3.shape[:2], 3 * 2 * PLACE_FEATURES))
 
   def condition_mark(self, batch: PackedBatch) -> jax.Array:
@@ -192,6 +198,7 @@ class DiT(nnx.Module):
     features = layers.fourier_features(size_BS4, SIZE_FEATURES, 0.2, 20.0)
     clip_BSD = self.size_in(features.reshape(*size_BS4.shape[:2], 4 * 2 * SIZE_FEATURES))
     clip_BSD = clip_BSD + self.caption_in(caption_BSD.astype(jnp.float32))
+    clip_BSD = clip_BSD + jnp.where(batch.period_BS[..., None] > 0, self.loop_embedding[...][None], 0.0)
     return jax.nn.silu(time_BLD + per_token(clip_BSD, batch.segments_BL))
 
   def encode_text(

@@ -128,14 +128,21 @@ def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 
 def rotary_angles(
-  positions: np.ndarray | jax.Array, head_width: int, wavelengths: tuple[tuple[float, float], ...]
+  positions: np.ndarray | jax.Array,
+  head_width: int,
+  wavelengths: tuple[tuple[float, float], ...],
+  period: np.ndarray | jax.Array | None = None,
 ) -> jax.Array:
   """Angles of rotary positions in physical units (Su et al. 2021, section 3.2.2, one band of the head an axis).
+
+  Of a loop the first axis, time, is a circle: each frequency is that nearest to its own which turns a whole number of
+  times in the loop's period, so positions a period apart have the same angles.
 
   Args:
     positions: (..., A), one coordinate an axis, in that axis's unit.
     head_width: even; its H / 2 pairs are shared out over the axes, the first axis taking what is left over.
     wavelengths: shortest and longest wavelength of each axis, in its unit; frequencies lie evenly in the logarithm.
+    period: (...), of the first axis, in its unit; 0 where it is a line, as all are by default.
 
   Returns:
     float32 (..., H / 2), radians.
@@ -146,7 +153,13 @@ def rotary_angles(
   angles = []
   for axis, (count, (low, high)) in enumerate(zip(share, wavelengths, strict=True)):
     frequency = 2 * jnp.pi / jnp.geomspace(low, high, count, dtype=jnp.float32)
-    angles.append(jnp.multiply.outer(positions[..., axis].astype(jnp.float32), frequency))
+    angle = jnp.multiply.outer(positions[..., axis].astype(jnp.float32), frequency)
+    if axis == 0 and period is not None:
+      turn = jnp.asarray(period, jnp.float32)
+      whole = jnp.round(jnp.multiply.outer(turn, frequency / (2 * jnp.pi)))
+      done = positions[..., axis] / jnp.maximum(turn, 1e-6)
+      angle = jnp.where(turn[..., None] > 0, 2 * jnp.pi * whole * done[..., None], angle)
+    angles.append(angle)
   return jnp.concatenate(angles, -1)
 
 
@@ -164,9 +177,18 @@ def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
   return x * jnp.concatenate([cosine, cosine], -1) + swapped * jnp.concatenate([-sine, sine], -1)
 
 
-def fourier_features(x: np.ndarray | jax.Array, count: int, low: float, high: float) -> jax.Array:
-  """cos and sin of x times `count` frequencies from `low` to `high`, evenly in the logarithm: (..., 2 count)."""
-  angle = jnp.multiply.outer(x.astype(jnp.float32), jnp.geomspace(low, high, count, dtype=jnp.float32))
+def fourier_features(
+  x: np.ndarray | jax.Array, count: int, low: float, high: float, closed: jax.Array | None = None
+) -> jax.Array:
+  """cos and sin of x times `count` frequencies from `low` to `high`, evenly in the logarithm: (..., 2 count).
+
+  Where `closed`, a bool for each x, frequencies are the nearest that turn a whole number of times while x grows by 1.
+  """
+  frequency = jnp.geomspace(low, high, count, dtype=jnp.float32)
+  angle = jnp.multiply.outer(x.astype(jnp.float32), frequency)
+  if closed is not None:
+    whole = 2 * jnp.pi * jnp.round(frequency / (2 * jnp.pi))
+    angle = jnp.where(closed[..., None], jnp.multiply.outer(x.astype(jnp.float32), whole), angle)
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 

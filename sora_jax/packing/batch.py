@@ -24,6 +24,7 @@ class Segment(NamedTuple):
   index: int  # type: ignore[assignment]  # hides the tuple's method; names the clip, the key of its random draws
   weight: float = 1.0
   turn: int = 0  # which time the clip is used, the other key: a mixture may repeat a clip in a step
+  period: float = 0.0  # seconds after which a loop begins again; 0 for a clip that is none
 
 
 class PackedBatch(NamedTuple):
@@ -37,6 +38,7 @@ class PackedBatch(NamedTuple):
   weight_BS: np.ndarray  # float32, 0 where a row has fewer than S segments
   clip_index_BS: np.ndarray  # int32
   turn_BS: np.ndarray  # int32
+  period_BS: np.ndarray  # float32
   size_BS4: np.ndarray
   text_BM: np.ndarray  # int32
   text_segments_BM: np.ndarray  # int32, 0 = padding
@@ -79,6 +81,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     weight_BS=np.zeros(row.segments, np.float32),
     clip_index_BS=np.zeros(row.segments, np.int32),
     turn_BS=np.zeros(row.segments, np.int32),
+    period_BS=np.zeros(row.segments, np.float32),
     size_BS4=np.ones((row.segments, 4), np.float32),
     text_BM=np.zeros(row.text, np.int32),
     text_segments_BM=np.zeros(row.text, np.int32),
@@ -94,6 +97,7 @@ def pack_row(segments: Sequence[Segment], row: RowShape, channels: int) -> Packe
     out.weight_BS[number] = segment.weight
     out.clip_index_BS[number] = segment.index
     out.turn_BS[number] = segment.turn
+    out.period_BS[number] = segment.period
     out.size_BS4[number] = segment.size_4
     out.text_BM[text_start:text_end] = segment.text_M
     out.text_segments_BM[text_start:text_end] = number + 1

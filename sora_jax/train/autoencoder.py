@@ -21,9 +21,9 @@ class AutoencoderTask:
   A perceptual or adversarial term would be one more summand in `loss`.
   """
 
-  def __init__(self, config: AutoencoderConfig, kl_weight: float, probe_BTHWC: np.ndarray):
+  def __init__(self, config: AutoencoderConfig, kl_weight: float, motion_weight: float, probe_BTHWC: np.ndarray):
     """`probe_BTHWC`: crops of the source: they give the linear start, the latent statistics and the preview."""
-    self.kl_weight = kl_weight
+    self.kl_weight, self.motion_weight = kl_weight, motion_weight
     self.probe = np.asarray(pad_clip(probe_BTHWC, config.compression))
     self.start = linear_start(self.probe, config)
     self.make = lambda key: Autoencoder(config, nnx.Rngs(params=key))
@@ -45,8 +45,11 @@ class AutoencoderTask:
     }
 
   def loss(self, params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
-    """Mean |x_hat - x| + kl_weight * KL(posterior, normal), the KL a mean over latent values (Kingma & Welling 2013,
-    eq. 10).
+    """Mean |x_hat - x| + motion_weight * the same of changes from frame to frame + kl_weight * KL(posterior, normal).
+
+    The KL is a mean over latent values (Kingma & Welling 2013, eq. 10).
+
+    Frames of one latent frame share its errors, so without the second term motion goes in steps of latent frames.
     """
     frames, clip_index = batch
     frames = pad_clip(frames, self.model(params).config.compression)
@@ -58,7 +61,9 @@ class AutoencoderTask:
     distance = jnp.mean(jnp.abs(error))
     divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
     psnr = 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(error)), 1e-10))
-    return distance + self.kl_weight * divergence, {"l1": distance, "kl": divergence, "psnr_db": psnr}
+    jerk = jnp.abs(jnp.diff(error, axis=1)).mean() if self.motion_weight and error.shape[1] > 1 else jnp.float32(0)
+    loss = distance + self.motion_weight * jerk + self.kl_weight * divergence
+    return loss, {"l1": distance, "motion": jerk, "kl": divergence, "psnr_db": psnr}
 
   def weight(self, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.float32(batch[0].shape[0])

@@ -51,6 +51,27 @@ class TestSpans:
       assert kept <= 1.3 * latent_frames(frames, 4) + 1
 
 
+class TestLoops:
+  @hypothesis.given(st.integers(2, 150), st.sampled_from([1, 2, 4, 8]))
+  def test_each_arrangement_is_cut_from_a_beginning_and_a_middle(self, latent_frames, compression):
+    beginning, middle = conditions.spans(latent_frames * compression, compression, "a", loop=True)
+    assert beginning.start == 0 and middle.start > 0
+    assert all(span.frames(compression).stop <= latent_frames * compression for span in (beginning, middle))
+    found, probability = conditions.arrangements(latent_frames, Shares(0.7, EVEN), loop=True)
+    assert probability.sum() == pytest.approx(1.0) and probability[0] == pytest.approx(0.3)
+    for each in found[1:]:
+      assert not each.ending and each.beginning <= beginning.latent_frames and each.middle <= middle.latent_frames
+      assert each.token_frames(1, loop=True) == each.beginning + each.middle >= 1
+
+  def test_what_is_drawn_has_room(self):
+    rng, shares = np.random.default_rng(0), Shares(1.0, EVEN)
+    frames, loops = np.full(2000, 6), np.arange(2000) % 2
+    rooms = conditions.draw_rooms(frames, loops, np.full(2000, 9), shares, 1, rng)
+    assert rooms[loops == 1].min() == 1 and rooms[loops == 0].min() == 0
+    for room in range(4):
+      assert conditions.arrange(6, True, room, shares, 1, rng).token_frames(1, loop=True) <= room
+
+
 class TestArrangements:
   @hypothesis.given(st.integers(2, 400))
   def test_each_is_cut_from_what_is_encoded(self, frames):
@@ -83,15 +104,15 @@ class TestDraws:
     """A room is drawn once a run, and what fills it each time: together they are as the shares say."""
     shares = Shares(0.8, (0.4, 0.1, 0.1, 0.2, 0.2))
     rng = np.random.default_rng(0)
-    rooms = conditions.draw_rooms(np.full(20000, 9), np.full(20000, 99), shares, 1, rng)
-    drawn = collections.Counter(conditions.arrange(9, room, shares, 1, rng) for room in rooms.tolist())
+    rooms = conditions.draw_rooms(np.full(20000, 9), np.zeros(20000, int), np.full(20000, 99), shares, 1, rng)
+    drawn = collections.Counter(conditions.arrange(9, False, room, shares, 1, rng) for room in rooms.tolist())
     found, probability = conditions.arrangements(9, shares)
     for each, share in zip(found, probability, strict=True):
       assert drawn[each] / 20000 == pytest.approx(share, abs=0.01)
 
   @hypothesis.given(st.integers(1, 60), st.integers(0, 40), st.sampled_from([1, 2]), st.integers(0, 99))
   def test_what_is_drawn_fits_its_room(self, frames, room, patch, seed):
-    found = conditions.arrange(frames, room, Shares(1.0, EVEN), patch, np.random.default_rng(seed))
+    found = conditions.arrange(frames, False, room, Shares(1.0, EVEN), patch, np.random.default_rng(seed))
     assert found.token_frames(patch) <= room
     assert (found == NOTHING) == (frames == 1 or (patch == 2 and room == 0 and frames < 4))
 
@@ -102,7 +123,7 @@ class TestDraws:
   def test_images_have_none_and_no_row_is_filled_beyond_its_end(self):
     rng = np.random.default_rng(0)
     frames, most = np.array([1, 9, 9, 9] * 500), np.array([9, 0, 1, 9] * 500)
-    rooms = conditions.draw_rooms(frames, most, Shares(1.0, EVEN), 1, rng).reshape(-1, 4)
+    rooms = conditions.draw_rooms(frames, np.zeros_like(frames), most, Shares(1.0, EVEN), 1, rng).reshape(-1, 4)
     assert (rooms[:, :2] == 0).all() and rooms[:, 2].max() == 1
     assert rooms[:, 3].max() == 4  # the ending of half the clip
 

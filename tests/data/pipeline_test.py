@@ -200,6 +200,30 @@ class TestPackedRows:
       assert not segment.level_N[~segment.condition_N].any() and segment.level_N.max() <= 0.3
     assert len(seen) >= 5  # the last, both ends and another frame, with and without noise
 
+  def test_a_loop_is_told_and_all_its_conditions_stand_beside_it(self, tmp_path, tokenizer):
+    """Of eight frames, four latent frames: its first frame, one from anywhere, both, or two latent frames in a row."""
+    rng = np.random.default_rng(0)
+    latent, piece = (rng.normal(size=(count, 4, 4, 4)).astype(np.float32) for count in (4, 2))
+    pieces = tuple((span, piece[: span.latent_frames]) for span in conditions.spans(8, 2, "a", loop=True))
+    clip = latents.LatentClip(latent, (1.0, 16, 16, 8.0), 8, "a", loop=True, pieces=pieces)
+    latents.begin(tmp_path, {})
+    latents.write_unit(tmp_path, 0, [clip], [])
+    write_captions(tmp_path, [{"short": "short", "long": "long"}], "")
+    store = latents.finish(tmp_path, 1)
+    assert store[0].loop
+    texts, shares = Texts.of(store.all_captions(), tokenizer, 8), Shares(0.5, conditions.Shares(1.0, (0.2,) * 5))
+    rows = PackedRows(store, texts, GRID, RowShape(32, 8, 1), Step(1, 1, STEP.flops), 0, shares)
+    seen = set()
+    for turn in range(60):
+      segment = rows.segment(0, turn, 4 * (1 + turn % 2))
+      assert segment.period == 1.0 and not segment.condition_N[:16].any()
+      np.testing.assert_array_equal(segment.positions_N3[:16], GRID.positions(8, 16, 16, 8.0, loop=True))
+      np.testing.assert_array_equal(segment.tokens_NC[:16], patchify(store[0].latent_thwC, GRID.patch))
+      seen.add(tuple(sorted(set(segment.positions_N3[16:, 0].tolist()))))
+    middle = pieces[-1][0].start / 8
+    assert seen == {(0.0,), (middle,), (0.0, 1.5 / 8), (0.0, middle)}
+    assert rows(0).period_BS.tolist() == [1.0]
+
   def test_ranks_of_a_step_have_equal_work_in_every_epoch(self, make_rows):
     """Of 18-token clips alone in a row and of rows full of 4-token ones: by chance ranks would differ."""
     row = RowShape(tokens=20, text=64, segments=8)

@@ -120,6 +120,25 @@ def test_any_number_of_clips_runs_in_groups_of_one_size(coder, monkeypatch):
     np.testing.assert_allclose(frames, coder.decode(latent[None], (3, 4, 4))[0], atol=1e-5)
 
 
+class TestLoops:
+  SIZE = (6, 8)
+
+  def test_a_turn_is_coded_as_every_turn_after_the_first(self, coder):
+    turn = clips(2, 4, *self.SIZE)
+    turns = coder.encode(np.concatenate([turn[:, -1:], np.tile(turn, (1, 6, 1, 1, 1))], 1))
+    found = coder.encode_loop(np.roll(turn, 1, axis=1))  # begun by the frame before
+    assert found.shape[1] == 2
+    np.testing.assert_allclose(found, turns[:, -2:], atol=1e-5)
+
+  def test_what_is_decoded_is_one_turn_with_no_seam(self, coder):
+    latent = np.random.default_rng(2).normal(size=(1, 2, 3, 4, 3)).astype(np.float32)
+    frames = coder.decode_loop(latent, (4, *self.SIZE))
+    many = coder.decode(np.concatenate([latent[:, -1:], *[latent] * 6], 1), (25, *self.SIZE))
+    np.testing.assert_allclose(np.roll(frames, -1, axis=1), many[:, -4:], atol=1e-5)
+    turned = coder.decode_loop(np.roll(latent, 1, axis=1), (4, *self.SIZE))
+    np.testing.assert_allclose(turned, np.roll(frames, 2, axis=1), atol=1e-5)
+
+
 class TestTiles:
   @pytest.mark.parametrize(
     ("name", "shape"), [("one", (1, 21, 9)), ("wide", (4, 31, 70)), ("deep", (3, 130, 7))], ids=str

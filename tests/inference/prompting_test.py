@@ -3,6 +3,7 @@
 import types
 
 import hypothesis
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -22,9 +23,9 @@ SAMPLING = types.SimpleNamespace(history_level=0.25)
 class Counting:
   """Makes clips whose every frame holds its own number within the clip's window; it notes the requests."""
 
-  def __init__(self, frames: int = 9, time: int = 2):
+  def __init__(self, frames: int = 9, time: int = 2, **data):
     self.grid = Grid((time, 4, 4), (1, 1, 1))
-    self.config = types.SimpleNamespace(data=types.SimpleNamespace(source="clips", max_frames=frames))
+    self.config = ml_collections.ConfigDict({"data": {"source": "clips", "max_frames": frames, **data}})
     self.requests: list[Request] = []
 
   def sample(self, requests, sampling):
@@ -137,13 +138,35 @@ class TestConnect:
     wanted = [*range(100, 107), 0.03, 0.04, 0.05, 0.06, *range(200, 206)]
     np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, rtol=1e-5)
 
-  def test_a_loop_leads_from_its_last_frames_to_its_first(self):
-    generator = Counting()
-    (clip,) = prompting.close(generator, [Extension(ramp(7, 100), "x", FPS, 0, forward=4)], SAMPLING)
+  @pytest.mark.parametrize("loops", [0.0, 0.1])
+  def test_a_clip_longer_than_known_loops_leads_from_its_last_frames_to_its_first(self, loops):
+    generator = Counting(loops=loops)
+    (clip,) = prompting.close(generator, [Extension(ramp(20, 100), "x", FPS, 0, forward=4)], SAMPLING)
     start, end = generator.requests[0].conditions
-    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 104))
+    assert not generator.requests[0].loop
+    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 117))
     np.testing.assert_array_equal(end.frames_THWC, ramp(3, 100))
-    assert len(clip.frames_THWC) == 11
+    assert len(clip.frames_THWC) == 24
+
+  def test_a_loop_within_those_of_training_is_made_as_one_from_the_clip_s_ends(self):
+    generator = Counting(loops=0.1)
+    (clip,) = prompting.close(generator, [Extension(ramp(7, 100), "x", FPS, 0, forward=5)], SAMPLING)
+    (request,) = generator.requests
+    start, end = request.conditions
+    assert request.loop and request.frames == 12 and (start.seconds, end.seconds) == (0.0, 4 / FPS)
+    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 100))
+    np.testing.assert_array_equal(end.frames_THWC, ramp(3, 104))
+    wanted = [*range(100, 107), 0.07, 0.08, 0.09, 0.1, 0.11]
+    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, rtol=1e-5)
+
+  def test_an_image_is_one_condition_of_its_loop(self):
+    generator = Counting(loops=0.1)
+    prompting.close(generator, [Extension(ramp(1), "x", FPS, 0, forward=7)], SAMPLING)
+    assert [len(each.frames_THWC) for each in generator.requests[0].conditions] == [1]
+
+  def test_a_loop_that_latent_frames_don_t_fill_is_refused_with_numbers_that_do(self):
+    with pytest.raises(InputError, match="7 frames and 4 more are no multiple of 2: ask for 3 or 5 more"):
+      prompting.close(Counting(loops=0.1), [Extension(ramp(7), "x", FPS, 0, forward=4)], SAMPLING)
 
   def test_clips_of_two_sizes_and_no_frames_are_refused(self):
     with pytest.raises(InputError, match="4x4 and 5x4"):

@@ -16,12 +16,14 @@ from sora_jax.clips import Clip
 from sora_jax.data import latents, quarantine
 from sora_jax.data.files import Dropped
 from sora_jax.data.folder import FolderSource
+from sora_jax.data.loops import Loops, there_and_back
 from sora_jax.data.sources import Mixture
 from sora_jax.data.world_source import WorldSource
 from sora_jax.inference.codec import Codec
 from sora_jax.jobs import precompute
-from sora_jax.jobs.precompute import encode_source
+from sora_jax.jobs.precompute import Extras, encode_source
 from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.patches import Grid
 from sora_jax.video import io as video_io
 from sora_jax.video.io import UnreadableFile
 from sora_jax.worlds.world import get_world
@@ -156,7 +158,7 @@ def test_pieces_for_conditions_are_encoded_as_clips_of_their_own(tmp_path):
       return np.asarray(frames_BTHWC)[:, ::2] + 10 * started
 
   source, codec = WorldSource("shapes", 12, [(8, 12)], (1, 7, 6), 8.0, 0), Causal()
-  store = encode_source(codec, source, tmp_path, pieces=True)
+  store = encode_source(codec, source, tmp_path, extras=Extras(pieces=True))
   for number in range(12):
     clip = source[int(store.number_N[number])]
     spans, frames = store.pieces(number), len(clip.frames_THWC)
@@ -172,8 +174,29 @@ def test_without_conditions_no_pieces_are_kept_and_asking_for_them_encodes_again
   codec.config = types.SimpleNamespace(compression=(1, 1, 1))
   assert not any(map(encode_source(codec, make_source(), tmp_path).pieces, range(8)))
   whole = codec.encoded
-  assert any(map(encode_source(codec, make_source(), tmp_path, pieces=True).pieces, range(8)))
+  assert any(map(encode_source(codec, make_source(), tmp_path, extras=Extras(pieces=True)).pieces, range(8)))
   assert codec.encoded > 2 * whole and "pieces for conditions" in capfd.readouterr().err
+
+
+def test_some_videos_are_loops_besides_and_share_their_captions(tmp_path, capfd):
+  class Turning(FakeCodec):
+    config = types.SimpleNamespace(compression=(1, 1, 1))
+
+    def encode_loop(self, frames_BTHWC):
+      return -np.asarray(frames_BTHWC)
+
+  source, codec = WorldSource("shapes", 12, [(8, 12)], (1, 7), 8.0, 0), Turning()
+  assert len(encode_source(codec, source, tmp_path)) == 12
+  loops = Loops(1.0, Grid((1, 1, 1), (1, 4, 4)), 50)  # tokens: four frames there, four back
+  store = encode_source(codec, source, tmp_path, extras=Extras(loops=loops))
+  assert "encoding again: other loops" in capfd.readouterr().err
+  assert store.loop_N.sum() == 6 and len(store) == 18
+  for number in np.flatnonzero(store.loop_N).tolist():
+    stored, clip = store[number], source[int(store.number_N[number])]
+    assert stored.id == clip.id and stored.frames == 8 and stored.size_4 == (1.0, 8.0, 12.0, 8.0)
+    turn = clip.frames_THWC[there_and_back(5)]
+    np.testing.assert_array_equal(stored.latent_thwC, rounded(-turn))
+    assert store.captions(number) == source.captions(int(store.number_N[number]))
 
 
 def test_encoding_that_was_stopped_goes_on_with_what_is_missing(tmp_path, monkeypatch):

@@ -246,6 +246,19 @@ def test_places_are_fractions_of_the_clip(model):
   np.testing.assert_array_equal(place(A, B)[: len(A.tokens_NC)], place(A)[: len(A.tokens_NC)])
 
 
+def test_a_loop_is_told_and_a_turn_later_is_now(model):
+  size_4, turn = np.array([2, 32, 48, 8], np.float32), np.zeros_like(A.positions_N3)
+  clip = A._replace(size_4=size_4)
+  loop = clip._replace(period=2.0)
+  turn[2:, 0] = 2.0
+  later = loop._replace(positions_N3=loop.positions_N3 + turn)
+  before, found, moved = (model.outputs([each, B]) for each in (clip, loop, later))
+  assert (np.abs(before[0] - found[0]).max(-1) > 1e-4).all()
+  np.testing.assert_allclose(moved[0], found[0], atol=1e-4)
+  for other in (found, moved):
+    np.testing.assert_array_equal(before[1], other[1])
+
+
 def test_captions_are_pooled_by_segment():
   text = np.arange(12, dtype=np.float32).reshape(1, 6, 2)
   found = pooled(jnp.asarray(text), jnp.array([[1, 1, 3, 3, 3, 0]]), segments=4)

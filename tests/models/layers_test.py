@@ -166,6 +166,19 @@ def test_the_shortest_and_longest_wavelengths_are_those_asked_for():
     np.testing.assert_allclose(angles[1, band][-1], 2 * np.pi, rtol=1e-5)
 
 
+def test_on_a_circle_a_period_later_is_now_and_frequencies_are_the_nearest_that_close():
+  at, period = normal(0, 9, 3), jnp.array([0.7, 1.3, 5.0] * 3)
+  later = at + jnp.stack([period, 0 * period, 0 * period], -1)
+  angles = lambda positions, period: layers.rotary_angles(positions, 14, WAVELENGTHS, period)
+  for turn in (jnp.cos, jnp.sin):
+    np.testing.assert_allclose(turn(angles(at, period)), turn(angles(later, period)), atol=1e-4)
+  line, circle = layers.rotary_angles(at, 14, WAVELENGTHS), angles(at, period)
+  np.testing.assert_array_equal(circle[:, 3:], line[:, 3:])  # of the places in the frame
+  moved = np.abs(np.asarray(circle - line)[:, :3])
+  assert (moved <= np.pi * np.abs(np.asarray(at[:, :1] / period[:, None])) + 1e-3).all() and moved.max() > 0.1
+  np.testing.assert_array_equal(angles(at, 0 * period), line)
+
+
 def test_fourier_features_are_cosines_and_sines_of_the_asked_range():
   x = normal(0, 2, 3)
   features = layers.fourier_features(x, 4, 1.0, 1000.0)

@@ -28,7 +28,7 @@ def batch(seed: int, count: int = 8):
 
 @pytest.fixture(scope="module")
 def task() -> AutoencoderTask:
-  return AutoencoderTask(CONFIG, kl_weight=1e-4, probe_BTHWC=clips(40, 1))
+  return AutoencoderTask(CONFIG, kl_weight=1e-4, motion_weight=0.0, probe_BTHWC=clips(40, 1))
 
 
 @pytest.fixture(scope="module")
