@@ -126,6 +126,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   sample.steps = 50
   sample.method = "euler"  # or "heun"
   sample.guidance = 4.0
+  sample.condition_guidance = 2.0  # of clips that are given frames
   sample.interval = (0.1, 0.95)  # noise levels at which guidance acts
   sample.first_frame = False  # make a clip's first frame as an image, then animate it
   sample.history_level = 0.1  # noise level at which a window of a long clip is given the frames made before it

@@ -197,6 +197,7 @@ RULES: dict[str, Rule] = {
   "sample.steps": whole(1, 10_000),
   "sample.method": choice("euler", "heun"),
   "sample.guidance": number(0, 1000),
+  "sample.condition_guidance": number(0, 1000),
   "sample.interval": rising(SHARE, equal=True),
   "sample.history_level": SHARE,
   "sample.first_frame": FLAG,

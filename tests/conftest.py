@@ -1,5 +1,6 @@
 """What every test shares: JAX's settings, parsed flags and the folder of real clips."""
 
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -77,8 +78,14 @@ def trained(tmp_path_factory) -> pathlib.Path:
   """The workdir of a tiny transformer, trained on the shapes world. A test that changes it copies it first."""
   from sora_jax.jobs.train import train
 
-  workdir = tmp_path_factory.mktemp("trained") / "run"
-  train(make_tiny_config(), workdir)
+  base = tmp_path_factory.getbasetemp()
+  shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # by all processes that run the tests
+  workdir, done = shared / "trained", shared / "trained.done"
+  with open(shared / "trained.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not done.exists():
+      train(make_tiny_config(), workdir)
+      done.touch()
   return workdir
 
 

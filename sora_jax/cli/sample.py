@@ -144,6 +144,7 @@ def _make(mode: str, given: Given) -> dict:
     "steps": given.sample_steps,
     "method": given.method,
     "guidance": given.guidance,
+    "condition_guidance": given.guidance,
     "first_frame": getattr(given, "first_frame", None),
   }
   said = lambda each: {name: value for name, value in each.items() if value is not None}

@@ -50,24 +50,25 @@ def holding(denoise: Denoise, known_BLC: np.ndarray | jax.Array, held_BL: np.nda
 def guided(
   conditional: Denoise,
   unconditional: Denoise,
-  scale: jax.Array | float,
+  scale_BL: jax.Array | float,
   interval: tuple[jax.Array | float, jax.Array | float],
 ) -> Denoise:
   """Classifier-free guidance (Ho & Salimans 2022, eq. 6) inside an interval of noise levels (Kynkaanniemi et al. 2024).
 
-  Scale and interval may be traced: other values need no other program.
+  Scales and interval may be traced: other values need no other program.
 
   Args:
-    scale: 1 is no guidance.
+    scale_BL: of each token, or one for all; 1 is no guidance.
     interval: guidance acts where low <= t <= high.
   """
   low, high = interval
 
   def denoise(x_t_BLC: jax.Array, t_BL: jax.Array) -> jax.Array:
-    acts_BL = (t_BL >= low) & (t_BL <= high) & (scale != 1.0)
+    acts_BL = (t_BL >= low) & (t_BL <= high) & (scale_BL != 1.0)
     x_cond = conditional(x_t_BLC, t_BL)
     # The second network call is half of the work; it is skipped while guidance acts on no token.
     x_free = jax.lax.cond(acts_BL.any(), unconditional, lambda x_t, t: x_cond, x_t_BLC, t_BL)
-    return jnp.where(acts_BL[..., None], x_free + scale * (x_cond - x_free), x_cond)
+    scale_BL1 = jnp.broadcast_to(scale_BL, t_BL.shape)[..., None]
+    return jnp.where(acts_BL[..., None], x_free + scale_BL1 * (x_cond - x_free), x_cond)
 
   return denoise

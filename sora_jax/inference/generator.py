@@ -88,6 +88,7 @@ class Sampling:
 
   Attributes:
     guidance: how strongly the prompt steers; 1 is not at all, and saves half of the work.
+    condition_guidance: the same for a clip that is given frames: these tell most of it, and strong guidance overshoots.
     interval: the noise levels (low, high) where guidance acts.
     first_frame: the first frame of a clip without conditions is made as an image, then animated.
     history_level: noise level at which a window of a long clip is given the frames made before it.
@@ -96,6 +97,7 @@ class Sampling:
   steps: int
   method: str
   guidance: float
+  condition_guidance: float
   interval: tuple[float, float]
   first_frame: bool
   history_level: float
@@ -106,7 +108,7 @@ class Sampling:
     if self.method not in samplers.METHODS:
       known = " or ".join(samplers.METHODS)
       raise InputError(f"sampling method {self.method!r} is unknown: it is {known}")
-    if not all(math.isfinite(value) for value in (self.guidance, *self.interval)):
+    if not all(math.isfinite(value) for value in (self.guidance, self.condition_guidance, *self.interval)):
       raise InputError(f"guidance {self.guidance} and its interval {self.interval} are not all finite numbers")
 
   @classmethod
@@ -114,7 +116,8 @@ class Sampling:
     """Of a run's config."""
     section = config.sample
     rest = section.first_frame, section.history_level
-    return cls(section.steps, section.method, section.guidance, tuple(section.interval), *rest)
+    given = section.get("condition_guidance", section.guidance)  # configs of older runs have none
+    return cls(section.steps, section.method, section.guidance, given, tuple(section.interval), *rest)
 
 
 class Generator:
@@ -195,7 +198,7 @@ class Generator:
     lengths = [len(segment.tokens_NC) for segment in segments]
     rows = pack_rows(lengths, [len(segment.text_M) for segment in segments], row)
     batch = self._batch(rows, segments, row)
-    tokens_BLC = self._in_groups(batch, self._plan(requests, rows, batch, lengths), sampling)
+    tokens_BLC = self._in_groups(batch, self._plan(requests, rows, batch, lengths, sampling), sampling)
     found: dict[int, np.ndarray] = {}
     for number, clips in enumerate(rows):
       start = 0
@@ -205,7 +208,9 @@ class Generator:
         start += lengths[clip]
     return [found[number] for number in range(len(requests))]
 
-  def _plan(self, requests: Sequence[Request], rows: Rows, batch: PackedBatch, lengths: Sequence[int]) -> Plan:
+  def _plan(
+    self, requests: Sequence[Request], rows: Rows, batch: PackedBatch, lengths: Sequence[int], sampling: Sampling
+  ) -> Plan:
     """How each clip of a batch is sampled; `lengths` are the tokens of its segments."""
     strength = [1.0 if request.edit is None else request.edit.strength for request in requests]
     held_BL = np.zeros(batch.segments_BL.shape, bool)
@@ -219,20 +224,21 @@ class Generator:
         start += lengths[clip]
     spread = lambda values, kind=np.float32: np.array(values, kind)[batch.clip_index_BS]
     seeds = spread([request.seed for request in requests], np.int32)
-    return Plan(seeds, spread(strength), held_BL)
+    guidance = [sampling.condition_guidance if request.conditions else sampling.guidance for request in requests]
+    return Plan(seeds, spread(strength), held_BL, spread(guidance))
 
   def _in_groups(self, batch: PackedBatch, plan: Plan, sampling: Sampling) -> np.ndarray:
     """Samples some rows at a time on all devices, the last ones filled up with copies of the last.
 
     How many depends on the length of a row and the devices alone, so any number of clips runs one compiled program.
     """
-    guidance_3, parts = np.array([sampling.guidance, *sampling.interval], np.float32), []
+    interval_2, parts = np.array(sampling.interval, np.float32), []
     with _on_all_devices():
       size = max(GROUP_TOKENS // batch.segments_BL.shape[1], 1) * sharding.ways("batch")
       for start in range(0, len(batch.segments_BL), size):
         fill = lambda rows, start=start: pad_edge(rows[start : start + size], (size,))
         rows = jax.tree.map(fill, (batch, plan))
-        parts.append(np.asarray(self._run(self.params, *rows, guidance_3, sampling.steps, sampling.method)))
+        parts.append(np.asarray(self._run(self.params, *rows, interval_2, sampling.steps, sampling.method)))
     return np.concatenate(parts)[: len(batch.segments_BL)]
 
   def _latent_shape(self, request: Request) -> tuple[int, int, int]:

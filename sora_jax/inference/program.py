@@ -27,16 +27,18 @@ class Plan(NamedTuple):
     seeds_BS: int32.
     start_BS: float32, the noise level where it starts, before the size shift: 1 for a new clip.
     held_BL: bool, tokens of the grid whose clean values are known.
+    guidance_BS: float32, how strongly its prompt steers it.
   """
 
   seeds_BS: np.ndarray | jax.Array
   start_BS: np.ndarray | jax.Array
   held_BL: np.ndarray | jax.Array
+  guidance_BS: np.ndarray | jax.Array
 
 
 @functools.lru_cache(maxsize=8)  # generators of one config share what is compiled
 def program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
-  """The sampler, jitted: (params, batch, plan, guidance and its interval (3,), steps, method) -> clean tokens
+  """The sampler, jitted: (params, batch, plan, the interval of guidance (2,), steps, method) -> clean tokens
   (B, L, C).
   """
   graph, _ = abstract(DiT, model)
@@ -46,17 +48,18 @@ def program(model: DiTConfig, prediction: str, base_tokens: int) -> Callable:
     return clean_from(nnx.merge(graph, params)(x_t, t, batch, kept_BS), x_t, t, prediction)
 
   def sample_tokens(
-    params: Any, batch: PackedBatch, plan: Plan, guidance_3: jax.Array, steps: int, method: str
+    params: Any, batch: PackedBatch, plan: Plan, interval_2: jax.Array, steps: int, method: str
   ) -> jax.Array:
     shape_BS = batch.weight_BS.shape
-    scale, low, high = guidance_3
+    low, high = interval_2
 
     def step(x_BLC: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
       levels_2BL = jax.lax.dynamic_slice_in_dim(levels_NBL, number, 2)
       return samplers.sample(denoise, x_BLC, levels_2BL, method), None
 
     on, off = (functools.partial(network, params, batch, jnp.full(shape_BS, kept)) for kept in (True, False))
-    denoise = holding(guided(on, off, scale, (low, high)), batch.tokens_BLC, plan.held_BL)
+    scale_BL = per_token(plan.guidance_BS, batch.segments_BL, padding=1.0)
+    denoise = holding(guided(on, off, scale_BL, (low, high)), batch.tokens_BLC, plan.held_BL)
     keys = noise.clip_keys(jax.random.key(0), plan.seeds_BS, "noise")
     noise_BLC = noise.token_noise(keys, batch.segments_BL, model.channels)
     shift_BS = schedules.size_shift(objective.grid_tokens(batch), base_tokens)

@@ -47,6 +47,7 @@ SAMPLING_TYPES: dict[str, Any] = {
   "steps": int | None,
   "method": str | None,
   "guidance": float | int | None,
+  "condition_guidance": float | int | None,
   "interval": list | tuple | None,
   "first_frame": bool | None,
   "history_level": float | int | None,

@@ -85,7 +85,13 @@ class TestOrders:
     assert (order.checkpoint, order.prompts, order.size, order.frames) == ("w", ("x", "y"), "16x16", 1)
     assert (order.fps, order.seed, order.out, order.mode, order.step) == (8.0, 0, "x.png", "sample", 7)
     assert order.given == {}
-    assert order.overrides == {"steps": 3, "method": None, "guidance": None, "first_frame": False}
+    assert order.overrides == {
+      "steps": 3,
+      "method": None,
+      "guidance": None,
+      "condition_guidance": None,
+      "first_frame": False,
+    }
 
   def test_from_changes_what_is_given_and_that_alone(self, sora, asked):
     assert sora("sample", "--from", "a.mp4.json").returncode == 0
@@ -94,7 +100,7 @@ class TestOrders:
     changes = {"seed": 0, "prompts": ("a cat",), "out": "b.mp4"}
     assert asked == [
       ("again", "a.mp4.json", {}, {}, False),
-      ("again", "a.mp4.json", changes, {"guidance": 4.0}, True),
+      ("again", "a.mp4.json", changes, {"guidance": 4.0, "condition_guidance": 4.0}, True),
     ]
 
   def test_animate_needs_no_prompt_and_takes_another_picture_for_a_recipe(self, sora, asked):

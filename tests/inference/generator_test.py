@@ -155,6 +155,13 @@ class TestSample:
     assert not compiled
     assert all(np.abs(clip - first).max() > 1e-3 for clip in found)
 
+  def test_a_clip_that_is_given_frames_has_guidance_of_its_own(self, generator, sampling):
+    given = dataclasses.replace(VIDEO, conditions=(Condition(np.zeros((1, VIDEO.height, VIDEO.width, 3), np.float32)),))
+    change = lambda **how: one(generator, given, dataclasses.replace(sampling, **how))
+    found = change(guidance=2.0, condition_guidance=3.0)
+    np.testing.assert_array_equal(found, change(guidance=5.0, condition_guidance=3.0))
+    assert np.abs(found - change(guidance=2.0, condition_guidance=5.0)).max() > 1e-4
+
   def test_guidance_of_one_and_an_interval_without_a_step_are_the_same_as_none(self, generator, sampling):
     none, outside = (
       one(generator, VIDEO, dataclasses.replace(sampling, guidance=scale, interval=ends))

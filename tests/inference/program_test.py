@@ -37,7 +37,7 @@ def sample():
 
   def call(batch, plan):
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-      return np.asarray(run(params, batch, plan, np.array([2.0, 0.0, 1.0], np.float32), 3, "euler"))
+      return np.asarray(run(params, batch, plan, np.array([0.0, 1.0], np.float32), 3, "euler"))
 
   return call
 
@@ -53,7 +53,9 @@ def make_segment(frames: int, loop: bool = False, seed: int = 0) -> Segment:
 def batch_of(segment: Segment, start: float = 1.0, held=()):
   held_BL = np.zeros((1, ROW.tokens), bool)
   held_BL[0, list(held)] = True
-  plan = Plan(np.array([[7, 0]], np.int32), np.full((1, 2), start, np.float32), held_BL)
+  plan = Plan(
+    np.array([[7, 0]], np.int32), np.full((1, 2), start, np.float32), held_BL, np.array([[2.0, 1.0]], np.float32)
+  )
   return stack([pack_row([segment], ROW, CHANNELS)]), plan
 
 

@@ -48,7 +48,7 @@ def counted(sampling: Sampling, shift: float, still: bool) -> tuple[int, int]:
   ids=str,
 )
 def test_the_network_is_called_as_often_as_a_sampler_calls_it(method, guidance, interval, still):
-  sampling = Sampling(7, method, guidance, interval, False, 0.1)
+  sampling = Sampling(7, method, guidance, guidance, interval, False, 0.1)
   found = calls.network_calls(sampling, 4096, 64, still)
   assert found == counted(sampling, float(size_shift(np.float32(4096), 64)), still)
   assert found[1] == 0 or guidance != 1.0

@@ -84,7 +84,17 @@ class TestWeightDecay:
       kind = ("muon" if "blocks/" in name else "adam") if name.endswith("kernel") else name.rsplit("/")[-1]
       kinds.add(kind)
       np.testing.assert_allclose(update, -0.5 * rates.get(kind, 0.0), rtol=1e-5, err_msg=name)
-    vectors = {"gain", "bias", "table", "taps", "embedding", "condition_embedding", "latent_mean", "latent_std"}
+    vectors = {
+      "gain",
+      "bias",
+      "table",
+      "taps",
+      "embedding",
+      "condition_embedding",
+      "loop_embedding",
+      "latent_mean",
+      "latent_std",
+    }
     assert kinds == {"muon", "adam"} | vectors
 
   def test_the_setting_of_a_run_arrives(self, tiny_config):
