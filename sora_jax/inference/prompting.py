@@ -15,10 +15,11 @@ import numpy as np
 from sora_jax.clips import Clip
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
-from sora_jax.inference.conditions import Condition
+from sora_jax.inference.conditions import Condition, Edit
 from sora_jax.inference.generator import Generator, Request, Sampling
 
 SEEDS = 2**31  # there are so many
+FADE_STRENGTH = 0.3  # of the model going over a fade from one clip into another
 NEXT_SEED = 1_000_003  # from one window's seed to the next one's
 
 
@@ -177,21 +178,38 @@ def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator
 
 
 def between(generator: Generator, connections: Sequence[Connection], sampling: Sampling) -> list[np.ndarray]:
-  """The frames (T, H, W, 3) that lead from each first clip to its second."""
+  """The frames (T, H, W, 3) that lead from each first clip to its second.
+
+  The first is extended forward and the second backward, without words; one fades into the other; and the model goes
+  over the fade from a low noise level (SDEdit), led by the prompt and by both clips' frames as conditions.
+  """
+  onward = [Extension(each.first_THWC, "", each.fps, each.seed, forward=each.frames) for each in connections]
+  before = [Extension(each.second_THWC, "", each.fps, each.seed, backward=each.frames) for each in connections]
   requests = []
-  for each in connections:
+  for each, after, ahead in zip(
+    connections, extend(generator, onward, sampling), extend(generator, before, sampling), strict=True
+  ):
     most = context(generator, window(generator))
     start = cut(each.first_THWC, most, generator, first=False)
     end = cut(each.second_THWC, most, generator, first=True)
     frames = len(start) + each.frames + len(end)
     conditions = (Condition(start), Condition(end, (len(start) + each.frames) / each.fps))
+    fading = faded(after.frames_THWC[-each.frames :], ahead.frames_THWC[: each.frames])
+    edit = Edit(np.concatenate([start, fading, end]), FADE_STRENGTH)
     height, width = start.shape[1:3]
-    requests.append(Request(each.prompt, width, height, frames, each.fps, each.seed, conditions))
+    requests.append(Request(each.prompt, width, height, frames, each.fps, each.seed, conditions, edit))
   found = []
   for each, request, clip in zip(connections, requests, generator.sample(requests, sampling), strict=True):
     begin = len(request.conditions[0].frames_THWC)
     found.append(clip.frames_THWC[begin : begin + each.frames])
   return found
+
+
+def faded(first_THWC: np.ndarray, second_THWC: np.ndarray) -> np.ndarray:
+  """One clip that turns into another of its shape, slowly at both ends (cubic Hermite weights)."""
+  share_T = np.arange(1, len(first_THWC) + 1, dtype=np.float32) / (len(first_THWC) + 1)
+  weight_T111 = (share_T**2 * (3 - 2 * share_T)).reshape(-1, 1, 1, 1)
+  return (1 - weight_T111) * first_THWC + weight_T111 * second_THWC
 
 
 def connect(generator: Generator, connections: Sequence[Connection], sampling: Sampling) -> list[Clip]:

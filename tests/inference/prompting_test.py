@@ -130,8 +130,11 @@ class TestConnect:
     generator = Counting()
     way = Connection(ramp(7, 100), ramp(6, 200), 4, "x", FPS, 0)
     (clip,) = prompting.connect(generator, [way], SAMPLING)
-    (request,) = generator.requests
+    onward, before, request = generator.requests
+    assert (onward.prompt, before.prompt, request.prompt) == ("", "", "x")
     start, end = request.conditions
+    assert request.edit.strength == prompting.FADE_STRENGTH
+    np.testing.assert_array_equal(request.edit.frames_THWC[[0, 1, 2, 7, 8, 9]], [*ramp(3, 104), *ramp(3, 200)])
     assert request.frames == 3 + 4 + 3 and (start.seconds, end.seconds) == (0.0, 7 / FPS)
     np.testing.assert_array_equal(start.frames_THWC, ramp(3, 104))
     np.testing.assert_array_equal(end.frames_THWC, ramp(3, 200))
@@ -142,8 +145,8 @@ class TestConnect:
   def test_a_clip_longer_than_known_loops_leads_from_its_last_frames_to_its_first(self, loops):
     generator = Counting(loops=loops)
     (clip,) = prompting.close(generator, [Extension(ramp(20, 100), "x", FPS, 0, forward=4)], SAMPLING)
-    start, end = generator.requests[0].conditions
-    assert not generator.requests[0].loop
+    start, end = generator.requests[-1].conditions
+    assert not generator.requests[-1].loop
     np.testing.assert_array_equal(start.frames_THWC, ramp(3, 117))
     np.testing.assert_array_equal(end.frames_THWC, ramp(3, 100))
     assert len(clip.frames_THWC) == 24
@@ -167,6 +170,12 @@ class TestConnect:
   def test_a_loop_that_latent_frames_don_t_fill_is_refused_with_numbers_that_do(self):
     with pytest.raises(InputError, match="7 frames and 4 more are no multiple of 2: ask for 3 or 5 more"):
       prompting.close(Counting(loops=0.1), [Extension(ramp(7), "x", FPS, 0, forward=4)], SAMPLING)
+
+  def test_a_fade_goes_from_one_into_the_other_without_a_step_back(self):
+    found = prompting.faded(ramp(5, 0) * 0, ramp(5, 0) * 0 + 1)[:, 0, 0, 0]
+    assert (np.diff([0, *found, 1]) > 0).all() and found[2] == pytest.approx(0.5)
+    np.testing.assert_allclose(found + found[::-1], 1, atol=1e-6)
+    np.testing.assert_allclose(prompting.faded(ramp(5), ramp(5)), ramp(5), atol=1e-6)
 
   def test_clips_of_two_sizes_and_no_frames_are_refused(self):
     with pytest.raises(InputError, match="4x4 and 5x4"):
