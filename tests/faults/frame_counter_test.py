@@ -109,6 +109,11 @@ KINDS = [
 PLAIN = KINDS[0]
 
 
+def some(kinds: Sequence[Kind], fast: int) -> list:
+  """Kinds for a test, of which the first `fast` are in the fast suite."""
+  return [*kinds[:fast], *(pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[fast:])]
+
+
 @contextlib.contextmanager
 def same_schedule() -> Iterator[None]:
   """SVT-AV1 makes a process that may do so a real-time one, and so all that it starts, until they starve each other."""
@@ -188,7 +193,7 @@ class TestConstantRate:
     check_reads(tmp_path / kind.name, even(NTSC), float(COUNT / NTSC))
 
   @pytest.mark.parametrize("rate", [Fraction(30), Fraction(60), Fraction(24000, 1001), Fraction(73, 10)], ids=str)
-  @pytest.mark.parametrize("kind", [KINDS[5], KINDS[11], KINDS[15]], ids=str)
+  @pytest.mark.parametrize("kind", some([KINDS[5], KINDS[11], KINDS[15]], 1), ids=str)
   def test_other_rates_at_an_odd_size(self, tmp_path, kind, rate):
     write(tmp_path / kind.name, kind, range(COUNT), 1 / rate, rate, size=(49, 81))
     check_reads(tmp_path / kind.name, even(rate), float(COUNT / rate))
@@ -216,7 +221,9 @@ class TestConstantRate:
 
 
 class TestVariableRate:
-  @pytest.mark.parametrize("kind", [*KINDS[:7], *KINDS[8:12], KINDS[15], KINDS[20]], ids=str)
+  @pytest.mark.parametrize(
+    "kind", some([*KINDS[:3], KINDS[11], *KINDS[3:7], *KINDS[8:11], KINDS[15], KINDS[20]], 4), ids=str
+  )
   def test_stamps_at_random_from_a_start_of_their_own(self, tmp_path, kind):
     steps = np.random.default_rng(len(str(kind))).integers(17, 300, COUNT - 1)
     timestamps = [0, *np.cumsum(steps).tolist()]
@@ -366,7 +373,7 @@ class TestHeadersThatMislead:
 
 class TestTurned:
   @pytest.mark.parametrize("turns", [1, 2, 3])
-  @pytest.mark.parametrize("kind", [PLAIN, KINDS[6], KINDS[18]], ids=str)
+  @pytest.mark.parametrize("kind", some([PLAIN, KINDS[6], KINDS[18]], 1), ids=str)
   def test_frames_come_upright_after_any_seek(self, tmp_path, kind, turns):
     write(tmp_path / kind.name, kind, range(100), 1 / NTSC, NTSC, size=(48, 80), turns=turns)
     probe = video_io.probe(tmp_path / kind.name)

@@ -167,7 +167,7 @@ class TestDraws:
 
 
 class TestParts:
-  @pytest.mark.parametrize("weighting", ["clip", "token"])
+  @pytest.mark.parametrize("weighting", ["clip", pytest.param("token", marks=pytest.mark.slow)])
   def test_a_batch_in_parts_has_the_gradient_of_the_whole(self, weighting):
     small = Packed.make(weighting)
     rows = small.rows([0, 1, 4], [2], [3], [5])  # parts of unequal weight
