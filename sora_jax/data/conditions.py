@@ -145,8 +145,10 @@ def draw_rooms(
     patch: latent frames of a token.
   """
   rooms_K = np.zeros(len(frames_K), np.int32)
-  for latent_frames, loop in np.unique(np.stack([frames_K, loop_K], 1), axis=0).tolist():
-    mine = np.flatnonzero((frames_K == latent_frames) & (loop_K == loop))
+  kind_K = 2 * frames_K + loop_K
+  for kind in np.unique(kind_K).tolist():
+    mine = np.flatnonzero(kind_K == kind)
+    latent_frames, loop = divmod(kind, 2)
     found, probability = arrangements(latent_frames, shares, bool(loop))
     sizes = np.array([each.token_frames(patch, bool(loop)) for each in found], np.int32)
     rooms_K[mine] = rng.choice(sizes, len(mine), p=probability)
