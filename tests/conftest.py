@@ -33,6 +33,7 @@ def compiled_folder() -> pathlib.Path:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 process.keep_compiled(compiled_folder())
 process.compile_sooner()
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # what is compiled runs a few times, and is small
 
 # A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and programs that tests interrupt would
 # inherit that.

@@ -15,11 +15,10 @@ import numpy as np
 from sora_jax.clips import Clip
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
-from sora_jax.inference.conditions import Condition, Edit
+from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
 
 SEEDS = 2**31  # there are so many
-FADE_STRENGTH = 0.3  # of the model going over a fade from one clip into another
 NEXT_SEED = 1_000_003  # from one window's seed to the next one's
 
 
@@ -180,29 +179,15 @@ def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator
 def between(generator: Generator, connections: Sequence[Connection], sampling: Sampling) -> list[np.ndarray]:
   """The frames (T, H, W, 3) that lead from each first clip to its second.
 
-  The first is extended forward and the second backward, without words; one fades into the other; and the model goes
-  over the fade from a low noise level (SDEdit), led by the prompt and by both clips' frames as conditions.
+  The first is extended forward, led by the prompt, and the second backward, without words; one fades into the other.
   """
-  onward = [Extension(each.first_THWC, "", each.fps, each.seed, forward=each.frames) for each in connections]
+  onward = [Extension(each.first_THWC, each.prompt, each.fps, each.seed, forward=each.frames) for each in connections]
   before = [Extension(each.second_THWC, "", each.fps, each.seed, backward=each.frames) for each in connections]
-  requests = []
-  for each, after, ahead in zip(
-    connections, extend(generator, onward, sampling), extend(generator, before, sampling), strict=True
-  ):
-    most = context(generator, window(generator))
-    start = cut(each.first_THWC, most, generator, first=False)
-    end = cut(each.second_THWC, most, generator, first=True)
-    frames = len(start) + each.frames + len(end)
-    conditions = (Condition(start), Condition(end, (len(start) + each.frames) / each.fps))
-    fading = faded(after.frames_THWC[-each.frames :], ahead.frames_THWC[: each.frames])
-    edit = Edit(np.concatenate([start, fading, end]), FADE_STRENGTH)
-    height, width = start.shape[1:3]
-    requests.append(Request(each.prompt, width, height, frames, each.fps, each.seed, conditions, edit))
-  found = []
-  for each, request, clip in zip(connections, requests, generator.sample(requests, sampling), strict=True):
-    begin = len(request.conditions[0].frames_THWC)
-    found.append(clip.frames_THWC[begin : begin + each.frames])
-  return found
+  sides = extend(generator, onward, sampling), extend(generator, before, sampling)
+  return [
+    faded(after.frames_THWC[-each.frames :], ahead.frames_THWC[: each.frames])
+    for each, after, ahead in zip(connections, *sides, strict=True)
+  ]
 
 
 def faded(first_THWC: np.ndarray, second_THWC: np.ndarray) -> np.ndarray:

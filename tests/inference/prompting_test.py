@@ -126,29 +126,26 @@ class TestMake:
 
 
 class TestConnect:
-  def test_both_ends_are_given_at_their_times(self):
+  def test_both_clips_go_on_towards_each_other_and_one_fades_into_the_other(self):
     generator = Counting()
     way = Connection(ramp(7, 100), ramp(6, 200), 4, "x", FPS, 0)
     (clip,) = prompting.connect(generator, [way], SAMPLING)
-    onward, before, request = generator.requests
-    assert (onward.prompt, before.prompt, request.prompt) == ("", "", "x")
-    start, end = request.conditions
-    assert request.edit.strength == prompting.FADE_STRENGTH
-    np.testing.assert_array_equal(request.edit.frames_THWC[[0, 1, 2, 7, 8, 9]], [*ramp(3, 104), *ramp(3, 200)])
-    assert request.frames == 3 + 4 + 3 and (start.seconds, end.seconds) == (0.0, 7 / FPS)
-    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 104))
-    np.testing.assert_array_equal(end.frames_THWC, ramp(3, 200))
-    wanted = [*range(100, 107), 0.03, 0.04, 0.05, 0.06, *range(200, 206)]
-    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, rtol=1e-5)
+    onward, before = generator.requests
+    assert (onward.prompt, before.prompt) == ("x", "")
+    np.testing.assert_array_equal(onward.conditions[0].frames_THWC, ramp(3, 104))
+    np.testing.assert_array_equal(before.conditions[0].frames_THWC, ramp(3, 200))
+    assert (onward.conditions[0].seconds, before.conditions[0].seconds) == (0.0, 4 / FPS)
+    fade = prompting.faded(ramp(4, 3) / 100, ramp(4, 0) / 100)[:, 0, 0, 0]
+    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], [*range(100, 107), *fade, *range(200, 206)], rtol=1e-5)
 
   @pytest.mark.parametrize("loops", [0.0, 0.1])
   def test_a_clip_longer_than_known_loops_leads_from_its_last_frames_to_its_first(self, loops):
     generator = Counting(loops=loops)
     (clip,) = prompting.close(generator, [Extension(ramp(20, 100), "x", FPS, 0, forward=4)], SAMPLING)
-    start, end = generator.requests[-1].conditions
-    assert not generator.requests[-1].loop
-    np.testing.assert_array_equal(start.frames_THWC, ramp(3, 117))
-    np.testing.assert_array_equal(end.frames_THWC, ramp(3, 100))
+    onward, before = generator.requests
+    assert not onward.loop
+    np.testing.assert_array_equal(onward.conditions[0].frames_THWC, ramp(3, 117))
+    np.testing.assert_array_equal(before.conditions[0].frames_THWC, ramp(3, 100))
     assert len(clip.frames_THWC) == 24
 
   def test_a_loop_within_those_of_training_is_made_as_one_from_the_clip_s_ends(self):
