@@ -148,7 +148,7 @@ def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling
 
 def _loop(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   if order.given.get("clip") is None:
-    warn_of_length(generator, _frames(order))
+    warn_of_length(_frames(order), prompting.longest_loop(generator) or prompting.window(generator))
     return whole(generator.sample(requests_of(order, frame, _frames(order), loop=True), sampling))
   clip = _clip(order, frame)
   extensions = [
@@ -188,7 +188,7 @@ def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) 
   some = bool(mask_THW.any())
   strength = order.given.get("strength")
   strength = float(strength) if strength is not None else 1.0 if some else EDIT_STRENGTH
-  warn_of_length(generator, len(frames_THWC))
+  warn_of_length(len(frames_THWC), prompting.window(generator))
   edit = Edit(frames_THWC, strength, mask_THW if some else None)
   made = generator.sample(requests_of(order, frame, len(frames_THWC), edit=edit), sampling)
   if not some:
@@ -261,9 +261,9 @@ def _frames(order: Order) -> int:
   return order.frames
 
 
-def warn_of_length(generator: Generator, frames: int) -> None:
-  """Says on stderr that a clip made at once is longer than those of training."""
-  if frames > (known := prompting.window(generator)):
+def warn_of_length(frames: int, known: int) -> None:
+  """Says on stderr that a clip made at once is longer than the `known` frames of training."""
+  if frames > known:
     print(f"{frames} frames are made at once, and training saw {known} at most: the clip may be poor", file=sys.stderr)
 
 

@@ -1,5 +1,6 @@
 """Every mode from files to clips: what was given comes back as it was, masks are kept, mistakes are named."""
 
+import copy
 import pathlib
 
 import numpy as np
@@ -101,6 +102,17 @@ class TestLoop:
   def test_one_that_latent_frames_don_t_fill_is_refused_with_the_nearest(self, generator):
     with pytest.raises(InputError, match="a multiple of 2 frames, not 5: ask for 4"):
       made(generator, order_of("loop", {}, 5, "24x16"))
+
+  @pytest.mark.parametrize(
+    ("loops", "frames", "warned"), [(0.0, 4, False), (0.0, 8, True), (0.5, 8, False), (0.5, 10, True)]
+  )
+  def test_one_longer_than_training_saw_is_warned_of(self, generator, capsys, loops, frames, warned):
+    """Of clips of 5 frames: there and back they are loops of 8."""
+    known = copy.copy(generator)
+    known.config = copy.deepcopy(generator.config)
+    known.config.data.loops = loops
+    made(known, order_of("loop", {}, frames, "24x16"))
+    assert ("made at once" in capsys.readouterr().err) == warned
 
 
 class TestEdit:
