@@ -109,7 +109,8 @@ class Sampling:
       known = " or ".join(samplers.METHODS)
       raise InputError(f"sampling method {self.method!r} is unknown: it is {known}")
     if not all(math.isfinite(value) for value in (self.guidance, self.condition_guidance, *self.interval)):
-      raise InputError(f"guidance {self.guidance} and its interval {self.interval} are not all finite numbers")
+      both = f"{self.guidance}, {self.condition_guidance}"
+      raise InputError(f"guidance {both} and its interval {self.interval} are not all finite numbers")
 
   @classmethod
   def of(cls, config: Any) -> "Sampling":

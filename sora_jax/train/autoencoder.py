@@ -61,9 +61,9 @@ class AutoencoderTask:
     distance = jnp.mean(jnp.abs(error))
     divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
     psnr = 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(error)), 1e-10))
-    jerk = jnp.abs(jnp.diff(error, axis=1)).mean() if self.motion_weight and error.shape[1] > 1 else jnp.float32(0)
-    loss = distance + self.motion_weight * jerk + self.kl_weight * divergence
-    return loss, {"l1": distance, "motion": jerk, "kl": divergence, "psnr_db": psnr}
+    motion = jnp.abs(jnp.diff(error, axis=1)).mean() if error.shape[1] > 1 else jnp.float32(0)
+    loss = distance + self.motion_weight * motion + self.kl_weight * divergence
+    return loss, {"l1": distance, "motion": motion, "kl": divergence, "psnr_db": psnr}
 
   def weight(self, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.float32(batch[0].shape[0])

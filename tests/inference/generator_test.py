@@ -116,6 +116,18 @@ class TestSample:
     np.testing.assert_allclose(clip.frames_THWC[:1], image.frames_THWC, atol=1e-4)
     assert np.abs(clip.frames_THWC[1:] - image.frames_THWC).max() > 1e-3
 
+  def test_a_loop_is_led_by_an_image_that_stands_beside_it(self, generator, sampling, monkeypatch):
+    loop, segments = dataclasses.replace(VIDEO, frames=4, loop=True), []
+    make = generator._segment
+    monkeypatch.setattr(generator, "_segment", lambda *given: segments.append(make(*given)) or segments[-1])
+    led, free = (one(generator, loop, dataclasses.replace(sampling, first_frame=on)) for on in (True, False))
+    image, beside, alone = segments
+    assert (image.period, beside.period, alone.period) == (0.0, 0.5, 0.5)
+    added = len(beside.tokens_NC) - len(alone.tokens_NC)
+    assert added == len(image.tokens_NC) == beside.condition_N.sum() and not alone.condition_N.any()
+    assert not beside.positions_N3[beside.condition_N, 0].any()  # it shows the first moment
+    assert led.shape == free.shape == (4, 16, 16, 3) and not np.array_equal(led, free)
+
   def test_a_clip_with_conditions_is_made_from_these_alone(self, generator, sampling):
     given = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     for change in ({"conditions": (Condition(given, 1 / 8),)}, {"edit": Edit(given.repeat(5, 0), 0.5)}):
@@ -130,7 +142,10 @@ class TestSample:
     with pytest.raises(ValueError, match=message):
       generator.sample([IMAGE], dataclasses.replace(sampling, **change))
 
-  @pytest.mark.parametrize("change", [{"guidance": float("nan")}, {"interval": (0.0, float("inf"))}])
+  @pytest.mark.parametrize(
+    "change",
+    [{name: float("nan")} for name in ("guidance", "condition_guidance")] + [{"interval": (0.0, float("inf"))}],
+  )
   def test_guidance_that_is_no_number_is_refused(self, sampling, change):
     with pytest.raises(ValueError, match="guidance"):
       dataclasses.replace(sampling, **change)

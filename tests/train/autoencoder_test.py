@@ -28,7 +28,7 @@ def batch(seed: int, count: int = 8):
 
 @pytest.fixture(scope="module")
 def task() -> AutoencoderTask:
-  return AutoencoderTask(CONFIG, kl_weight=1e-4, motion_weight=0.0, probe_BTHWC=clips(40, 1))
+  return AutoencoderTask(CONFIG, kl_weight=1e-4, motion_weight=0.5, probe_BTHWC=clips(40, 1))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,21 @@ def test_the_loss_falls(task, state):
     state, metrics = step(state, fixed)
     losses.append(float(metrics["loss"]))
   assert np.mean(losses[-3:]) < 0.85 * losses[0], losses
-  assert metrics.keys() >= {"l1", "kl", "psnr_db"}
-  assert float(metrics["loss"]) == pytest.approx(float(metrics["l1"] + 1e-4 * metrics["kl"]), rel=1e-5)
+  assert metrics.keys() >= {"l1", "motion", "kl", "psnr_db"}
+  wanted = metrics["l1"] + 0.5 * metrics["motion"] + 1e-4 * metrics["kl"]
+  assert float(metrics["loss"]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_an_error_that_stays_from_frame_to_frame_is_none_of_motion(task, state):
+  """Of a decoder that puts out nothing the error is the clip: a still one has no motion, an image none either."""
+  silent = {
+    **state.params,
+    **{name: jax.tree.map(jnp.zeros_like, state.params[name]) for name in ("decoder", "linear_out")},
+  }
+  motion = lambda frames: float(task.loss(silent, (frames, np.arange(len(frames))), jax.random.key(0))[1]["motion"])
+  frames = clips(2, 4)
+  assert motion(frames) == pytest.approx(np.abs(np.diff(frames, axis=1)).mean(), rel=1e-4)
+  assert motion(np.repeat(frames[:, :1], 5, axis=1)) == motion(frames[:, :1]) == 0.0
 
 
 def test_the_linear_start_reconstructs_better_than_a_random_one(state, evaluate):
