@@ -329,7 +329,10 @@ class TestTakenUp:
       build.build(opened(made), tmp_path, KEEP)
     assert content(tmp_path) == {"build.json": text.encode()}
 
-  @pytest.mark.parametrize(("file", "workers"), [("three.mp4", 0), ("image.png", 0), ("three.mp4", 2)])
+  @pytest.mark.parametrize(
+    ("file", "workers"),
+    [("three.mp4", 0), ("image.png", 0), pytest.param("three.mp4", 2, marks=pytest.mark.slow)],
+  )
   def test_a_file_that_is_gone_in_the_second_pass(self, made, built, tmp_path: pathlib.Path, file: str, workers: int):
     """The error names it in one line; when it is back, the build ends as if nothing had been."""
     shutil.copytree(made, tmp_path / "own")

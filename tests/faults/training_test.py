@@ -225,6 +225,7 @@ class TestF29:
       r"clip \d+ has 18 tokens, a row holds 4; of 24, 18 fit no row \(.*\): raise train.row_tok", said
     ), said
 
+  @pytest.mark.slow
   def test_a_step_of_more_rows_than_there_are_begins_the_next_pass(self, begun, tiny_config):
     """In this process."""
     tiny_config.train.update(rows=32, steps=2)

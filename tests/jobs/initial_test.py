@@ -62,6 +62,7 @@ def test_it_begins_as_the_other_run_s_average_with_its_autoencoder_and_tokenizer
   assert json.loads((folder / "config.json").read_text())["train"]["init"] == str(trained)
 
 
+@pytest.mark.slow
 def test_a_second_start_loads_nothing_again_and_ends_as_if_it_had_not_been_stopped(
   trained, tiny_config, tmp_path, monkeypatch
 ):
