@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sora_jax.errors import InputError
-from sora_jax.worlds import physics, shapes
+from sora_jax.worlds import bites, camera3d, game, groups, occlusion, painter, physics, shapes
 
 # Each world has its own frozen dataclass of floats and strings; dataclasses.asdict makes it JSON.
 State = Any
@@ -49,7 +49,7 @@ class World(Protocol):
     """What a perfect reading of the state would be."""
 
   def compare(self, reading: Reading, state: State) -> dict[str, float]:
-    """1.0 (right) or 0.0 (wrong) for each attribute that applies."""
+    """A mark from 0.0 (wrong) to 1.0 (right) for each attribute that applies; between them, the share that is right."""
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: State) -> dict[str, float]:
     """compare(read(frames), state)."""
@@ -61,6 +61,12 @@ _WORLDS: dict[str, World] = {
   "uniform": physics.Uniform(),
   "parabola": physics.Parabola(),
   "collision": physics.Collision(),
+  "groups": groups.Groups(),
+  "occlusion": occlusion.Occlusion(),
+  "painter": painter.Painter(),
+  "bites": bites.Bites(),
+  "game": game.Game(),
+  "camera3d": camera3d.Camera3d(),
 }
 
 

@@ -1,0 +1,187 @@
+"""The world of eating: a mouth bites pieces out of a round cake, and they are gone for good.
+
+Lengths are in units of the frame's short side; the cake is in the middle of the frame.
+
+Shape letters: T frames, H height, W width, C colours, S sides of the cake, N hues.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sora_jax.worlds import hues, scene
+
+_SLANT = 0.5**0.5
+# (rows, columns) of the way out of the cake.
+SIDES = {
+  "top": (-1.0, 0.0),
+  "top right": (-_SLANT, _SLANT),
+  "right": (0.0, 1.0),
+  "bottom right": (_SLANT, _SLANT),
+  "bottom": (1.0, 0.0),
+  "bottom left": (_SLANT, -_SLANT),
+  "left": (0.0, -1.0),
+  "top left": (-_SLANT, -_SLANT),
+}
+CAKE_RADIUS, BITE_RADIUS, MOUTH_RADIUS = 0.3, 0.13, 0.11
+BITE_SECONDS = 0.8  # from bite to bite; the first is half of it after the clip's begin
+MOUTH_AWAY = 0.25  # how far from the cake's edge the mouth begins and ends
+GROUND, MOUTH = hues.GREYS["white"], hues.GREYS["black"]
+HELD_OUT = (("red", "left"), ("green", "top"), ("blue", "right"), ("yellow", "bottom"), ("magenta", "top right"))
+
+_NEAR_BITE = 0.3  # seconds around a bite in which the mouth hides it
+_STANDARD = (48, 48, 49, 16.0)  # the clip by which a state is described
+
+
+@dataclasses.dataclass(frozen=True)
+class BitesState:
+  """A cake and its bites.
+
+  Attributes:
+    colour: of the cake, a key of `hues.HUES`.
+    sides: where it is bitten, keys of SIDES, in order; no two are neighbours.
+    done: how many of the bites are gone when the clip begins.
+  """
+
+  colour: str
+  sides: tuple[str, ...]
+  done: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Remains:
+  """What is read from a clip.
+
+  Attributes:
+    times_T: seconds of the frames.
+    colour: name of the cake's hue, "none" where no cake is seen.
+    left_TS: share of the cake at each of SIDES that is left, about 0..1.
+  """
+
+  times_T: np.ndarray
+  colour: str
+  left_TS: np.ndarray
+
+
+def bite_times(state: BitesState) -> np.ndarray:
+  """Seconds of each bite, (len(sides),); minus infinity for those that are gone when the clip begins."""
+  turns = np.arange(len(state.sides)) - state.done
+  return np.where(turns < 0, -np.inf, (turns + 0.5) * BITE_SECONDS)
+
+
+def _edge(side: str, height: int, width: int, beyond: float = 0.0) -> tuple[np.float32, np.float32]:
+  """(row, column) of a point of the cake's edge in short sides, or as far beyond it."""
+  middle = np.array(scene.box_size(height, width)) / 2
+  row, column = middle + (CAKE_RADIUS + beyond) * np.array(SIDES[side])
+  return np.float32(row), np.float32(column)
+
+
+class Bites:
+  """The world of eating; see the module's docstring and `world.World`.
+
+  Attributes of its exam: colour: the cake's. bitten: what is gone at the end is what should be. stays: what the clip
+  itself shows bitten off doesn't come back. mouth: each bite comes off in its time.
+  """
+
+  name = "bites"
+  version = 1
+  attributes: tuple[str, ...] = ("colour", "bitten", "stays", "mouth")
+
+  def sample(self, rng: np.random.Generator, held_out: bool = False) -> BitesState:
+    """Two or three bites; held_out: the first is of a pair that is held out, otherwise none is."""
+    names, count = list(SIDES), len(SIDES)
+    while True:
+      colour = str(rng.choice(list(hues.HUES)))
+      picked = rng.permutation(count)[: int(rng.integers(2, 4))].tolist()
+      apart = all((a - b) % count not in (1, count - 1) for a in picked for b in picked)
+      unseen = [(colour, names[number]) in HELD_OUT for number in picked]
+      if apart and (unseen[0] if held_out else not any(unseen)):
+        return BitesState(colour, tuple(names[number] for number in picked), int(rng.integers(len(picked))))
+
+  def render(self, state: BitesState, height: int, width: int, frames: int, fps: float) -> np.ndarray:
+    """Frames of the state, float32 (T, H, W, 3) in [-1, 1]; see `world.World`."""
+    times_T, short = scene.frame_times(frames, fps), np.float32(min(height, width))
+    rows_H, columns_W = scene.pixel_centres(height, width)
+
+    def disc(centre: tuple[np.float32, np.float32], radius: float) -> np.ndarray:
+      distance_HW = np.hypot(rows_H[:, None] - centre[0], columns_W[None] - centre[1])
+      return scene.coverage((distance_HW - np.float32(radius)) * short)[..., None]
+
+    middle = (np.float32(height / short / 2), np.float32(width / short / 2))
+    cake_HW1, bitten = disc(middle, CAKE_RADIUS), 0
+    frames_THWC = np.empty((frames, height, width, 3), np.float32)
+    ground_C, cake_C, mouth_C = (np.asarray(colour, np.float32) for colour in (GROUND, hues.HUES[state.colour], MOUTH))
+    bites_N = bite_times(state)
+    for frame, time in enumerate(times_T):
+      while bitten < len(state.sides) and bites_N[bitten] <= time:
+        cake_HW1 = cake_HW1 * (1 - disc(_edge(state.sides[bitten], height, width), BITE_RADIUS))
+        bitten += 1
+      picture_HWC = ground_C + cake_HW1 * (cake_C - ground_C)
+      nearest = int(np.abs(bites_N - time).argmin())
+      away = abs(bites_N[nearest] - time) / (BITE_SECONDS / 2)
+      if away < 1:
+        mouth_HW1 = disc(_edge(state.sides[nearest], height, width, away * MOUTH_AWAY), MOUTH_RADIUS)
+        picture_HWC = picture_HWC + mouth_HW1 * (mouth_C - picture_HWC)
+      frames_THWC[frame] = picture_HWC
+    return frames_THWC
+
+  def caption(self, state: BitesState, style: str, still: bool = False) -> str:
+    """The state in words; see `world.World`."""
+    gone, coming = state.sides[: state.done], state.sides[state.done :]
+    long = f"A round {state.colour} cake"
+    if gone:
+      long += f", bitten off at the {' and the '.join(gone)},"
+    long += " on a white table"
+    short = f"a {state.colour} cake"
+    if not still:
+      short = f"a mouth eats a {state.colour} cake"
+      long += f". A mouth bites it at the {', then at the '.join(coming)}, and what is bitten off is gone"
+    return scene.in_style({"short": short, "long": long + "."}, style)
+
+  def read(self, frames_THWC: np.ndarray, fps: float) -> Remains:
+    """What is left of the cake; see `Remains`. Values outside [-1, 1] are clipped."""
+    frames, height, width = frames_THWC.shape[:3]
+    share_NTHW = hues.shares(hues.clean(frames_THWC))
+    rows_H, columns_W = scene.pixel_centres(height, width)
+    middle = (height / min(height, width) / 2, width / min(height, width) / 2)
+    inside_HW = np.hypot(rows_H[:, None] - middle[0], columns_W[None] - middle[1]) < CAKE_RADIUS - 0.02
+    area_N = (share_NTHW * inside_HW).sum(axis=(1, 2, 3))
+    number, total = int(area_N.argmax()), float(inside_HW.sum() * frames)
+    colour = list(hues.HUES)[number] if area_N[number] > 0.25 * total > 0 else "none"
+    left = []
+    for side in SIDES:
+      row, column = _edge(side, height, width)
+      near_HW = inside_HW & (np.hypot(rows_H[:, None] - row, columns_W[None] - column) < 0.8 * BITE_RADIUS)
+      left.append(share_NTHW[number][:, near_HW].sum(axis=1) / max(int(near_HW.sum()), 1))
+    return Remains(scene.frame_times(frames, fps), colour, np.stack(left, axis=1))
+
+  def describe(self, state: BitesState) -> Remains:
+    """What is read from the standard clip."""
+    return self.read(self.render(state, *_STANDARD), _STANDARD[-1])
+
+  def compare(self, reading: Remains, state: BitesState) -> dict[str, float]:
+    """1.0 or 0.0 for each attribute that applies; an image is asked for its colour and bites alone."""
+    times_T, gone_TS = reading.times_T, reading.left_TS < 0.4
+    bites_S = np.full(len(SIDES), np.inf)
+    bites_S[[list(SIDES).index(side) for side in state.sides]] = bite_times(state)
+    clear_TS = np.abs(times_T[:, None] - bites_S) > _NEAR_BITE  # elsewhere the mouth hides the side
+    due_TS = times_T[:, None] > bites_S
+    right = {"colour": reading.colour == state.colour}
+    right["bitten"] = (gone_TS == due_TS)[-1][clear_TS[-1]].all()
+    if len(times_T) > 1:
+      later_TS = np.arange(len(times_T))[:, None] > np.where(
+        (gone_TS & due_TS & clear_TS).any(axis=0), (gone_TS & due_TS & clear_TS).argmax(axis=0), len(times_T)
+      )
+      if later_TS.any():
+        right["stays"] = gone_TS[later_TS & clear_TS].mean() > 0.95
+      elif (due_TS & clear_TS)[:-1].any():
+        right["stays"] = False  # nothing was ever bitten off
+      new_S = np.isfinite(bites_S) & (bites_S < times_T[-1] - _NEAR_BITE)
+      if new_S.any():
+        asked_TS = clear_TS & new_S
+        right["mouth"] = (gone_TS == due_TS)[asked_TS].mean() > 0.9
+    return {name: float(reading.colour != "none" and right[name]) for name in self.attributes if name in right}
+
+  def examine(self, frames_THWC: np.ndarray, fps: float, state: BitesState) -> dict[str, float]:
+    """Reads the clip and compares; see `compare`."""
+    return self.compare(self.read(frames_THWC, fps), state)

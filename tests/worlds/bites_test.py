@@ -1,0 +1,53 @@
+"""A cake whose bites are gone for good."""
+
+import dataclasses
+
+import numpy as np
+
+from sora_jax.worlds import bites
+from tests.worlds import exams
+
+WORLD = bites.Bites()
+STATE = bites.BitesState("red", ("left", "top right", "bottom"), 1)
+
+
+def test_real_renders_get_full_marks():
+  assert min(exams.ceilings(WORLD, 2).values()) == 1.0
+
+
+def test_a_spoiled_clip_is_read_too():
+  assert min(exams.spoiled_marks(WORLD, 8).values()) >= 0.8
+
+
+def test_training_never_shows_what_is_held_out():
+  pairs = lambda state: [(state.colour, side) for side in state.sides]
+  seen, unseen = exams.held_out_states(WORLD)
+  assert not any(set(pairs(state)) & set(bites.HELD_OUT) for state in seen)
+  assert all(pairs(state)[0] in bites.HELD_OUT for state in unseen)
+
+
+def test_bites_come_in_turn():
+  np.testing.assert_allclose(bites.bite_times(STATE), [-np.inf, 0.4, 1.2])
+
+
+def test_a_cake_that_grows_back_does_not_stay_bitten():
+  frames_THWC = WORLD.render(STATE, 64, 64, 33, 8.0)
+  frames_THWC[24:] = WORLD.render(dataclasses.replace(STATE, done=0), 64, 64, 1, 8.0)
+  marks = WORLD.examine(frames_THWC, 8.0, STATE)
+  assert marks == {"colour": 1.0, "bitten": 0.0, "stays": 0.0, "mouth": 0.0}
+
+
+def test_a_cake_that_is_never_bitten_is_wrong():
+  frames_THWC = np.repeat(WORLD.render(dataclasses.replace(STATE, done=0), 64, 64, 1, 8.0), 33, axis=0)
+  marks = WORLD.examine(frames_THWC, 8.0, STATE)
+  assert marks["colour"] == 1.0 and marks["bitten"] == marks["stays"] == marks["mouth"] == 0.0
+
+
+def test_bites_elsewhere_are_wrong():
+  frames_THWC = WORLD.render(dataclasses.replace(STATE, sides=("left", "top", "bottom")), 64, 64, 33, 8.0)
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["bitten"] == 0.0
+
+
+def test_captions_say_what_is_gone_and_what_comes():
+  assert WORLD.caption(STATE, "long", still=True) == "A round red cake, bitten off at the left, on a white table."
+  assert "at the top right, then at the bottom" in WORLD.caption(STATE, "long")

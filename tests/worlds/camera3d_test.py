@@ -1,0 +1,88 @@
+"""Solid objects before a camera: geometry of the pictures, and what is read of them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sora_jax.worlds import camera3d, hues
+from tests.worlds import exams
+
+WORLD = camera3d.Camera3d()
+SOLIDS = (
+  camera3d.Solid("red", "sphere", "left", 0.0, 0.0, 0.0),
+  camera3d.Solid("blue", "box", "right", 0.0, 0.0, 0.5),
+)
+STATE = camera3d.Camera3dState(SOLIDS, "orbits right")
+
+
+def test_real_renders_get_full_marks():
+  assert min(exams.ceilings(WORLD).values()) >= 0.98
+
+
+def test_a_spoiled_clip_is_read_too():
+  assert min(exams.spoiled_marks(WORLD, 5, noise=0.03).values()) >= 0.7
+
+
+def test_training_never_shows_what_is_held_out():
+  pairs = lambda state: [(solid.colour, solid.solid) for solid in state.solids]
+  seen, unseen = exams.held_out_states(WORLD)
+  assert not any(set(pairs(state)) & set(camera3d.HELD_OUT) for state in seen)
+  assert all(pairs(state)[0] in camera3d.HELD_OUT for state in unseen)
+
+
+@pytest.mark.parametrize("move", camera3d.MOVES)
+def test_a_sphere_is_where_the_camera_projects_it(move):
+  times_T = np.arange(9) / 4
+  state = camera3d.Camera3dState(SOLIDS[:1], move)
+  frames_THWC = WORLD.render(state, 96, 160, 9, 4.0)
+  centres_T2 = hues.track(hues.shares(frames_THWC)[0], 0.4, 0.01)
+  turns_T33, places_T3 = camera3d.poses(move, times_T)
+  centre_3 = np.array([*camera3d.SLOTS["left"], 0.42])
+  camera_T3 = np.einsum("tij,tj->ti", turns_T33, centre_3 - places_T3)
+  expected_T2 = camera3d.FOCAL * camera_T3[:, 1::-1] / camera_T3[:, 2:] + np.array([0.5, 160 / 96 / 2])
+  np.testing.assert_allclose(centres_T2, expected_T2, atol=0.03)
+
+
+@pytest.mark.parametrize("move", camera3d.MOVES)
+def test_poses_are_rotations_from_one_start(move):
+  turns_T33, places_T3 = camera3d.poses(move, np.linspace(0, 20, 50))
+  np.testing.assert_allclose(
+    turns_T33 @ turns_T33.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-12
+  )
+  np.testing.assert_allclose(np.linalg.det(turns_T33), 1)
+  np.testing.assert_allclose(places_T3[0], [0, 0.2 - camera3d.DISTANCE, camera3d.HEIGHT])
+  assert (places_T3[:, 2] > 0.5).all()
+
+
+@pytest.mark.parametrize("solid", camera3d.SOLIDS)
+def test_each_solid_is_lit_and_told_from_the_others(solid):
+  state = camera3d.Camera3dState((camera3d.Solid("green", solid, "middle", 0.05, -0.05, 0.7),), "stands still")
+  frames_THWC = WORLD.render(state, 96, 96, 1, 8.0)
+  assert WORLD.read(frames_THWC, 8.0).solids == {"middle": ("green", solid)}
+  inside = hues.shares(frames_THWC)[list(hues.HUES).index("green"), 0] > 0.5
+  assert np.ptp(frames_THWC[0][inside][:, 1]) > 0.3  # light and shade
+
+
+@pytest.mark.parametrize("move", [move for move in camera3d.MOVES if move != STATE.move])
+def test_another_move_is_marked_wrong(move):
+  marks = WORLD.examine(WORLD.render(dataclasses.replace(STATE, move=move), 64, 64, 17, 8.0), 8.0, STATE)
+  assert marks["camera"] == 0.0 and marks["colour"] == marks["solid"] == 1.0
+
+
+def test_a_picture_that_wobbles_is_not_rigid():
+  """Every row slides to and fro by itself: no camera does that."""
+  frames_THWC = WORLD.render(STATE, 96, 96, 17, 8.0)
+  for frame in range(17):
+    for row in range(96):
+      frames_THWC[frame, row] = np.roll(frames_THWC[frame, row], round(5 * np.sin(row / 6 + 1.3 * frame)), axis=0)
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["rigid"] == 0.0
+
+
+def test_a_clip_without_anything_to_follow_is_not_rigid():
+  assert WORLD.examine(np.zeros((9, 64, 64, 3)), 8.0, STATE) == {
+    "colour": 0.0,
+    "solid": 0.0,
+    "camera": 0.0,
+    "rigid": 0.0,
+  }
