@@ -12,6 +12,7 @@ import numpy as np
 from sora_jax.clips import Clip
 from sora_jax.data.world_source import WorldSource
 from sora_jax.evaluation.marks import chance, interval, marks
+from sora_jax.inference import prompting
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling
 
@@ -63,7 +64,7 @@ def examine(
   requests = requests_of(source, style, seed)
   clips: list[Clip] = []
   for start in range(0, len(requests), BATCH):
-    clips += generator.sample(requests[start : start + BATCH], sampling)
+    clips += prompting.clips(generator, requests[start : start + BATCH], sampling)
     progress(len(clips))
   world = source.world
   states = [source.state(index) for index in range(len(source))]

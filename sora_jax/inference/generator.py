@@ -26,6 +26,7 @@ from sora_jax.errors import InputError
 from sora_jax.inference.codec import TILE_PIXELS, Codec
 from sora_jax.inference.conditions import Condition, Edit, token_mask
 from sora_jax.inference.program import Plan, program
+from sora_jax.inference.reach import Reach, within
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, stack
@@ -131,6 +132,7 @@ class Generator:
     self.grid: Grid = codec.grid(config.model.patch)
     self.channels = model.channels
     self._digest: tuple[Any, Any, str] | None = None
+    self._reaches: dict[int, Reach] = {}  # by the duration of a clip in frames
     self._run = program(model, config.diffusion.prediction, config.diffusion.base_tokens)
 
   @classmethod
@@ -279,7 +281,9 @@ class Generator:
       index=number,
       period=request.frames / request.fps if request.loop else 0.0,
     )
-    return with_conditions(segment, self.grid, pieces)
+    if request.frames not in self._reaches:
+      self._reaches[request.frames] = Reach.of(self.config.data, self.grid, request.frames)
+    return within(with_conditions(segment, self.grid, pieces), self._reaches[request.frames])
 
   def _row(self, segments: Sequence[Segment]) -> RowShape:
     """The row that training used, or for a longer clip the next multiple of 128 tokens."""

@@ -153,27 +153,42 @@ def extend(generator: Generator, extensions: Sequence[Extension], sampling: Samp
   ]
 
 
-def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator[np.ndarray]:
-  """The frames of one clip of any duration, some at a time, in order: float32 (T, H, W, 3).
-
-  A clip within the durations of training is made at once, a longer one window by window.
+def clips(generator: Generator, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
+  """Clips of any duration: those within the durations of training at once, longer ones window by window; all together.
 
   Raises:
     InputError: a longer clip that is to be changed.
   """
-  first = min(request.frames, window(generator))
-  begun = request
-  if first < request.frames:
-    if request.edit is not None:
-      raise InputError(f"a clip to change has {request.frames} frames, and the model makes at most {first} at once")
-    shown = tuple(shown_in(request.conditions, 0, first, request.fps))
-    begun = dataclasses.replace(request, frames=first, conditions=shown)
-  frames_THWC = generator.sample([begun], sampling)[0].frames_THWC
-  yield frames_THWC
-  left = request.frames - first
-  rest = Extension(frames_THWC, request.prompt, request.fps, request.seed, left, 0, request.conditions)
-  for (made,) in roll_out(generator, [rest], sampling):
+  begun = generator.sample([_begun(request, window(generator)) for request in requests], sampling)
+  rest = [_rest(*both) for both in zip(requests, begun, strict=True)]
+  return [
+    dataclasses.replace(clip, frames_THWC=whole.frames_THWC)
+    for clip, whole in zip(begun, extend(generator, rest, sampling), strict=True)
+  ]
+
+
+def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator[np.ndarray]:
+  """The frames of one clip of any duration, some at a time, in order: float32 (T, H, W, 3); see `clips`."""
+  (begun,) = generator.sample([_begun(request, window(generator))], sampling)
+  yield begun.frames_THWC
+  for (made,) in roll_out(generator, [_rest(request, begun)], sampling):
     yield made
+
+
+def _begun(request: Request, most: int) -> Request:
+  """The first window of a clip that is longer than one; a loop is made whole."""
+  if request.frames <= most or request.loop:
+    return request
+  if request.edit is not None:
+    raise InputError(f"a clip to change has {request.frames} frames, and the model makes at most {most} at once")
+  shown = tuple(shown_in(request.conditions, 0, most, request.fps))
+  return dataclasses.replace(request, frames=most, conditions=shown)
+
+
+def _rest(request: Request, begun: Clip) -> Extension:
+  """What is left to make of a clip whose first window is made."""
+  left = request.frames - len(begun.frames_THWC)
+  return Extension(begun.frames_THWC, request.prompt, request.fps, request.seed, left, 0, request.conditions)
 
 
 def between(generator: Generator, connections: Sequence[Connection], sampling: Sampling) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """The exam: real renders pass it whole, grey clips fail it, and every line stands beside its ceiling and chance."""
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from sora_jax.clips import Clip
 from sora_jax.data.world_source import WorldSource
 from sora_jax.evaluation import simulation
 from sora_jax.evaluation.simulation import examine, requests_of, through
+from sora_jax.patches import Grid
 
 SEED = 50
 
@@ -28,6 +30,9 @@ class FakeCodec:
 
 class FakeGenerator:
   """Returns `make(index)` for the request of clip `index`."""
+
+  grid = Grid((4, 8, 8), (1, 1, 1))
+  config = ml_collections.ConfigDict({"data": {"source": "clips", "max_frames": 99}})
 
   def __init__(self, make, codec=None):
     self.make, self.codec, self.batches = make, codec or FakeCodec(), []

@@ -125,6 +125,22 @@ class TestMake:
       self.made(Counting(), 20, edit=Edit(ramp(20), 0.5))
 
 
+class TestClips:
+  def test_short_ones_are_made_at_once_and_longer_ones_go_on_window_by_window(self):
+    generator = Counting()
+    requests = [Request("x", 4, 4, frames, FPS, number) for number, frames in enumerate((5, 20, 9))]
+    made = prompting.clips(generator, requests, SAMPLING)
+    assert [len(clip.frames_THWC) for clip in made] == [5, 20, 9]
+    assert [request.frames for request in generator.requests] == [5, 9, 9, 9, 8]
+    alone = np.concatenate(list(prompting.make(Counting(), requests[1], SAMPLING)))
+    np.testing.assert_array_equal(made[1].frames_THWC, alone)
+
+  def test_a_loop_is_made_whole(self):
+    generator = Counting()
+    prompting.clips(generator, [Request("x", 4, 4, 16, FPS, 0, loop=True)], SAMPLING)
+    assert [(request.frames, request.loop) for request in generator.requests] == [(16, True)]
+
+
 class TestConnect:
   def test_both_clips_go_on_towards_each_other_and_one_fades_into_the_other(self):
     generator = Counting()

@@ -1,0 +1,35 @@
+"""The showcase: one model for all worlds, images to clips of 33 frames at about 64 to 224 pixels a side.
+
+sora train --config configs/showcase.py --workdir W
+
+Two cores take three hours; a run that was stopped goes on with the same command.
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+WORLDS = ("shapes", "groups", "camera3d", "occlusion", "painter", "bites", "game", "uniform", "parabola", "collision")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  config = runpy.run_path(str(pathlib.Path(__file__).with_name("dit.py")))["get_config"](arg)
+  config.data.update(source=",".join(f"worlds:{name}" for name in WORLDS), clips=900, weights=(1.0,) * len(WORLDS))
+  # Small frames are cheap and show the same worlds; rates and durations from ranges, so that those between hold too.
+  config.data.update(sizes=("64..224x64..224",), frames=(1, 1, 1, 1, 9, 17, 33), rates=("6..16",))
+  config.data.update(max_frames=33, max_tokens=1008, long_captions=0.8, loops=0.0)
+  # 32 values in one: 4 frames of 8x8 pixels in 3 colours are 24 values.
+  config.autoencoder.update(channels=24, stages=(((1, 4, 4), 64, 2), ((2, 2, 2), 128, 2), ((2, 1, 1), 128, 1)))
+  config.autoencoder.update(crop=(9, 64, 64), batch=8, steps=5000, learning_rate=6e-3, kl_weight=1e-6)
+  config.autoencoder.update(dtype="float32", remat="none", motion_weight=0.3)
+  config.model.update(patch=(1, 2, 2), width=192, depth=6, heads=3)
+  config.model.update(text_width=96, text_depth=2, text_heads=2, vocabulary=2048)
+  config.model.update(seconds=(0.25, 8.0), pixels=(32.0, 512.0), dtype="float32", remat="none")
+  config.diffusion.update(base_tokens=64, condition_share=0.5, condition_kinds=(0.6, 0.15, 0.05, 0.1, 0.1))
+  config.diffusion.update(condition_noise=(0.3, 0.3))
+  config.train.update(steps=6000, rows=4, ranks=1, row_tokens=1200, row_text=400, row_segments=24)
+  config.train.update(learning_rate=1e-2, adam_learning_rate=5e-3, warmup=100, decay_share=0.5, ema_decay=0.995)
+  config.train.update(weight_decay=0.01, checkpoint_every=500, log_every=50, preview_every=1000)
+  config.sample.update(steps=16, guidance=4.0, condition_guidance=1.5, interval=(0.3, 1.0), first_frame=True)
+  return config
