@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data.update(max_frames=33, max_tokens=1008, long_captions=0.8, loops=0.0)
   # 32 values in one: 4 frames of 8x8 pixels in 3 colours are 24 values.
   config.autoencoder.update(channels=24, stages=(((1, 4, 4), 64, 2), ((2, 2, 2), 128, 2), ((2, 1, 1), 128, 1)))
-  config.autoencoder.update(crop=(9, 64, 64), batch=8, steps=5000, learning_rate=6e-3, kl_weight=1e-6)
+  config.autoencoder.update(crop=(9, 64, 64), batch=8, steps=5000, learning_rate=1e-3, kl_weight=1e-6)
   config.autoencoder.update(dtype="float32", remat="none", motion_weight=0.3)
   config.model.update(patch=(1, 2, 2), width=192, depth=6, heads=3)
   config.model.update(text_width=96, text_depth=2, text_heads=2, vocabulary=2048)

@@ -1,4 +1,4 @@
-"""`sora evaluate`."""
+"""`sora evaluate` and `sora compare`."""
 
 from absl import flags
 
@@ -12,7 +12,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("checkpoint", None, "the workdir of a trained transformer", flag_values=values)
   flags.DEFINE_enum("suite", None, SUITES, "what is measured", flag_values=values)
   flags.DEFINE_integer("clips", None, "held-out clips; the suite's own by default", lower_bound=2, flag_values=values)
-  flags.DEFINE_string("out", None, "a file for the JSON", flag_values=values)
+  flags.DEFINE_string("out", None, "a file for the JSON; by default one in DIR/evaluations", flag_values=values)
 
 
 def evaluate(given: Given) -> dict:
@@ -23,6 +23,17 @@ def evaluate(given: Given) -> dict:
   return job.evaluate(given.checkpoint, given.suite, given.clips, given.out)
 
 
+def define_nothing(values: flags.FlagValues) -> None:
+  """Words alone."""
+
+
+def compare(given: Given) -> dict:
+  with process.importing():
+    from sora_jax.jobs import compare as job
+
+  return job.compare(given.first, given.second)
+
+
 COMMANDS = {
   "evaluate": Command(
     evaluate,
@@ -30,5 +41,12 @@ COMMANDS = {
     "scores of a trained model on held-out clips, each with its interval, ceiling and chance",
     "--checkpoint DIR --suite worlds|prompting [--out F.json]",
     ("checkpoint", "suite"),
+  ),
+  "compare": Command(
+    compare,
+    define_nothing,
+    "how the exams and losses of two runs differ, with intervals",
+    "RUN_A RUN_B",
+    words=("first", "second"),
   ),
 }

@@ -4,6 +4,8 @@ Each score comes with three others: the ceiling, which is the same examiner on r
 that went through the autoencoder; and chance, the score of guessing.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from sora_jax.data.world_source import WorldSource
 from sora_jax.evaluation.marks import chance, interval, marks
 from sora_jax.inference import prompting
 from sora_jax.inference.codec import Codec
+from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
 
 BATCH = 96  # clips sampled together
@@ -29,6 +32,7 @@ class Score(NamedTuple):
   ceiling: float
   autoencoder: float
   chance: float
+  trivial: float | None = None  # of the last given frame, held; None where none are given
 
 
 class Exam(NamedTuple):
@@ -52,36 +56,68 @@ def examine(
   sampling: Sampling,
   seed: int,
   style: str = "long",
+  given: int = 0,
   progress: Callable[[int], None] = lambda done: None,
 ) -> Exam:
-  """Makes a clip of every state of `source` from its caption alone, and marks it.
+  """Makes a clip of every state of `source` from its caption, and marks it.
 
   Args:
     seed: of the first clip; clip i has seed + i.
     style: which caption is the prompt; the long one names every attribute.
+    given: how many frames of the real clip are given besides, from the first on.
     progress: called with the number of clips made so far.
   """
-  requests = requests_of(source, style, seed)
-  clips: list[Clip] = []
-  for start in range(0, len(requests), BATCH):
-    clips += prompting.clips(generator, requests[start : start + BATCH], sampling)
-    progress(len(clips))
   world = source.world
   states = [source.state(index) for index in range(len(source))]
   real = [source[index].frames_THWC for index in range(len(source))]
   rates = [source.fps(index) for index in range(len(source))]
-  made = marks(world, states, [(clip.frames_THWC, clip.fps) for clip in clips])
-  ceiling = marks(world, states, list(zip(real, rates, strict=True)))
-  coded = marks(world, states, list(zip(through(generator.codec, real), rates, strict=True)))
+  requests = requests_of(source, style, seed)
+  if given:
+    requests = [
+      dataclasses.replace(request, conditions=(Condition(frames[:given]),))
+      for request, frames in zip(requests, real, strict=True)
+    ]
+  clips: list[Clip] = []
+  for start in range(0, len(requests), BATCH):
+    clips += prompting.clips(generator, requests[start : start + BATCH], sampling)
+    progress(len(clips))
+  shown = lambda frames: marks(world, states, list(zip(frames, rates, strict=True)))
+  each = [world.examine(clip.frames_THWC, clip.fps, state) for clip, state in zip(clips, states, strict=True)]
+  made = {name: [mark[name] for mark in each if name in mark] for name in world.attributes}
+  ceiling, coded = shown(real), shown(through(generator.codec, real))
+  held = shown([held_from(frames, given) for frames in real]) if given else None
   guesses = chance(world, states, np.random.default_rng(seed))
-  guessed = {name: np.nan if guess is None else guess for name, guess in guesses.items()}
+  number = lambda value: np.nan if value is None else value
   scores = [
-    Score(name, *interval(made[name]), float(np.mean(ceiling[name])), float(np.mean(coded[name])), guessed[name])
+    Score(
+      name,
+      *interval(made[name]),
+      ceiling=number(mean(ceiling, name)),
+      autoencoder=number(mean(coded, name)),
+      chance=number(guesses[name]),
+      trivial=mean(held, name) if held else None,
+    )
     for name in world.attributes
     if made[name]
   ]
-  each = [world.examine(clip.frames_THWC, clip.fps, state) for clip, state in zip(clips, states, strict=True)]
   return Exam(scores, clips, each)
+
+
+def mean(marks_by_name: dict[str, list[float]], name: str) -> float | None:
+  """Of an attribute's marks; None where it applied to no clip."""
+  return float(np.mean(marks_by_name[name])) if marks_by_name[name] else None
+
+
+def figures(score: Score) -> dict[str, float | None]:
+  """A score as JSON, {mean, low, high, ceiling, autoencoder, chance} and, of clips that were given frames, trivial."""
+  numbers = {name: value for name, value in score._asdict().items() if name != "attribute"}
+  clean = lambda value: None if math.isnan(value) else round(float(value), 4)
+  return {name: clean(value) for name, value in numbers.items() if value is not None}
+
+
+def held_from(frames_THWC: np.ndarray, given: int) -> np.ndarray:
+  """The clip of one who knows no motion: the given frames, and the last of them for the rest."""
+  return frames_THWC[np.minimum(np.arange(len(frames_THWC)), given - 1)]
 
 
 def through(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -176,7 +176,7 @@ def together(rows: Sequence[Row]) -> dict[str, list[Score]]:
 
 def _pooled(name: str, rows: Sequence[Row]) -> Score:
   made = [mark[name] for row in rows for mark in row.marks if name in mark]
-  lines = [score[4:] for row in rows for score in row.scores if score.attribute == name]
+  lines = [score[4:7] for row in rows for score in row.scores if score.attribute == name]
   ceiling, autoencoder, chance = np.mean(lines, axis=0).tolist()
   return Score(name, *interval(made), ceiling, autoencoder, chance)
 
@@ -198,8 +198,4 @@ def report(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _figures(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
-  clean = lambda value: None if math.isnan(value) else round(value, 4)
-  return {
-    score.attribute: {name: clean(value) for name, value in score._asdict().items() if name != "attribute"}
-    for score in scores
-  }
+  return {score.attribute: simulation.figures(score) for score in scores}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.evaluation import prompting
+from sora_jax.evaluation import prompting, sizes
 from sora_jax.inference.generator import Generator
 from sora_jax.jobs.evaluate import evaluate
 
@@ -18,30 +18,47 @@ def loaded_once(generator, monkeypatch):
 
 def test_the_exam_s_scores_stand_beside_ceiling_and_chance_and_are_kept(trained, tmp_path):
   found = evaluate(str(trained), "worlds", 2, str(tmp_path / "new" / "worlds.json"))
-  assert {"colour", "shape, short prompt", "direction"} <= set(found["scores"])
-  assert all(set(score) == {"mean", "low", "high", "ceiling", "chance"} for score in found["scores"].values())
-  assert found["suite"] == "worlds" and found["protocol"].startswith("2 held-out clips of shapes")
+  assert {"shapes.colour", "shapes.shape, short prompt", "shapes.direction"} <= set(found["scores"])
+  numbers = {"mean", "low", "high", "ceiling", "autoencoder", "chance"}
+  for name, score in found["scores"].items():
+    assert set(score) == numbers | ({"trivial"} if name.endswith("frames given") else set())
+  assert found["suite"] == "worlds" and found["about"].startswith("2 held-out clips of worlds:shapes")
   assert json.loads((tmp_path / "new" / "worlds.json").read_text()) == found
+  again = evaluate(str(trained), "worlds", 2, str(tmp_path / "again.json"))
+  assert (again["scores"], again["protocol"]) == (found["scores"], found["protocol"])
 
 
-def test_scores_of_prompting_are_by_mode_and_curves_apart(trained, monkeypatch):
+def test_it_is_kept_in_the_workdir_where_no_file_is_named(trained, tmp_path, monkeypatch):
+  monkeypatch.setattr(prompting, "SUITE", {})
+  found = evaluate(str(tmp_path), "prompting", 2)
+  assert json.loads((tmp_path / "evaluations" / "prompting.json").read_text()) == found
+
+
+@pytest.fixture(autouse=True)
+def few_points(monkeypatch):
+  monkeypatch.setattr(sizes, "points", lambda *_: [sizes.Point(16, 16, 5, 8.0, "trained")])
+
+
+def test_scores_of_prompting_are_by_mode_and_curves_and_sizes_apart(trained, tmp_path, monkeypatch):
   measures = {
     "animate": lambda subject: {"conditioned_db": prompting.Measure(1.0, 0.5, 2.0, 3.0, None), "curve": [1.0]}
   }
   monkeypatch.setattr(prompting, "SUITE", measures)
-  found = evaluate(str(trained), "prompting", 2)
+  found = evaluate(str(trained), "prompting", 2, str(tmp_path / "x.json"))
   assert found["scores"] == {
     "animate.conditioned_db": {"mean": 1.0, "low": 0.5, "high": 2.0, "ceiling": 3.0, "chance": None}
   }
   assert found["curves"] == {"animate.curve": [1.0]}
+  assert found["sizes"]["kinds"]["trained"]["clips"] == 2
 
 
-def test_a_model_of_other_clips_is_refused(trained, generator, monkeypatch):
+@pytest.mark.parametrize(("suite", "source"), [("worlds", "clips"), ("prompting", "worlds:bites")])
+def test_a_model_of_other_clips_is_refused(trained, generator, monkeypatch, suite, source):
   config = generator.config.copy_and_resolve_references()
-  config.data.source = "clips"
+  config.data.source = source
   monkeypatch.setattr(generator, "config", config)
-  with pytest.raises(InputError, match="was trained on clips"):
-    evaluate(str(trained), "worlds", 2)
+  with pytest.raises(InputError, match=source):
+    evaluate(str(trained), suite, 2)
 
 
 def test_a_file_that_can_t_be_written_is_named(trained, tmp_path, monkeypatch):

@@ -1,0 +1,82 @@
+"""`sora compare`: what two runs' exams and losses differ by, with intervals."""
+
+import json
+import pathlib
+from typing import Any
+
+from sora_jax.errors import InputError, path_errors
+from sora_jax.evaluation.worlds import difference
+from sora_jax.jobs.evaluate import FOLDER
+from sora_jax.train.metrics import read_metrics
+
+
+def compare(first: str, second: str) -> dict[str, Any]:
+  """The second run beside the first.
+
+  Args:
+    first, second: workdirs in which `sora evaluate --suite worlds` has left its JSON, or such files themselves.
+
+  Returns:
+    {first, second, protocol, scores: {name: {first, second, difference, low, high}}, curves: {name: [[step, first,
+    second], ...]}}: a difference is of the second less the first, clip by clip, with its 95 % interval; curves are of
+    the losses on held-out clips at the steps that both logged, for workdirs that have them.
+
+  Raises:
+    InputError: a run has no exam, or the two are of unlike protocols.
+  """
+  exams = [_exam(run) for run in (first, second)]
+  protocols = [exam["protocol"] for exam in exams]
+  if protocols[0] != protocols[1]:
+    raise InputError(
+      f"{first} was examined by protocol {protocols[0]} and {second} by {protocols[1]}: figures of unlike protocols "
+      "can't be compared; run sora evaluate --suite worlds on both with the same --clips"
+    )
+  scores = {}
+  for name, some in exams[0]["marks"].items():
+    others = exams[1]["marks"].get(name, [])
+    if len(some) == len(others):  # an attribute that applies by what is read may have other clips
+      gap, low, high = difference(some, others)
+      means = exams[0]["scores"][name]["mean"], exams[1]["scores"][name]["mean"]
+      numbers = (*means, *(round(value, 4) for value in (gap, low, high)))
+      scores[name] = dict(zip(("first", "second", "difference", "low", "high"), numbers, strict=True))
+  return {
+    "first": first,
+    "second": second,
+    "protocol": protocols[0],
+    "scores": scores,
+    "curves": _curves(first, second),
+  }
+
+
+def _exam(run: str) -> dict[str, Any]:
+  """
+  Raises:
+    InputError: there is none, or it can't be read.
+  """
+  path = pathlib.Path(run)
+  path = path / FOLDER / "worlds.json" if path.is_dir() else path
+  if not path.is_file():
+    raise InputError(f"{run} has no exam: run sora evaluate --suite worlds --checkpoint {run} first")
+  try:
+    with path_errors(str(path)):
+      found = json.loads(path.read_text())
+    ok = isinstance(found["protocol"], str) and set(found["marks"]) == set(found["scores"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(f"{path} is no JSON of sora evaluate --suite worlds: {error!r}") from error
+  if not ok:
+    raise InputError(f"{path} is no JSON of sora evaluate --suite worlds")
+  return found
+
+
+def _curves(first: str, second: str) -> dict[str, list[list[float]]]:
+  """Losses on held-out clips at the steps that both runs logged."""
+  logs = [pathlib.Path(run) / "logs" for run in (first, second)]
+  if not all(log.is_dir() for log in logs):
+    return {}
+  some, others = ({row["step"]: row for row in read_metrics(log)} for log in logs)
+  curves: dict[str, list[list[float]]] = {}
+  for step in sorted(some.keys() & others.keys()):
+    for name in sorted(some[step].keys() & others[step].keys()):
+      if name.startswith("held_out"):
+        curves.setdefault(name, []).append([step, some[step][name], others[step][name]])
+  return curves
