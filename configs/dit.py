@@ -54,6 +54,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.max_bad = 0.25  # share of a folder's lines that may be unusable; a run that lacks more stops
   data.token_drop = 0.0  # share of a clip's tokens that a step leaves out, drawn anew in each epoch
   data.loops = 0.0  # share of the videos that are shown besides there and back, as loops
+  # clips for the loss of train.eval_every: a source that training does not see; unset: held-out states of its worlds
+  data.held_out = config_dict.placeholder(str)
+  data.held_out_clips = 64
   data.on_mismatch = "error"  # a run taken up with other data stops; "restart" or "remap" goes on with them
   data.workers = 0  # processes that decode and pack; 0: a thread of this one
   data.long_captions = 0.5  # share of clips that train with their long caption
@@ -119,6 +122,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   train.keep = 3  # newest checkpoints
   train.keep_every = 0  # and, for good, one every so many steps; 0 = none
   train.log_every = 50
+  train.eval_every = 0  # the loss on held-out clips; 0 = never
   train.preview_every = 5000  # samples drawn into the log; 0 = never
   train.max_minutes = 0.0  # then it saves and ends with exit status 75, "run me again"; 0 = no limit
 

@@ -45,7 +45,7 @@ LONG_FUNCTIONS = {"train/loop.py": 120}  # the loop is read from top to bottom, 
 PARAMETERS = 8
 # Every setting of a run is in one file: data, ranks and the memory of a step took it past 60; weight decay, uniform
 # noise levels and the autoencoder's own dtype and remat to 75.
-CONFIG_LEAVES = 85
+CONFIG_LEAVES = 88  # the loss on held-out clips has three: how often, of which, of how many
 # A config is loaded by its path and may build on another: pathlib and runpy reach that file from anywhere.
 CONFIG_IMPORTS = {"ml_collections", "configs", "pathlib", "runpy"}
 
@@ -438,7 +438,7 @@ BROKEN: dict[Check, list[tuple[str, str, str]]] = {
   config_violations: [
     ("configs/dit.py", "import jax\n", "dit.py:1: a config imports jax"),
     ("configs/dit.py", "from sora_jax import clips\n", "a config imports sora_jax"),
-    ("configs/dit.py", config(86), "dit.py:1: 86 leaves"),
+    ("configs/dit.py", config(89), "dit.py:1: 89 leaves"),
   ],
 }
 CHECKS = tuple(BROKEN)

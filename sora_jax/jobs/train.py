@@ -32,7 +32,7 @@ from sora_jax.data.stream import Reading
 from sora_jax.errors import InputError, SoraError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling, sheet
-from sora_jax.jobs import initial, precompute
+from sora_jax.jobs import held_out, initial, precompute
 from sora_jax.jobs.tokenise import get_tokenizer, keep_tokenizer, kept_texts, try_tokenizer
 from sora_jax.jobs.workdir import code, open_workdir
 from sora_jax.models.abstract import abstract
@@ -126,6 +126,8 @@ def open_run(
   hosts.at("opening the data", seconds=LONG)
   source = sources.open_source(config.data, config.seed, grid(config))
   check_clips(config, source)
+  if config.task == "dit" and config.train.eval_every:
+    held_out.source_of(config, grid(config))
   start = initial.find(config, workdir)
   given = given_codec(config.autoencoder, start, workdir / "autoencoder", hosts)
   words = epath.Path(start.run) if start and start.tokenizer else None
@@ -328,7 +330,8 @@ def train_dit(
     ]
     return sheet(generator.sample(requests, Sampling.of(config)))
 
-  task = DiTTask(model, DiffusionConfig.of(config), preview)
+  kept = (held_out.make(config, codec, tokenizer, workdir, mesh, run), mesh) if config.train.eval_every else None
+  task = DiTTask(model, DiffusionConfig.of(config), preview, kept)
   place = reading(config, mesh)
   every = place.shard.shard_count  # hosts, whose rows are equally full on average
   with contextlib.closing(pipeline.packed_batches(rows, place)) as stream:

@@ -68,6 +68,9 @@ class AutoencoderTask:
   def weight(self, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.float32(batch[0].shape[0])
 
+  def evaluate(self, params: Params) -> dict[str, float]:
+    return {}
+
   def preview(self, params: Params) -> np.ndarray:
     """Probe clips, four frames each: the clip above, its reconstruction below."""
     frames = self.probe[:3]

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from sora_jax.diffusion import noise, objective
 from sora_jax.diffusion.denoiser import clean_from
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.packing.batch import PackedBatch
+from sora_jax.train.held_out import HeldOut, evaluator
 from sora_jax.train.state import Metrics, Params
 
 
@@ -35,13 +37,22 @@ class DiTTask:
   """Batches are `PackedBatch`es of clean latent patches."""
 
   def __init__(
-    self, config: DiTConfig, diffusion: DiffusionConfig, preview: Callable[[Params], np.ndarray] | None = None
+    self,
+    config: DiTConfig,
+    diffusion: DiffusionConfig,
+    preview: Callable[[Params], np.ndarray] | None = None,
+    held_out: tuple[HeldOut, Mesh] | None = None,
   ):
-    """`preview`: draws samples from parameters into one picture."""
+    """
+    Args:
+      preview: draws samples from parameters into one picture.
+      held_out: what `evaluate` gives the losses of, and the mesh that parameters lie on.
+    """
     self.diffusion = diffusion
     self.make = lambda key: DiT(config, nnx.Rngs(params=key))
     self.graph, _ = abstract(DiT, config)
     self._preview = preview
+    self._evaluate = evaluator(self._captioned, diffusion.prediction, *held_out) if held_out else lambda params: {}
 
   def init(self, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.split(self.make(key))[1])
@@ -57,6 +68,12 @@ class DiTTask:
 
   def weight(self, batch: PackedBatch) -> jax.Array:
     return objective.segment_weights(batch, self.diffusion.weighting).sum()
+
+  def _captioned(self, params: Params, x_t: jax.Array, t_BL: jax.Array, batch: PackedBatch) -> jax.Array:
+    return nnx.merge(self.graph, params)(x_t, t_BL, batch, batch.weight_BS > 0)
+
+  def evaluate(self, params: Params) -> dict[str, float]:
+    return self._evaluate(params)
 
   def preview(self, params: Params) -> np.ndarray | None:
     return self._preview(params) if self._preview else None

@@ -42,6 +42,7 @@ class LoopConfig:
   keep: int
   log_every: int
   preview_every: int
+  eval_every: int = 0
   keep_every: int = 0  # every so many steps a checkpoint stays for good
   accumulation: int = 1  # a step computes its batch in so many pieces, one after another
 
@@ -58,6 +59,7 @@ class LoopConfig:
       keep=train.keep,
       log_every=train.log_every,
       preview_every=train.preview_every,
+      eval_every=train.eval_every,
       keep_every=train.keep_every,
       accumulation=train.accumulation,
     )
@@ -156,7 +158,8 @@ def fit(
         pending = (step, batch, metrics)
         preempted = stopping.reason(step)
         save_now = step == total or preempted or (config.checkpoint_every and step % config.checkpoint_every == 0)
-        log_now = step == total or preempted or (config.log_every and step % config.log_every == 0)
+        eval_now = config.eval_every and not preempted and (step == total or step % config.eval_every == 0)
+        log_now = step == total or preempted or eval_now or (config.log_every and step % config.log_every == 0)
         preview_now = config.preview_every and (step == total or step % config.preview_every == 0)
         if save_now or log_now or preview_now:
           meter.add(*pending)
@@ -164,7 +167,11 @@ def fit(
           pending = None
         clock.spend("other")
         if log_now:
-          log.scalars(step, meter.report(bar))
+          values = meter.report(bar)
+          if eval_now:
+            turn_to("eval", step)
+            values |= _held_out(task, state)
+          log.scalars(step, values)
         if save_now:
           log.flush()
           turn_to("checkpoint", step, steps.patience)  # the save before this one may still write
@@ -189,6 +196,12 @@ def fit(
 def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh) -> Callable:
   """The compiled step: batches of another shape are an error, not another wait for the compiler."""
   return jit_step(step, state, mesh).lower(state, batch).compile()
+
+
+def _held_out(task: Task, state: TrainState) -> dict[str, float]:
+  """Losses on held-out clips of the averaged weights, and the mean one of the weights as they are."""
+  found = task.evaluate(state.ema)
+  return found | {f"{name}_raw": value for name, value in task.evaluate(state.params).items() if name == "held_out"}
 
 
 def _preview(task: Task, ema: Any, log: MetricsLog, step: int) -> None:

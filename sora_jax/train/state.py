@@ -29,6 +29,9 @@ class Task(Protocol):
   def weight(self, batch: Any) -> jax.Array:
     """The weight of a micro-batch's loss in the mean over the micro-batches of a step."""
 
+  def evaluate(self, params: Params) -> dict[str, float]:
+    """Losses on clips that training never sees, by name; the same bits for the same parameters."""
+
   def preview(self, params: Params) -> np.ndarray | None:
     """A picture (H, W, 3) uint8 of what the model does now, for the log."""
 
