@@ -16,7 +16,15 @@ from sora_jax.cli.main import COMMANDS, find
 from sora_jax.video import io as video_io
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/prompting.md", "docs/checkpoints.md", "docs/plan.md", "docs/scale.md")
+PAGES = (
+  "README.md",
+  "docs/data.md",
+  "docs/prompting.md",
+  "docs/checkpoints.md",
+  "docs/plan.md",
+  "docs/scale.md",
+  "docs/worlds.md",
+)
 # What makes a training command of the README end in seconds; everything else is run as it stands there.
 SMALL = (
   "--config.autoencoder.steps=2 --config.autoencoder.stages=(((2,4,4),16,1),) --config.autoencoder.channels=8 "
