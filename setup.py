@@ -55,9 +55,11 @@ setuptools.setup(
     "plan": ["libtpu"],  # compiles for TPUs where there is none
     "beam": ["apache-beam>=2.77,<3"],
     "gcs": ["gcsfs>=2024.2"],
+    "gym": ["gymnasium>=1.2"],
     "studio": ["gradio>=6.31"],
     "convert": ["safetensors>=0.8.0", "torch>=2.13"],
     "dev": [
+      "gymnasium>=1.2",
       "hypothesis>=6.100",
       "mypy>=2.0",
       "pre-commit>=4.0",

@@ -18,6 +18,7 @@ from sora_jax.clips import Clip, to_uint8
 from sora_jax.data import records, world_source
 from sora_jax.data.files import MISSING, Dropped, FileSource, View
 from sora_jax.data.folder import FolderSource
+from sora_jax.data.gym_source import GymSource
 from sora_jax.data.records import RecordSource
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_shapes import WorldShapes
@@ -165,8 +166,8 @@ def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.n
 def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: bool = False) -> Source:
   """What a config's `data` section names: one source, or several with commas between them.
 
-  A source is `worlds:NAME`, `tfds:NAME@SPLIT` (see `TfdsSource`), or a folder, local or gs://, of files with captions
-  or of records.
+  A source is `worlds:NAME`, `gym:NAME`, `tfds:NAME@SPLIT` (see `TfdsSource`), or a folder, local or gs://, of files
+  with captions or of records.
 
   Args:
     section: `source`, `weights`, `clips`, `sizes`, `frames`, `rates`, `fps`, `max_frames`, `max_tokens`.
@@ -190,6 +191,8 @@ def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: boo
     if name.startswith("worlds:"):
       shapes = WorldShapes.of(section, grid)
       opened.append(WorldSource.of(section, name.removeprefix("worlds:"), shapes, seed, held_out))
+    elif name.startswith("gym:"):
+      opened.append(GymSource(name.removeprefix("gym:"), section.clips, section.frames, view, seed))
     else:
       opened.append(_open(name, view))
   return opened[0] if len(opened) == 1 else Mixture(opened)
@@ -200,6 +203,8 @@ def open_native(name: str) -> Source:
   kind, _, rest = name.partition(":")
   if kind == "worlds":
     return WorldSource(rest, world_source.CLIPS, world_source.SIZES, world_source.FRAMES, world_source.FPS, seed=0)
+  if kind == "gym":
+    return GymSource(rest, world_source.CLIPS, world_source.FRAMES, View(), seed=0)
   return _open(name, View())
 
 

@@ -1,0 +1,163 @@
+"""Episodes of a Gymnasium environment as clips: `gym:NAME`, played at random; the extra "gym".
+
+Pictures are what the environment draws, at its own size and rate. Captions are its name, the mission of an episode
+where there is one (MiniGrid), and what the player has achieved (Crafter).
+
+Shape letters: T frames, H height, W width, C colours.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.clips import Clip, from_uint8
+from sora_jax.data.files import MAX_CAPTION, Dropped, View, is_clean
+from sora_jax.errors import InputError
+from sora_jax.video import io as video_io
+
+FPS = 10.0  # of an environment that doesn't say
+TRIES = 8  # episodes begun for one that lasts as long as its clip
+PACKAGES = ("minigrid", "crafter", "ale_py")  # which add environments when they are imported
+_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,80}")  # no colon: gymnasium would import what stands before it
+
+
+class GymSource:
+  """Clips of an environment: number i is always the same episode, played by the same random actions.
+
+  Durations take turns. An episode that ends too early is begun again with another seed; where all end, its last frame
+  stays.
+  """
+
+  dropped: Sequence[Dropped] = ()
+
+  def __init__(self, name: str, clips: int, frames: Sequence[int], view: View, seed: int):
+    """
+    Args:
+      name: of the environment, as `gymnasium.make` takes it.
+      frames: durations; 1 is an image.
+      view: how clips are seen; its rate of 0 keeps the environment's.
+
+    Raises:
+      InputError: no such environment, or it draws nothing.
+    """
+    view.check()
+    if clips < 1 or not frames or not all(isinstance(each, int) and each > 0 for each in frames):
+      raise InputError(f"gym:{name} needs clips and frames above 0, as numbers: got {clips} and {tuple(frames)}")
+    self.name, self.clips, self.view, self.seed = name, clips, view, seed
+    self.frames = [min(each, view.max_frames) for each in frames]
+    self._words: dict[int, dict[str, str]] = {}
+    with contextlib.closing(_open(name)) as env:
+      env.reset(seed=seed)
+      picture = _picture(env, name)
+      self.native = picture.shape[:2]
+      version = getattr(importlib.import_module("gymnasium"), "__version__", "")
+      rate = env.metadata.get("render_fps")
+    self.own_fps = float(rate) if rate and 0 < float(rate) < 1000 else FPS
+    drawn = hashlib.sha256(picture.tobytes()).hexdigest()  # another version of the environment draws something else
+    key = f"gym {name} {version} {clips} {self.frames} {view.fps} {self.native} {seed} {drawn}"
+    self.fingerprint = self.media_fingerprint = self.captions_fingerprint = hashlib.sha256(key.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return self.clips
+
+  def shape(self, index: int) -> tuple[int, int, int]:
+    frames = self.frames[index % len(self.frames)]
+    return frames, *(self.view.fit(frames, *self.native) if self.view.fit else self.native)
+
+  def fps(self, index: int) -> float:
+    return float(self.view.fps or self.own_fps)
+
+  def where(self, index: int) -> tuple[str, int]:
+    return f"gym:{self.name}-{index}", 0
+
+  def captions(self, index: int) -> dict[str, str]:
+    """An episode's words are known when it is played."""
+    if index not in self._words:
+      self._play(index, self.shape(index)[0])
+    return self._words[index]
+
+  def __getitem__(self, index: int) -> Clip:
+    frames, height, width = self.shape(index)
+    pictures = self._play(index, frames)
+    frames_THWC = from_uint8(np.stack([video_io.resize(picture, (height, width)) for picture in pictures]))
+    return Clip(frames_THWC, self.fps(index), self._words[index]["long"], self.where(index)[0])
+
+  def _play(self, index: int, frames: int) -> list[np.ndarray]:
+    """The pictures of an episode at the source's rate, uint8 (H, W, C) each; notes its captions."""
+    if not 0 <= index < self.clips:
+      raise IndexError(index)
+    steps = 1 + int(round((frames - 1) * self.own_fps / self.fps(index)))
+    with contextlib.closing(_open(self.name)) as env:
+      for turn in range(TRIES):
+        seed = int(np.random.default_rng([self.seed, index, turn]).integers(2**31))
+        pictures, words = _episode(env, self.name, seed, steps)
+        if len(pictures) == steps:
+          break
+    self._words[index] = words
+    picks = np.round(np.arange(frames) * self.own_fps / self.fps(index)).astype(int)
+    return [pictures[min(pick, len(pictures) - 1)] for pick in picks.tolist()]
+
+
+def _open(name: str) -> Any:
+  """The environment, which draws into arrays.
+
+  Raises:
+    InputError: gymnasium is not installed, or there is no such environment here.
+  """
+  if not _NAME.fullmatch(name):
+    raise InputError(f"gym:{name}: the name of an environment has letters, digits and _ / . - alone")
+  try:
+    gymnasium = importlib.import_module("gymnasium")
+  except ImportError as error:
+    raise InputError(f"gym:{name} needs Gymnasium: pip install -e '.[gym]'") from error
+  for package in PACKAGES:
+    with contextlib.suppress(ImportError):
+      importlib.import_module(package)
+  try:
+    return gymnasium.make(name, render_mode="rgb_array").unwrapped
+  except Exception as error:  # gymnasium's own errors, and those of what an environment imports
+    raise InputError(f"gym:{name} can't be opened: {' '.join(str(error).split())[:300]}") from error
+
+
+def _picture(env: Any, name: str) -> np.ndarray:
+  """
+  Raises:
+    InputError: the environment draws no picture.
+  """
+  picture = np.asarray(env.render())
+  if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+    raise InputError(f"gym:{name} draws {picture.dtype} of {picture.shape}, not uint8 pictures (H, W, 3)")
+  return picture
+
+
+def _episode(env: Any, name: str, seed: int, steps: int) -> tuple[list[np.ndarray], dict[str, str]]:
+  """At most so many pictures of an episode of random actions, and its captions."""
+  observation, info = env.reset(seed=seed)
+  env.action_space.seed(seed)
+  pictures = [_picture(env, name)]
+  while len(pictures) < steps:
+    observation, _, ended, cut, info = env.step(env.action_space.sample())
+    pictures.append(_picture(env, name))
+    if ended or cut:
+      break
+  return pictures, _words_of(name, observation, info)
+
+
+def _words_of(name: str, observation: Any, info: Any) -> dict[str, str]:
+  """Captions by what an environment tells of itself."""
+  title = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", re.sub(r"-v\d+$", "", name.split("/")[-1])).replace("-", " ").lower()
+  short, more = f"the game {title}", []
+  mission = observation.get("mission") if isinstance(observation, dict) else None
+  if isinstance(mission, str) and mission.strip() and is_clean(mission):
+    more.append(f"the mission is to {mission.strip()}")
+  achieved = info.get("achievements") if isinstance(info, dict) else None
+  done = sorted(str(each) for each, count in achieved.items() if count) if isinstance(achieved, dict) else []
+  if done:
+    more.append(f"the player did {', '.join(done).replace('_', ' ')}")
+  long = "; ".join([f"{short}, played at random", *more])
+  return {"short": short, "long": f"{long[0].upper()}{long[1:]}."[:MAX_CAPTION]}
