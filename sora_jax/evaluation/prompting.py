@@ -26,7 +26,6 @@ from sora_jax.worlds import shapes
 
 EDIT_STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 SEED = 5000  # of the first clip
-LONG = 4  # times the trained length
 
 
 class Measure(NamedTuple):
@@ -347,41 +346,6 @@ def edit(subject: Subject) -> dict[str, Measure]:
   return found
 
 
-def long(subject: Subject) -> dict[str, Any]:
-  """Clips of LONG times the trained length, rolled out from a real one: where the shape is against where it should be.
-
-  Returns:
-    error_by_second: the mean distance in short sides at each frame; growth a second inside the trained length (of real
-    frames through the model's own first windows) and beyond; and their ratio.
-  """
-  length = LONG * subject.frames
-  real = [subject.real(number, length) for number in range(len(subject))]
-  extensions = [
-    Extension(
-      clip[: prompting.context(subject.generator, subject.frames)],
-      subject.prompt(number),
-      subject.fps,
-      SEED + number,
-      forward=length - prompting.context(subject.generator, subject.frames),
-    )
-    for number, clip in enumerate(real)
-  ]
-  made = [clip.frames_THWC for clip in prompting.extend(subject.generator, extensions, subject.sampling)]
-  errors = np.stack(
-    [np.linalg.norm(shapes.locate(a) - shapes.locate(b), axis=1) for a, b in zip(made, real, strict=True)]
-  )
-  by_frame = np.nanmean(errors, 0)
-  slope = lambda start, stop: float(np.polyfit(np.arange(start, stop) / subject.fps, by_frame[start:stop], 1)[0])
-  inside, beyond = slope(0, subject.frames), slope(subject.frames, length)
-  return {
-    "error_by_frame": by_frame.round(4).tolist(),
-    "lost": float(np.isnan(errors).mean()),
-    "growth_inside": inside,
-    "growth_beyond": beyond,
-    "growth_ratio": beyond / max(inside, 1e-9),
-  }
-
-
 SUITE: dict[str, Callable[[Subject], dict[str, Any]]] = {
   "animate": animate,
   "keyframes": keyframes,
@@ -392,5 +356,4 @@ SUITE: dict[str, Callable[[Subject], dict[str, Any]]] = {
   "loop_from_text": loop_from_text,
   "backward_variety": backward_variety,
   "edit": edit,
-  "long": long,
 }

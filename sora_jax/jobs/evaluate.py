@@ -8,9 +8,10 @@ from typing import Any
 
 from sora_jax import sharding
 from sora_jax.errors import InputError, path_errors
-from sora_jax.evaluation import prompting, sizes, worlds
+from sora_jax.evaluation import drift, prompting, sizes, worlds
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.demo import exam_source
+from sora_jax.report.plot import Line, plot
 
 SUITES = ("worlds", "prompting")
 CLIPS = {"worlds": 48, "prompting": 48}  # of each world; in each mode
@@ -51,7 +52,18 @@ def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | N
   with path_errors(str(path)):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+    if "minute.error_by_second" in result.get("curves", {}):
+      path.with_name("drift.svg").write_text(drift_plot(result["curves"]))
   return result
+
+
+def drift_plot(curves: dict[str, Any]) -> str:
+  """The error of clips of a minute, second by second, beside that of an unrelated clip."""
+  errors = curves["minute.error_by_second"]
+  seen = [(second + 0.5, error) for second, error in enumerate(errors) if error is not None]
+  chance = [(x, curves["minute.chance"]) for x in (0.0, float(len(errors)))]
+  lines = [Line("model", seen), Line("another clip (chance)", chance)]
+  return plot("Distance from the true place, in short sides", "seconds", lines, zero=True)
 
 
 def say(name: str) -> None:
@@ -74,7 +86,7 @@ def prompt(generator: Generator, sampling: Sampling, count: int) -> dict[str, An
   subject = prompting.Subject.of(generator, sampling, exam_source(generator.config, count))
   scores: dict[str, dict[str, float | None]] = {}
   curves: dict[str, Any] = {}
-  for name, measure in prompting.SUITE.items():
+  for name, measure in {**prompting.SUITE, **drift.SUITE}.items():
     say(name)
     for key, value in measure(subject).items():
       if isinstance(value, prompting.Measure):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.evaluation import prompting, sizes
+from sora_jax.evaluation import drift, prompting, sizes
 from sora_jax.inference.generator import Generator
 from sora_jax.jobs.evaluate import evaluate
 
@@ -36,6 +36,7 @@ def test_it_is_kept_in_the_workdir_where_no_file_is_named(trained, tmp_path, mon
 
 @pytest.fixture(autouse=True)
 def few_points(monkeypatch):
+  monkeypatch.setattr(drift, "SUITE", {})
   monkeypatch.setattr(sizes, "points", lambda *_: [sizes.Point(16, 16, 5, 8.0, "trained")])
 
 
@@ -66,3 +67,11 @@ def test_a_file_that_can_t_be_written_is_named(trained, tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file"):
     evaluate(str(trained), "prompting", 2, str(tmp_path / "file" / "x.json"))
+
+
+def test_the_minute_s_drift_is_drawn_beside_the_json(trained, tmp_path, monkeypatch):
+  monkeypatch.setattr(prompting, "SUITE", {})
+  monkeypatch.setattr(drift, "SUITE", {"minute": lambda subject: {"error_by_second": [0.1, None, 0.3], "chance": 0.4}})
+  evaluate(str(trained), "prompting", 2, str(tmp_path / "x.json"))
+  drawn = (tmp_path / "drift.svg").read_text()
+  assert drawn.startswith("<svg") and "seconds" in drawn and "another clip (chance)" in drawn

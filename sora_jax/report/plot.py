@@ -1,0 +1,78 @@
+"""Curves as SVG that reads on light and on dark pages: one function for every figure of docs/report."""
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 640, 320
+LEFT, RIGHT, TOP, BOTTOM = 56, 150, 28, 44  # room for numbers, names, the title and what is along the axis
+COLOURS = ("#3b7dd8", "#d9822b", "#2f9e66", "#b04fb0", "#c9414b", "#7a7f87")  # of middle lightness
+STYLE = "text{font:12px sans-serif;fill:#7a7f87}.grid{stroke:#7a7f87;stroke-opacity:.25}.title{font-weight:bold}"
+
+
+class Line(NamedTuple):
+  """A curve: its name, points (x, y), and an interval (low, high) around each, where there is one."""
+
+  name: str
+  points: Sequence[tuple[float, float]]
+  bands: Sequence[tuple[float, float]] = ()
+
+
+def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> str:
+  """An SVG of the curves, with a legend.
+
+  Args:
+    across: what is along the horizontal axis, with its unit; the title says what goes upwards.
+    zero: the vertical axis begins at 0.
+
+  Raises:
+    ValueError: nothing finite to draw.
+  """
+  kept = [[(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)] for line in lines]
+  xs = [x for points in kept for x, _ in points]
+  ys = [y for points in kept for _, y in points] + [y for line in lines for band in line.bands for y in band]
+  if not xs:
+    raise ValueError(f"{title}: no finite point to draw")
+  x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(0.0 if zero else min(ys), max(ys))
+  place_x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
+  place_y = _scale(y_ticks, HEIGHT - BOTTOM, TOP)
+  parts = [
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+    f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
+    f'<text class="title" x="{LEFT}" y="16">{html.escape(title)}</text>',
+    f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(across)}</text>',
+  ]
+  for value in y_ticks:
+    y = place_y(value)
+    parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+  for value in x_ticks:
+    parts.append(f'<text x="{place_x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
+  for number, (line, points) in enumerate(zip(lines, kept, strict=True)):
+    colour = COLOURS[number % len(COLOURS)]
+    if line.bands:
+      low = [f"{place_x(x):.1f},{place_y(band[0]):.1f}" for (x, _), band in zip(line.points, line.bands, strict=True)]
+      high = [f"{place_x(x):.1f},{place_y(band[1]):.1f}" for (x, _), band in zip(line.points, line.bands, strict=True)]
+      parts.append(f'<polygon fill="{colour}" fill-opacity=".2" points="{" ".join(low + high[::-1])}"/>')
+    drawn = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
+    parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{drawn}"/>')
+    y = TOP + 8 + 20 * number
+    parts.append(f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 5}" width="12" height="4" fill="{colour}"/>')
+    parts.append(f'<text x="{WIDTH - RIGHT + 30}" y="{y + 2}">{html.escape(line.name)}</text>')
+  return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+  """Round numbers from at or below `low` to at or above `high`, at most about `most`."""
+  span = (high - low) or abs(high) or 1.0
+  rough = span / (most - 1)
+  unit = 10.0 ** math.floor(math.log10(rough))
+  step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * (1 - 1e-9))
+  first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+  return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+  """Where a value is drawn, between the places of the first and the last."""
+  return lambda value: start + (value - values[0]) / (values[-1] - values[0]) * (end - start)

@@ -1,0 +1,47 @@
+"""Curves as SVG."""
+
+import xml.etree.ElementTree as ElementTree
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from sora_jax.report.plot import HEIGHT, WIDTH, Line, plot, ticks
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def points_of(element) -> list[tuple[float, float]]:
+  return [tuple(map(float, pair.split(","))) for pair in element.get("points").split()]
+
+
+def test_every_curve_is_drawn_inside_with_its_name():
+  lines = [Line("ours", [(0, 1.0), (1, 3.0)]), Line("chance <&>", [(0, 2.0), (1, 2.0)], [(1.5, 2.5), (1.5, 2.5)])]
+  root = ElementTree.fromstring(plot("error & so on", "seconds", lines))
+  curves = root.findall(f"{SVG}polyline")
+  assert len(curves) == 2 and len(root.findall(f"{SVG}polygon")) == 1
+  for x, y in points_of(curves[0]) + points_of(root.find(f"{SVG}polygon")):
+    assert 0 <= x <= WIDTH and 0 <= y <= HEIGHT
+  (x0, y0), (x1, y1) = points_of(curves[0])
+  assert x0 < x1 and y0 > y1  # to the right and upwards
+  texts = [text.text for text in root.iter(f"{SVG}text")]
+  assert {"ours", "chance <&>", "error & so on", "seconds"} <= set(texts)
+
+
+def test_what_is_not_finite_is_left_out():
+  root = ElementTree.fromstring(plot("a", "b", [Line("x", [(0, 1.0), (1, float("nan")), (2, 2.0)])]))
+  assert len(points_of(root.find(f"{SVG}polyline"))) == 2
+  with pytest.raises(ValueError, match="no finite point"):
+    plot("a", "b", [Line("x", [(0, float("inf"))])])
+
+
+def test_the_axis_begins_at_zero_where_it_should():
+  lines = [Line("x", [(0, 5.0), (1, 6.0)])]
+  assert ">0<" in plot("a", "b", lines, zero=True).split("</style>")[1]
+
+
+@hypothesis.given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_are_even_and_span_the_values(low, span):
+  found = ticks(low, low + span)
+  assert found[0] <= low + 1e-6 * max(abs(low), 1) and found[-1] >= low + span - 1e-6 * max(abs(low + span), 1)
+  assert 2 <= len(found) <= 9
