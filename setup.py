@@ -28,7 +28,10 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
   packages=setuptools.find_packages(include=["sora_jax", "sora_jax.*"]),
-  package_data={"": ["*.html", "*.css", "*.js"]},
+  package_data={
+    "": ["*.html", "*.css", "*.js"],
+    "sora_jax": ["pretrained/*/*", "pretrained/*/autoencoder/*"],
+  },
   install_requires=[
     "absl-py>=2.5.1",
     "av>=18.1",

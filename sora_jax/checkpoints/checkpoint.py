@@ -120,6 +120,8 @@ def load_params(
   """
   if exported.is_exported(folder):
     arrays, meta, found = exported.load_arrays(folder, step)
+    types = {path: leaf.dtype for path, leaf in flat(like).items()}  # weights may be exported in a smaller one
+    arrays = {path: array.astype(types.get(path, array.dtype)) for path, array in arrays.items()}
     _check_fit(arrays, like, meta, config, os.fspath(folder))
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _placed(arrays[path_name(path)], leaf), like), found
   with reader(folder) as steps:

@@ -4,6 +4,7 @@ The metadata say all that the weights need to be understood: the whole config, t
 The folder (see `exported`) stands wherever a command takes the workdir of a trained model.
 """
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -28,6 +29,7 @@ def export(
   step: int | None = None,
   item: str = "ema",
   licence: str | None = None,
+  dtype: str | None = None,
 ) -> dict:
   """Writes `item` ("ema" or "params") of the newest step, or of `step`.
 
@@ -37,6 +39,7 @@ def export(
     out: a file, NAME.safetensors, that holds the model itself; any other name is a folder that gets its autoencoder,
       tokenizer and config too.
     licence: of the weights, for the metadata.
+    dtype: "bfloat16" halves matrices and kernels of float32; vectors stay. None leaves all as they are.
 
   Returns:
     {out, step, item, tensors, bytes}, the last two of all files.
@@ -47,12 +50,24 @@ def export(
   """
   path = epath.Path(out)
   arrays, meta, step = checkpoint.load_arrays(workdir, item, step)
+  arrays = _in(arrays, dtype)
   about = metadata(meta, step, item, licence)
   if path.suffix == SUFFIX:
     count, size = _write(path, arrays, about)
   else:
-    count, size = _write_folder(path, epath.Path(workdir), arrays, about)
+    count, size = _write_folder(path, epath.Path(workdir), arrays, about, dtype)
   return {"out": os.fspath(path), "step": step, "item": item, "tensors": count, "bytes": size}
+
+
+def _in(arrays: dict[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+  """Matrices and kernels of float32 in another type, "bfloat16"; None leaves all as it is."""
+  if dtype is None:
+    return arrays
+  large = {path for path, array in arrays.items() if array.dtype == np.float32 and array.ndim > 1}
+  return {
+    path: array.astype(safetensors.KINDS[safetensors.TYPES[dtype]]) if path in large else array
+    for path, array in arrays.items()
+  }
 
 
 def metadata(meta: dict[str, Any], step: int, item: str, licence: str | None) -> dict[str, str]:
@@ -70,7 +85,7 @@ def metadata(meta: dict[str, Any], step: int, item: str, licence: str | None) ->
 
 
 def _write_folder(
-  out: epath.Path, workdir: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, str]
+  out: epath.Path, workdir: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, str], dtype: str | None
 ) -> tuple[int, int]:
   """The tensors and the bytes of an exported folder. It is taken for one from its last file on."""
   if not exported.is_exported(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -81,12 +96,16 @@ def _write_folder(
   if about["task"] == "dit":
     inner, meta, step = checkpoint.load_arrays(workdir / "autoencoder", "ema")
     licence = about["weights_licence"]
+    inner = _in(inner, dtype)
     count, size = _write(out / "autoencoder" / exported.MODEL, inner, metadata(meta, step, "ema", licence))
     texts["tokenizer.model"] = (workdir / "tokenizer.model").read_bytes()
   out.mkdir(parents=True, exist_ok=True)
   for name, content in texts.items():
     (out / name).write_bytes(content)
   more = _write(out / exported.MODEL, arrays, about)
+  names = sorted([*texts, exported.MODEL, *([f"autoencoder/{exported.MODEL}"] if about["task"] == "dit" else [])])
+  sums = [f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+  (out / exported.SUMS).write_text("".join(sums))
   return count + more[0], size + more[1] + sum(map(len, texts.values()))
 
 

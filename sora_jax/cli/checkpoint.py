@@ -27,6 +27,7 @@ def define_export(values: flags.FlagValues) -> None:
     "out", None, "a folder for all that sampling needs, or a file NAME.safetensors", flag_values=values
   )
   flags.DEFINE_string("weights_licence", None, "the licence of the weights, for the metadata", flag_values=values)
+  flags.DEFINE_enum("dtype", None, ["bfloat16"], "halves the matrices; as they are by default", flag_values=values)
   flags.DEFINE_enum("item", "ema", ["ema", "params"], "the averaged weights, or the last ones", flag_values=values)
 
 
@@ -78,7 +79,7 @@ def export(given: Given) -> dict:
 
   sharding.all_devices()
   with path_errors(given.out):
-    return export.export(given.DIR, given.out, given.step, given.item, given.weights_licence)
+    return export.export(given.DIR, given.out, given.step, given.item, given.weights_licence, given.dtype)
 
 
 def pin(given: Given) -> dict:
@@ -110,7 +111,7 @@ COMMANDS = {
     export,
     define_export,
     "the weights, or all that sampling needs",
-    "DIR --out F [--step N] [--item params]",
+    "DIR --out F [--step N] [--item params] [--dtype bfloat16]",
     ("out",),
     _FOLDER,
   ),

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from sora_jax import sharding
-from sora_jax.checkpoints import checkpoint
+from sora_jax.checkpoints import checkpoint, pretrained
 from sora_jax.clips import Clip, contact_sheet, to_uint8
 from sora_jax.data.segments import Piece, with_conditions
 from sora_jax.data.tokenizer import Tokenizer
@@ -142,7 +142,7 @@ class Generator:
     Raises:
       CheckpointError: the folder holds no finished step of a transformer.
     """
-    folder = epath.Path(workdir)
+    folder = epath.Path(pretrained.located(workdir))
     meta = checkpoint.load_meta(folder)
     if meta.get("task") != "dit":
       raise checkpoint.CheckpointError(

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from sora_jax import sharding
+from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.errors import InputError, path_errors
 from sora_jax.evaluation import drift, prompting, sizes, worlds
 from sora_jax.inference.generator import Generator, Sampling
@@ -48,7 +49,8 @@ def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | N
     "weights_sha256": generator.digest(),
     "seconds": round(time.monotonic() - started, 1),
   }
-  path = pathlib.Path(out) if out else pathlib.Path(checkpoint) / FOLDER / f"{suite}.json"
+  folder = checkpoint.replace(":", "-") if is_pretrained(checkpoint) else checkpoint  # the package is not written to
+  path = pathlib.Path(out) if out else pathlib.Path(folder) / FOLDER / f"{suite}.json"
   with path_errors(str(path)):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -116,5 +116,5 @@ class TestFolder:
 
   def test_an_autoencoder_is_a_model_too(self, trained, tiny_config, tmp_path):
     found = export.export(trained / "autoencoder", tmp_path / "x")
-    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"SHA256SUMS", "config.json", "model.safetensors"}
     assert found["step"] == tiny_config.autoencoder.steps
