@@ -15,10 +15,11 @@ WORLDS = ("shapes", "groups", "camera3d", "occlusion", "painter", "bites", "game
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = runpy.run_path(str(pathlib.Path(__file__).with_name("dit.py")))["get_config"](arg)
-  config.data.update(source=",".join(f"worlds:{name}" for name in WORLDS), clips=900, weights=(1.0,) * len(WORLDS))
+  config.data.update(source=",".join(f"worlds:{name}" for name in WORLDS), clips=1200, weights=(1.0,) * len(WORLDS))
   # Small frames are cheap and show the same worlds; rates and durations from ranges, so that those between hold too.
   config.data.update(sizes=("64..224x64..224",), frames=(1, 1, 1, 1, 9, 17, 33), rates=("6..16",))
   config.data.update(max_frames=33, max_tokens=1008, long_captions=0.8, loops=0.0)
+  config.data.update(held_out_clips=80)
   # 32 values in one: 4 frames of 8x8 pixels in 3 colours are 24 values.
   config.autoencoder.update(channels=24, stages=(((1, 4, 4), 64, 2), ((2, 2, 2), 128, 2), ((2, 1, 1), 128, 1)))
   config.autoencoder.update(crop=(9, 64, 64), batch=8, steps=5000, learning_rate=1e-3, kl_weight=1e-6)
@@ -30,6 +31,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.diffusion.update(condition_noise=(0.3, 0.3))
   config.train.update(steps=6000, rows=4, ranks=1, row_tokens=1200, row_text=400, row_segments=24)
   config.train.update(learning_rate=1e-2, adam_learning_rate=5e-3, warmup=100, decay_share=0.5, ema_decay=0.995)
-  config.train.update(weight_decay=0.01, checkpoint_every=500, log_every=50, preview_every=1000)
+  config.train.update(weight_decay=0.01, checkpoint_every=500, log_every=50, preview_every=1000, eval_every=500)
   config.sample.update(steps=16, guidance=4.0, condition_guidance=1.5, interval=(0.3, 1.0), first_frame=True)
   return config
