@@ -33,6 +33,7 @@ class Score(NamedTuple):
   autoencoder: float
   chance: float
   trivial: float | None = None  # of the last given frame, held; None where none are given
+  linear: float | None = None  # of things that go on as in the last two given frames; None where a world knows no such
 
 
 class Exam(NamedTuple):
@@ -86,6 +87,8 @@ def examine(
   made = {name: [mark[name] for mark in each if name in mark] for name in world.attributes}
   ceiling, coded = shown(real), shown(through(generator.codec, real))
   held = shown([held_from(frames, given) for frames in real]) if given else None
+  goes_on = getattr(world, "extrapolate", None) if given > 1 else None
+  moved = goes_on and shown([goes_on(f[:given], fps, len(f)) for f, fps in zip(real, rates, strict=True)])
   guesses = chance(world, states, np.random.default_rng(seed))
   number = lambda value: np.nan if value is None else value
   scores = [
@@ -96,6 +99,7 @@ def examine(
       autoencoder=number(mean(coded, name)),
       chance=number(guesses[name]),
       trivial=mean(held, name) if held else None,
+      linear=mean(moved, name) if moved else None,
     )
     for name in world.attributes
     if made[name]
@@ -109,7 +113,8 @@ def mean(marks_by_name: dict[str, list[float]], name: str) -> float | None:
 
 
 def figures(score: Score) -> dict[str, float | None]:
-  """A score as JSON, {mean, low, high, ceiling, autoencoder, chance} and, of clips that were given frames, trivial."""
+  """A score as JSON, {mean, low, high, ceiling, autoencoder, chance} and, of clips that were given frames, trivial
+  and, of worlds of motion, linear."""
   numbers = {name: value for name, value in score._asdict().items() if name != "attribute"}
   clean = lambda value: None if math.isnan(value) else round(float(value), 4)
   return {name: clean(value) for name, value in numbers.items() if value is not None}

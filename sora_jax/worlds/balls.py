@@ -64,15 +64,36 @@ class Balls(abc.ABC):
 
   def render(self, state: Any, height: int, width: int, frames: int, fps: float) -> np.ndarray:
     """Frames of the state, float32 (T, H, W, 3) in [-1, 1]; see `world.World`."""
+    return self._drawn(self.centres(state, scene.frame_times(frames, fps)), self.radii(state), height, width)
+
+  def extrapolate(self, given_THWC: np.ndarray, fps: float, frames: int) -> np.ndarray:
+    """The clip of one who knows no forces: the given frames, and balls that go on as they moved in the last two.
+
+    Returns:
+      float32 (frames, H, W, 3); a ball that isn't seen in both stays where it was last seen, or away.
+    """
+    given, height, width = given_THWC.shape[:3]
+    tracks = self.read(given_THWC, fps)
+    last_N2 = tracks.centres_NT2[:, -1]
+    step_N2 = np.nan_to_num(last_N2 - tracks.centres_NT2[:, -2]) if given > 1 else np.zeros_like(last_N2)
+    ahead_T = np.arange(1, frames - given + 1)
+    centres_NT2 = last_N2[:, None] + step_N2[:, None] * ahead_T[None, :, None]
+    centres_NT2 = np.nan_to_num(centres_NT2, nan=-9.0 * WORLD_SIDE)
+    if not len(ahead_T):
+      return given_THWC[:frames].astype(np.float32)
+    rest_THWC = self._drawn(centres_NT2, np.nan_to_num(tracks.radii_N), height, width)
+    return np.concatenate([given_THWC.astype(np.float32), rest_THWC])
+
+  def _drawn(self, centres_NT2: np.ndarray, radii_N: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Balls of the world's colours at (x, y) in world units: frames (T, H, W, 3)."""
     rows_H, columns_W = (centres * min(height, width) for centres in scene.pixel_centres(height, width))
-    centres_NT2 = self.centres(state, scene.frame_times(frames, fps))
-    scale = _scale(height, width)
+    frames, scale = centres_NT2.shape[1], _scale(height, width)
     x_NT = (width / 2 + (centres_NT2[..., 0] - WORLD_SIDE / 2) * scale).astype(np.float32)
     y_NT = (height / 2 - (centres_NT2[..., 1] - WORLD_SIDE / 2) * scale).astype(np.float32)
     frames_THWC = np.empty((frames, height, width, 3), np.float32)
     for block in scene.frame_blocks(frames, height, width):
       layers = []
-      for colour, radius, x_T, y_T in zip(self.colours, self.radii(state), x_NT, y_NT, strict=True):
+      for colour, radius, x_T, y_T in zip(self.colours, radii_N, x_NT, y_NT, strict=True):
         dx_T1W = (columns_W - x_T[block, None])[:, None, :]
         dy_TH1 = (rows_H - y_T[block, None])[:, :, None]
         distance_THW = np.sqrt(dx_T1W**2 + dy_TH1**2) - np.float32(radius * scale)

@@ -114,3 +114,14 @@ def test_through_keeps_order_and_shapes_and_codes_a_size_at_once():
   for found, clip in zip(through(codec, clips), clips, strict=True):
     np.testing.assert_array_equal(found, clip * 0.5)
   assert sorted(codec.seen) == sorted([(2, 1, 4, 4, 3), (2, 3, 4, 6, 3), (1, 3, 6, 4, 3)])
+
+
+def test_beside_given_frames_stand_those_who_know_no_motion_and_no_forces():
+  source = WorldSource("uniform", 6, [(48, 48)], (9,), 8.0, 1)
+  held = lambda i, request: simulation.held_from(source[i].frames_THWC, 3)
+  exam = examine(FakeGenerator(held), source, None, SEED, given=3)
+  velocity = next(score for score in exam.scores if score.attribute == "velocity")
+  assert velocity.mean == velocity.trivial < velocity.linear == velocity.ceiling == 1.0
+  assert simulation.figures(velocity)["linear"] == 1.0
+  alone = examine(FakeGenerator(held), source, None, SEED)
+  assert not any("trivial" in simulation.figures(score) for score in alone.scores)

@@ -184,3 +184,31 @@ def test_captions_say_size_and_speed():
   assert collision.caption(pair, "long").startswith(
     "A small red ball moves fast to the right and a large blue ball moves slowly to the left"
   )
+
+
+def test_balls_without_forces_go_on_as_the_world_has_them():
+  """At the true rate; what is read of the given frames is off by a little, which grows."""
+  balls = physics.Uniform()
+  state = balls.sample(np.random.default_rng(0))
+  real = balls.render(state, 64, 64, 20, 10.0)
+  found = balls.extrapolate(real[:3], 10.0, 20)
+  assert found.shape == real.shape and found.dtype == np.float32
+  np.testing.assert_array_equal(found[:3], real[:3])
+  assert np.abs(found - real).mean() < 0.02 < np.abs(real[3:] - real[2]).mean()
+  assert balls.extrapolate(real[:3], 10.0, 2).shape == (2, 64, 64, 3)
+
+
+def test_balls_that_fall_or_meet_do_not():
+  for balls, wrong in ((physics.Parabola(), "fall"), (physics.Collision(), "velocity")):
+    marked = []
+    for seed in range(12):
+      state = balls.sample(np.random.default_rng(seed))
+      real = balls.render(state, 48, 48, 33, 10.0)
+      answer = balls.examine(balls.extrapolate(real[:3], 10.0, 33), 10.0, state)
+      marked += [answer[wrong]] if wrong in answer else []
+    assert np.mean(marked) < 0.7, balls.name
+
+
+def test_a_ball_that_is_not_seen_goes_nowhere():
+  nothing = np.ones((3, 32, 32, 3), np.float32)
+  np.testing.assert_allclose(physics.Uniform().extrapolate(nothing, 10.0, 5), 1.0)
