@@ -102,11 +102,15 @@ def _write_folder(
   out.mkdir(parents=True, exist_ok=True)
   for name, content in texts.items():
     (out / name).write_bytes(content)
-  more = _write(out / exported.MODEL, arrays, about)
-  names = sorted([*texts, exported.MODEL, *([f"autoencoder/{exported.MODEL}"] if about["task"] == "dit" else [])])
-  sums = [f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+  begun = out / f"{exported.MODEL}.part"
+  more = _write(begun, arrays, about)
+  files = {exported.MODEL: begun, **{name: out / name for name in texts}}
+  if about["task"] == "dit":
+    files[f"autoencoder/{exported.MODEL}"] = out / "autoencoder" / exported.MODEL
+  sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in sorted(files.items())]
   (out / exported.SUMS).write_text("".join(sums))
-  return count + more[0], size + more[1] + sum(map(len, texts.values()))
+  begun.rename(out / exported.MODEL)
+  return count + more[0], size + more[1] + sum(map(len, [*texts.values(), *sums]))
 
 
 def _write(path: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, str]) -> tuple[int, int]:

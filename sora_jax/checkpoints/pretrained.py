@@ -1,4 +1,4 @@
-"""Weights that come with the package: `pretrained:NAME` stands wherever a command takes the workdir of a trained model.
+"""Weights that come with the package: `pretrained:NAME` stands wherever clips are made of a trained model's workdir.
 
 Each is an exported folder (see `exported`) with the sha256 of its files, which are checked before any is read.
 """
@@ -52,17 +52,17 @@ def verify(folder: str | os.PathLike) -> None:
     CheckpointError: there are no sums, or a file differs or is missing.
   """
   root = pathlib.Path(folder)
+  sums = root / exported.SUMS
   try:
-    wanted = [line.split("  ", 1) for line in (root / exported.SUMS).read_text().splitlines()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise CheckpointError(f"{root / exported.SUMS} can't be read: {error}") from error
-  listed = {name for _, name in wanted if len(name) < 200}
-  if exported.MODEL not in listed:
-    raise CheckpointError(f"{root / exported.SUMS} lacks {exported.MODEL}")
-  for digest, name in wanted:
-    path = root / name
-    if ".." in pathlib.PurePath(name).parts or not path.is_file() or digest != sum_of(path):
-      raise CheckpointError(f"{path} is not as {exported.SUMS} says: install the package again")
+    wanted = dict(line.split("  ", 1)[::-1] for line in sums.read_text().splitlines())
+  except (OSError, ValueError) as error:
+    raise CheckpointError(f"{sums} can't be read: {error}") from error
+  there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {exported.SUMS}
+  if not_listed := there - wanted.keys():
+    raise CheckpointError(f"{sums} lacks {min(not_listed)}: install the package again")
+  for name, digest in wanted.items():
+    if name not in there or digest != sum_of(root / name):
+      raise CheckpointError(f"{root / name} is not as {exported.SUMS} says: install the package again")
 
 
 def sum_of(path: pathlib.Path) -> str:

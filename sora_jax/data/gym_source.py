@@ -52,8 +52,13 @@ class GymSource:
     self.frames = [min(each, view.max_frames) for each in frames]
     self._words: dict[int, dict[str, str]] = {}
     with contextlib.closing(_open(name)) as env:
-      env.reset(seed=seed)
-      picture = _picture(env, name)
+      try:
+        env.reset(seed=seed)
+        picture = _picture(env, name)
+      except InputError:
+        raise
+      except Exception as error:  # such as a library for drawing that is missing
+        raise InputError(f"gym:{name} can't be drawn: {' '.join(str(error).split())[:300]}") from error
       self.native = picture.shape[:2]
       version = getattr(importlib.import_module("gymnasium"), "__version__", "")
       rate = env.metadata.get("render_fps")
@@ -116,7 +121,7 @@ def _open(name: str) -> Any:
   except ImportError as error:
     raise InputError(f"gym:{name} needs Gymnasium: pip install -e '.[gym]'") from error
   for package in PACKAGES:
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(Exception):  # a broken one adds none
       importlib.import_module(package)
   try:
     return gymnasium.make(name, render_mode="rgb_array").unwrapped

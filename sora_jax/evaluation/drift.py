@@ -52,10 +52,10 @@ def long(subject: Subject) -> dict[str, Any]:
   errors = errors_of(subject, length, len(subject))
   by_frame = mean_of(errors)
 
-  def growth(start: int, stop: int) -> float:
+  def growth(start: int, stop: int) -> float | None:
     seconds, part = np.arange(start, stop) / subject.fps, by_frame[start:stop]
     known = ~np.isnan(part)
-    return float(np.polyfit(seconds[known], part[known], 1)[0]) if known.sum() > 1 else float("nan")
+    return float(np.polyfit(seconds[known], part[known], 1)[0]) if known.sum() > 1 else None
 
   inside, beyond = growth(0, subject.frames), growth(subject.frames, length)
   return {
@@ -63,7 +63,7 @@ def long(subject: Subject) -> dict[str, Any]:
     "lost": float(np.isnan(errors).mean()),
     "growth_inside": inside,
     "growth_beyond": beyond,
-    "growth_ratio": beyond / max(inside, 1e-9),
+    "growth_ratio": None if inside is None or beyond is None else beyond / max(inside, 1e-9),
   }
 
 

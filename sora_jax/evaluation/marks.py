@@ -6,6 +6,8 @@ import numpy as np
 
 from sora_jax.worlds.world import State, World
 
+POOL = 128  # guesses that all states share
+
 
 def marks(world: World, states: Sequence[State], clips: Sequence[tuple[np.ndarray, float]]) -> dict[str, list[float]]:
   """Every mark of every clip, in the clips' order; an attribute's list is shorter where it did not apply.
@@ -45,9 +47,10 @@ def chance(
     guesses: independent guesses a state.
   """
   lists: dict[str, list[float]] = {attribute: [] for attribute in world.attributes}
+  known = [world.describe(world.sample(rng)) for _ in range(max(POOL, guesses))]  # to describe may mean to render
   for state in states:
-    for _ in range(guesses):
-      guess = world.describe(world.sample(rng))
+    for pick in rng.choice(len(known), guesses, replace=False).tolist():
+      guess = known[pick]
       for attribute, mark in world.compare(guess, state).items():
         lists[attribute].append(mark)
   return {attribute: float(np.mean(values)) if values else None for attribute, values in lists.items()}

@@ -4,18 +4,18 @@ Its protocol is a hash of all that its numbers depend on besides the model: what
 sampled, and the versions of worlds and exam. Figures of unlike protocols are not compared.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import simulation
+from sora_jax.evaluation.marks import interval
 from sora_jax.inference.generator import Generator, Sampling
 
 VERSION = 1  # raised by hand when the exam itself changes
@@ -24,18 +24,21 @@ KINDS = ("", ", short prompt", ", frames given")
 
 
 def sources(generator: Generator, clips: int) -> dict[str, WorldSource]:
-  """For each world that the model was trained on, held-out clips at the training's sizes, durations and rates.
+  """For each world that the model was trained on, held-out clips at the training's sizes, durations and rates;
+  images are left out where there are videos.
 
   Raises:
     InputError: it was trained on something else too.
   """
   data = generator.config.data
-  names = data.source.split(",")
+  names = [name.strip() for name in data.source.split(",")]
   if not all(name.startswith("worlds:") for name in names):
     raise InputError(f"data.source={data.source!r}: an exam reads clips of worlds back, worlds:NAME")
   section = data.copy_and_resolve_references()
   section.clips = clips
-  videos = WorldShapes.of(section, generator.grid).only(lambda frames: frames > 1)
+  every = WorldShapes.of(section, generator.grid)
+  videos = every.only(lambda frames: frames > 1)
+  videos = videos if videos.usable else every
   worlds = [name.removeprefix("worlds:") for name in names]
   return {world: WorldSource.of(section, world, videos, SEED, held_out=True) for world in worlds}
 
@@ -46,18 +49,31 @@ def examine(
   asked: Mapping[str, WorldSource],
   progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-  """{scores: {WORLD.ATTRIBUTE and one of KINDS: figures}, marks: {the same: a mark a clip}, protocol}."""
+  """{scores: {WORLD.ATTRIBUTE and one of KINDS: figures}, marks: {the same: a mark a clip, or None}, protocol}."""
   given = 1 + generator.grid.compression[0]  # frames of two latent ones: they tell a speed
   scores, marks = {}, {}
   for world, source in asked.items():
     for kind, style, frames in zip(KINDS, ("long", "short", "long"), (0, 0, given), strict=True):
+      clips = longer(source, frames)
+      if clips is None:
+        continue
       progress(world + kind)
-      exam = simulation.examine(generator, source, sampling, SEED, style, frames)
+      exam = simulation.examine(generator, clips, sampling, SEED, style, frames)
       for score in exam.scores:
         name = f"{world}.{score.attribute}{kind}"
         scores[name] = simulation.figures(score)
-        marks[name] = [round(float(mark[score.attribute]), 4) for mark in exam.marks if score.attribute in mark]
+        marks[name] = [mark.get(score.attribute) for mark in exam.marks]
   return {"scores": scores, "marks": marks, "protocol": protocol(asked, sampling, given)}
+
+
+def longer(source: WorldSource, frames: int) -> WorldSource | None:
+  """The source with as many clips of the durations above `frames` alone; None where it has none."""
+  shapes = source.shapes.only(lambda duration: duration > frames)
+  if not shapes.usable:
+    return None
+  found = copy.copy(source)
+  found.shapes = shapes
+  return found
 
 
 def protocol(asked: Mapping[str, WorldSource], sampling: Sampling, given: int) -> str:
@@ -76,10 +92,13 @@ def protocol(asked: Mapping[str, WorldSource], sampling: Sampling, given: int) -
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def difference(some: Sequence[float], others: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-  """(mean, low, high) of the second less the first, clip by clip: its 95 % bootstrap interval."""
-  gap_N = np.asarray(others, np.float64) - np.asarray(some, np.float64)
-  rng = np.random.default_rng(0)
-  means = [gap_N[rng.integers(0, gap_N.size, gap_N.size)].mean() for _ in range(resamples)]
-  low, high = np.percentile(means, [2.5, 97.5])
-  return float(gap_N.mean()), float(low), float(high)
+def difference(
+  some: Sequence[float | None], others: Sequence[float | None], resamples: int = 2000
+) -> tuple[float, float, float]:
+  """(mean, low, high) of the second less the first over the clips that both have: its 95 % bootstrap interval.
+
+  Raises:
+    ValueError: there are no such clips, or the two are of different lengths.
+  """
+  gaps = [b - a for a, b in zip(some, others, strict=True) if a is not None and b is not None]
+  return interval(gaps, resamples)

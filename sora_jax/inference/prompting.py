@@ -67,9 +67,14 @@ class Connection:
 def window(generator: Generator) -> int:
   """Frames of the longest clip that the model was trained on."""
   data = generator.config.data
-  if "worlds:" not in data.source:
-    return data.max_frames
-  return max(frames for frames, _, _ in WorldShapes.of(data, generator.grid).distinct())
+  names = [name.strip() for name in data.source.split(",")]
+  files = any(not name.startswith(("worlds:", "gym:")) for name in names)
+  longest = [data.max_frames] if files else []
+  if any(name.startswith("worlds:") for name in names):
+    longest += [frames for frames, _, _ in WorldShapes.of(data, generator.grid).distinct()]
+  if any(name.startswith("gym:") for name in names):
+    longest += [min(frames, data.max_frames) for frames in data.frames]
+  return max(longest)
 
 
 def context(generator: Generator, frames: int) -> int:

@@ -25,16 +25,21 @@ class Reach(NamedTuple):
 
   @classmethod
   def of(cls, data: Any, grid: Grid, frames: int) -> "Reach":
-    """Of a config's `data` section: a world's sizes at the nearest duration, or the token budget of files."""
-    if "worlds:" in data.source:
+    """Of a config's `data` section: a world's sizes at the nearest duration, and the token budget of other sources."""
+    names = [name.strip() for name in data.source.split(",")]
+    worlds = [name for name in names if name.startswith("worlds:")]
+    side = area = 0.0
+    if worlds:
       shapes = WorldShapes.of(data, grid).distinct()
       near = min((t for t, _, _ in shapes), key=lambda t: (abs(math.log(t / frames)), t))
       own = [(h, w) for t, h, w in shapes if t == near]
-      return cls(max(map(max, own)), max(h * w for h, w in own))
-    if data.max_tokens:
-      height, width = grid.fit(min(frames, data.max_frames), _HUGE, _HUGE, data.max_tokens)
-      return cls(math.inf, height * width)
-    return cls(math.inf, math.inf)
+      side, area = max(map(max, own)), max(h * w for h, w in own)
+    if len(worlds) == len(names):
+      return cls(side, area)
+    if not data.max_tokens:
+      return cls(math.inf, math.inf)
+    height, width = grid.fit(min(frames, data.max_frames), _HUGE, _HUGE, data.max_tokens)
+    return cls(math.inf, max(area, height * width))
 
   def scale(self, height: float, width: float) -> float:
     """By how much a frame's positions are shrunk: 1 within the reach."""

@@ -1,12 +1,13 @@
 """`sora compare`: what two runs' exams and losses differ by, with intervals."""
 
 import json
-import pathlib
 from typing import Any
+
+from etils import epath
 
 from sora_jax.errors import InputError, path_errors
 from sora_jax.evaluation.worlds import difference
-from sora_jax.jobs.evaluate import FOLDER
+from sora_jax.jobs.evaluate import folder_of
 from sora_jax.train.metrics import read_metrics
 
 
@@ -17,9 +18,10 @@ def compare(first: str, second: str) -> dict[str, Any]:
     first, second: workdirs in which `sora evaluate --suite worlds` has left its JSON, or such files themselves.
 
   Returns:
-    {first, second, protocol, scores: {name: {first, second, difference, low, high}}, curves: {name: [[step, first,
-    second], ...]}}: a difference is of the second less the first, clip by clip, with its 95 % interval; curves are of
-    the losses on held-out clips at the steps that both logged, for workdirs that have them.
+    {first, second, protocol, scores: {name: {first, second, difference, low, high}}, left_out: names that only one has,
+    curves: {name: [[step, first, second], ...]}}: a difference is of the second less the first, clip by clip, with
+    its 95 % interval; curves are of the losses on held-out clips at the steps that both logged, for workdirs that
+    have them.
 
   Raises:
     InputError: a run has no exam, or the two are of unlike protocols.
@@ -32,19 +34,22 @@ def compare(first: str, second: str) -> dict[str, Any]:
       "can't be compared; run sora evaluate --suite worlds on both with the same --clips"
     )
   scores = {}
-  for name, some in exams[0]["marks"].items():
-    others = exams[1]["marks"].get(name, [])
-    if len(some) == len(others):  # an attribute that applies by what is read may have other clips
+  for name in sorted(exams[0]["marks"].keys() & exams[1]["marks"].keys()):
+    some, others = (exam["marks"][name] for exam in exams)
+    if len(some) == len(others) and any(None not in pair for pair in zip(some, others, strict=True)):
       gap, low, high = difference(some, others)
-      means = exams[0]["scores"][name]["mean"], exams[1]["scores"][name]["mean"]
+      means = (exam["scores"][name]["mean"] for exam in exams)
       numbers = (*means, *(round(value, 4) for value in (gap, low, high)))
       scores[name] = dict(zip(("first", "second", "difference", "low", "high"), numbers, strict=True))
+  left_out = sorted((exams[0]["marks"].keys() | exams[1]["marks"].keys()) - scores.keys())
+  curves = _curves(first, second)
   return {
     "first": first,
     "second": second,
     "protocol": protocols[0],
     "scores": scores,
-    "curves": _curves(first, second),
+    "left_out": left_out,
+    "curves": curves,
   }
 
 
@@ -53,14 +58,14 @@ def _exam(run: str) -> dict[str, Any]:
   Raises:
     InputError: there is none, or it can't be read.
   """
-  path = pathlib.Path(run)
-  path = path / FOLDER / "worlds.json" if path.is_dir() else path
+  path = epath.Path(run)
+  path = path if path.is_file() else folder_of(run) / "worlds.json"
   if not path.is_file():
     raise InputError(f"{run} has no exam: run sora evaluate --suite worlds --checkpoint {run} first")
   try:
     with path_errors(str(path)):
       found = json.loads(path.read_text())
-    ok = isinstance(found["protocol"], str) and set(found["marks"]) == set(found["scores"])
+    ok = isinstance(found["protocol"], str) and all("mean" in found["scores"][name] for name in found["marks"])
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(f"{path} is no JSON of sora evaluate --suite worlds: {error!r}") from error
   if not ok:
@@ -70,7 +75,7 @@ def _exam(run: str) -> dict[str, Any]:
 
 def _curves(first: str, second: str) -> dict[str, list[list[float]]]:
   """Losses on held-out clips at the steps that both runs logged."""
-  logs = [pathlib.Path(run) / "logs" for run in (first, second)]
+  logs = [epath.Path(run) / "logs" for run in (first, second)]
   if not all(log.is_dir() for log in logs):
     return {}
   some, others = ({row["step"]: row for row in read_metrics(log)} for log in logs)

@@ -1,10 +1,11 @@
 """`sora evaluate`: a suite of measures of a trained model on held-out clips, as JSON."""
 
 import json
-import pathlib
 import sys
 import time
 from typing import Any
+
+from etils import epath
 
 from sora_jax import sharding
 from sora_jax.checkpoints.pretrained import is_pretrained
@@ -49,14 +50,18 @@ def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | N
     "weights_sha256": generator.digest(),
     "seconds": round(time.monotonic() - started, 1),
   }
-  folder = checkpoint.replace(":", "-") if is_pretrained(checkpoint) else checkpoint  # the package is not written to
-  path = pathlib.Path(out) if out else pathlib.Path(folder) / FOLDER / f"{suite}.json"
+  path = epath.Path(out) if out else folder_of(checkpoint) / f"{suite}.json"
   with path_errors(str(path)):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     if "minute.error_by_second" in result.get("curves", {}):
-      path.with_name("drift.svg").write_text(drift_plot(result["curves"]))
+      (path.parent / "drift.svg").write_text(drift_plot(result["curves"]))
   return result
+
+
+def folder_of(checkpoint: str) -> epath.Path:
+  """Where a model's evaluations are kept: in its workdir; of weights that come with the package, here."""
+  return epath.Path(checkpoint.replace(":", "-") if is_pretrained(checkpoint) else checkpoint) / FOLDER
 
 
 def drift_plot(curves: dict[str, Any]) -> str:

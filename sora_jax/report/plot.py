@@ -34,7 +34,8 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> 
   ys = [y for points in kept for _, y in points] + [y for line in lines for band in line.bands for y in band]
   if not xs:
     raise ValueError(f"{title}: no finite point to draw")
-  x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(0.0 if zero else min(ys), max(ys))
+  ys = [y for y in ys if math.isfinite(y)] + ([0.0] if zero else [])
+  x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
   place_x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
   place_y = _scale(y_ticks, HEIGHT - BOTTOM, TOP)
   parts = [
@@ -52,8 +53,9 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> 
   for number, (line, points) in enumerate(zip(lines, kept, strict=True)):
     colour = COLOURS[number % len(COLOURS)]
     if line.bands:
-      low = [f"{place_x(x):.1f},{place_y(band[0]):.1f}" for (x, _), band in zip(line.points, line.bands, strict=True)]
-      high = [f"{place_x(x):.1f},{place_y(band[1]):.1f}" for (x, _), band in zip(line.points, line.bands, strict=True)]
+      bands = [(x, *band) for (x, _), band in zip(line.points, line.bands, strict=True)]
+      bands = [band for band in bands if all(map(math.isfinite, band))]
+      low, high = ([f"{place_x(band[0]):.1f},{place_y(band[end]):.1f}" for band in bands] for end in (1, 2))
       parts.append(f'<polygon fill="{colour}" fill-opacity=".2" points="{" ".join(low + high[::-1])}"/>')
     drawn = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
     parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{drawn}"/>')
@@ -65,12 +67,13 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
   """Round numbers from at or below `low` to at or above `high`, at most about `most`."""
-  span = (high - low) or abs(high) or 1.0
+  least = 1e-9 * max(abs(low), abs(high))  # closer values are one
+  span = high - low if high - low > least else abs(high) or 1.0
   rough = span / (most - 1)
   unit = 10.0 ** math.floor(math.log10(rough))
   step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * (1 - 1e-9))
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-  return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+  return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:

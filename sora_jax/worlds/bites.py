@@ -29,6 +29,7 @@ MOUTH_AWAY = 0.25  # how far from the cake's edge the mouth begins and ends
 GROUND, MOUTH = hues.GREYS["white"], hues.GREYS["black"]
 HELD_OUT = (("red", "left"), ("green", "top"), ("blue", "right"), ("yellow", "bottom"), ("magenta", "top right"))
 
+_MOUTH_THERE = 0.1  # seconds around a bite in which the mouth touches the cake
 _NEAR_BITE = 0.3  # seconds around a bite in which the mouth hides it
 _STANDARD = (48, 48, 49, 16.0)  # the clip by which a state is described
 
@@ -56,11 +57,13 @@ class Remains:
     times_T: seconds of the frames.
     colour: name of the cake's hue, "none" where no cake is seen.
     left_TS: share of the cake at each of SIDES that is left, about 0..1.
+    dark_TS: how dark it is beside the cake at each of SIDES, 0..1: a mouth.
   """
 
   times_T: np.ndarray
   colour: str
   left_TS: np.ndarray
+  dark_TS: np.ndarray
 
 
 def bite_times(state: BitesState) -> np.ndarray:
@@ -80,7 +83,7 @@ class Bites:
   """The world of eating; see the module's docstring and `world.World`.
 
   Attributes of its exam: colour: the cake's. bitten: what is gone at the end is what should be. stays: what the clip
-  itself shows bitten off doesn't come back. mouth: each bite comes off in its time.
+  itself shows bitten off doesn't come back. mouth: a mouth is seen at each bite, and nothing goes before its time.
   """
 
   name = "bites"
@@ -141,19 +144,24 @@ class Bites:
   def read(self, frames_THWC: np.ndarray, fps: float) -> Remains:
     """What is left of the cake; see `Remains`. Values outside [-1, 1] are clipped."""
     frames, height, width = frames_THWC.shape[:3]
-    share_NTHW = hues.shares(hues.clean(frames_THWC))
+    frames_THWC = hues.clean(frames_THWC)
+    share_NTHW = hues.shares(frames_THWC)
+    dark_THW = frames_THWC.max(axis=-1) < 0.0
     rows_H, columns_W = scene.pixel_centres(height, width)
     middle = (height / min(height, width) / 2, width / min(height, width) / 2)
     inside_HW = np.hypot(rows_H[:, None] - middle[0], columns_W[None] - middle[1]) < CAKE_RADIUS - 0.02
     area_N = (share_NTHW * inside_HW).sum(axis=(1, 2, 3))
     number, total = int(area_N.argmax()), float(inside_HW.sum() * frames)
     colour = list(hues.HUES)[number] if area_N[number] > 0.25 * total > 0 else "none"
-    left = []
+    left, dark = [], []
     for side in SIDES:
       row, column = _edge(side, height, width)
       near_HW = inside_HW & (np.hypot(rows_H[:, None] - row, columns_W[None] - column) < 0.8 * BITE_RADIUS)
       left.append(share_NTHW[number][:, near_HW].sum(axis=1) / max(int(near_HW.sum()), 1))
-    return Remains(scene.frame_times(frames, fps), colour, np.stack(left, axis=1))
+      row, column = _edge(side, height, width, MOUTH_AWAY / 4)
+      beside_HW = np.hypot(rows_H[:, None] - row, columns_W[None] - column) < MOUTH_RADIUS
+      dark.append(dark_THW[:, beside_HW].mean(axis=1) if beside_HW.any() else np.zeros(frames))
+    return Remains(scene.frame_times(frames, fps), colour, np.stack(left, axis=1), np.stack(dark, axis=1))
 
   def describe(self, state: BitesState) -> Remains:
     """What is read from the standard clip."""
@@ -169,17 +177,17 @@ class Bites:
     right = {"colour": reading.colour == state.colour}
     right["bitten"] = (gone_TS == due_TS)[-1][clear_TS[-1]].all()
     if len(times_T) > 1:
-      later_TS = np.arange(len(times_T))[:, None] > np.where(
-        (gone_TS & due_TS & clear_TS).any(axis=0), (gone_TS & due_TS & clear_TS).argmax(axis=0), len(times_T)
-      )
+      # From the first clear frame on in which a side is gone, it must be.
+      later_TS = clear_TS & (np.cumsum(gone_TS & clear_TS, axis=0) > 0)
       if later_TS.any():
-        right["stays"] = gone_TS[later_TS & clear_TS].mean() > 0.95
+        right["stays"] = all(gone_TS[later_TS[:, side], side].mean() > 0.9 for side in np.flatnonzero(later_TS.any(0)))
       elif (due_TS & clear_TS)[:-1].any():
         right["stays"] = False  # nothing was ever bitten off
-      new_S = np.isfinite(bites_S) & (bites_S < times_T[-1] - _NEAR_BITE)
-      if new_S.any():
-        asked_TS = clear_TS & new_S
-        right["mouth"] = (gone_TS == due_TS)[asked_TS].mean() > 0.9
+      near_TS = np.abs(times_T[:, None] - bites_S) <= _MOUTH_THERE
+      asked_S = near_TS.any(axis=0)
+      if asked_S.any():
+        seen = [(reading.dark_TS[near_TS[:, side], side] > 0.3).any() for side in np.flatnonzero(asked_S)]
+        right["mouth"] = all(seen) and (~gone_TS)[clear_TS & ~due_TS].mean() > 0.95
     return {name: float(reading.colour != "none" and right[name]) for name in self.attributes if name in right}
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: BitesState) -> dict[str, float]:

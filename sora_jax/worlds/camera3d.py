@@ -25,11 +25,13 @@ REACH = {"dollies": 1.5, "pans": 0.3}  # how far it goes before it comes back
 HELD_OUT = (("red", "cone"), ("green", "box"), ("blue", "sphere"), ("yellow", "cylinder"), ("cyan", "cone"))
 
 RIGID = 1 / 64  # short sides: the median reprojection error of a rigid clip, 2 pixels of 128
+_SMALL = 40  # pixels of the short side of the render that a clip's hues are compared with
 _WIDE, _TALL = 0.42, 0.84  # half the width and the height of every solid
 _CELL = 0.7  # of the ground's pattern
 _GREYS, _SKY = (0.45, -0.25), 0.8
 _LIGHT = np.array([-0.45, -0.6, 0.66], np.float32)
-_STANDARD = (64, 64, 17, 8.0)  # the clip by which a state is described
+_LEAST_AREA = 0.008  # squared short sides of a hue that is in sight
+_STANDARD = (48, 48, 9, 8.0)  # the clip by which a state is described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +63,18 @@ class View:
     solids: by slot, the (colour, solid) that the first frame shows there; slots without one are left out.
     errors: median reprojection error of each of MOVES with the depths that suit it best, short sides.
     rigid: that of the best rigid camera; infinite where too little can be followed.
-    frames: of the clip.
+    times_T: seconds of the frames.
+    areas_TN: area of each hue in each frame, in squared short sides.
+    box_2: height and width of the frame in short sides.
   """
 
   seen: tuple[str, ...]
   solids: dict[str, tuple[str, str]]
   errors: dict[str, float]
   rigid: float
-  frames: int
+  times_T: np.ndarray
+  areas_TN: np.ndarray
+  box_2: tuple[float, float]
 
 
 def poses(move: str, times_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,9 +115,10 @@ def _place(solid: Solid) -> np.ndarray:
 class Camera3d:
   """The world of solid objects; see the module's docstring and `world.World`.
 
-  Attributes of its exam: colour: the objects' colours are seen, and no others. solid: each is the solid that it should
-  be, where it should stand, in the first frame. camera: of all moves, the one in the caption fits best. rigid: the
-  median reprojection error of what can be followed is within RIGID of the best rigid camera's.
+  Attributes of its exam: colour: the objects' colours are seen, and no others, in every frame that should show them.
+  solid: each is the solid that it should be, where it should stand, in the first frame. camera: of all moves, the one
+  in the caption fits best. rigid: the median reprojection error of what can be followed is within RIGID of the best
+  rigid camera's.
   """
 
   name = "camera3d"
@@ -158,19 +165,19 @@ class Camera3d:
     """What is seen, and how rigidly it moves; see `View`. Values outside [-1, 1] are clipped."""
     frames, height, width = frames_THWC.shape[:3]
     frames_THWC = hues.clean(frames_THWC)
-    share_NHW = hues.shares(frames_THWC[:1])[:, 0]
-    area_N = share_NHW.sum(axis=(1, 2)) / min(height, width) ** 2
-    seen = tuple(name for name, area in zip(hues.HUES, area_N, strict=True) if area > 0.008)
-    solids = _standing(frames_THWC[0], share_NHW, seen)
+    times_T, box_2 = scene.frame_times(frames, fps), scene.box_size(height, width)
+    share_NTHW = hues.shares(frames_THWC)
+    areas_TN = np.stack([hues.mass(share_THW) for share_THW in share_NTHW], axis=1)
+    seen = tuple(name for name, area in zip(hues.HUES, areas_TN[0], strict=True) if area > _LEAST_AREA)
+    solids = _standing(frames_THWC[0], share_NTHW[:, 0], seen)
     if frames == 1:
-      return View(seen, solids, {}, float("inf"), 1)
+      return View(seen, solids, {}, float("inf"), times_T, areas_TN, box_2)
     points_PT2 = tracking.follow(frames_THWC.mean(axis=-1))
-    times_T = scene.frame_times(frames, fps)
     fits = {move: tracking.depth_errors(points_PT2, *poses(move, times_T), FOCAL) for move in MOVES}
     errors = {move: tracking.middle(each) for move, each in fits.items()}
     best = min(errors, key=errors.__getitem__)
     rigid = tracking.rigid_error(points_PT2, *poses(best, times_T), FOCAL) if np.isfinite(errors[best]) else np.inf
-    return View(seen, solids, errors, float(rigid), frames)
+    return View(seen, solids, errors, float(rigid), times_T, areas_TN, box_2)
 
   def describe(self, state: Camera3dState) -> View:
     """What is read from the standard clip."""
@@ -179,13 +186,23 @@ class Camera3d:
   def compare(self, reading: View, state: Camera3dState) -> dict[str, float]:
     """1.0 or 0.0 for each attribute that applies; an image shows no camera."""
     right = {
-      "colour": set(reading.seen) == {solid.colour for solid in state.solids},
+      "colour": set(reading.seen) == {solid.colour for solid in state.solids} and self._coloured(reading, state),
       "solid": reading.solids == {solid.slot: (solid.colour, solid.solid) for solid in state.solids},
     }
-    if reading.frames > 1:
+    if len(reading.times_T) > 1:
       best = min(reading.errors, key=reading.errors.__getitem__)
       right |= {"camera": best == state.move and np.isfinite(reading.errors[best]), "rigid": reading.rigid <= RIGID}
     return {name: float(right[name]) for name in self.attributes if name in right}
+
+  def _coloured(self, reading: View, state: Camera3dState) -> bool:
+    """Whether in most frames about as much of each hue is seen as should be, and none of the others."""
+    height, width = (round(_SMALL * side) for side in reading.box_2)
+    fps = 1 / float(reading.times_T[1]) if len(reading.times_T) > 1 else 1.0
+    true_NTHW = hues.shares(self.render(state, height, width, len(reading.times_T), fps))
+    true_TN = np.stack([hues.mass(share_THW) for share_THW in true_NTHW], axis=1)
+    missing_T = ((true_TN > 2 * _LEAST_AREA) & (reading.areas_TN < 0.3 * true_TN)).any(axis=1)
+    strange_T = ((true_TN.max(axis=0) == 0) & (reading.areas_TN > _LEAST_AREA)).any(axis=1)
+    return bool((missing_T | strange_T).mean() <= 0.2)
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: Camera3dState) -> dict[str, float]:
     """Reads the clip and compares; see `compare`."""

@@ -147,8 +147,9 @@ class _Player:
 def lawful(before_RC: np.ndarray, after_RC: np.ndarray, ticks: int) -> bool:
   """Whether the rules lead from one look to another in at most so many ticks; kinds as in `Look`.
 
-  One player in both; it moved at most a cell a tick, into air, and fell where nothing was beneath it; blocks changed at
-  most one a tick, within its reach, from block to air or from air to brick.
+  One player in both; it moved at most a cell a tick, into air, up only onto a block beside it, and fell where nothing
+  was beneath it; blocks changed at most one a tick, within its reach, from block to air or from air to brick. Who
+  stands still keeps the rules. Of more than one tick the numbers of cells alone are asked.
   """
   first, last = _places(before_RC), _places(after_RC)
   if len(first) != 1 or len(last) != 1 or before_RC[tuple(first[0])] != after_RC[tuple(last[0])]:
@@ -169,7 +170,9 @@ def lawful(before_RC: np.ndarray, after_RC: np.ndarray, ticks: int) -> bool:
   if was_RC[tuple(last[0])] != AIR or (len(changed) and moved.any()):
     return False
   falls = row + 1 < len(was_RC) and was_RC[row + 1, column] == AIR
-  return bool((moved == (1, 0)).all()) if falls else bool(moved[0] <= 0)
+  if falls or moved[0] > 0:
+    return bool(falls and (moved == (1, 0)).all())
+  return bool(moved[0] == 0 or (moved[1] != 0 and was_RC[row, column + moved[1]] != AIR))  # up onto a block alone
 
 
 def _places(kinds_RC: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ HELD_OUT = (("red", "triangle"), ("green", "cross"), ("blue", "circle"), ("yello
 
 # A figure's area in squared radii.
 _AREAS = {"circle": np.pi, "square": 3.24, "triangle": 2.195, "cross": 2.59}
+_REACH = 0.22  # short sides around a blob's centre that hold all of it
 _LEAST_AREA = 1.2 * RADII["small"] ** 2
 _STANDARD = (96, 96, 33, 8.0)  # the clip by which a state is described
 
@@ -62,7 +63,8 @@ class Group:
   Attributes:
     times_T: seconds of the frames.
     tracks_NT2: centres of each hue of `hues.HUES`; NaN where none is seen.
-    areas_NT: areas of each hue in squared short sides.
+    areas_NT: areas of each hue's largest blob in squared short sides.
+    more_NT: areas of what else has that hue.
     figures_NT: names of the shapes, "none" where none fits.
     texture: the ground's, "none" where it is like none.
     box_2: height and width of the frame in short sides.
@@ -71,6 +73,7 @@ class Group:
   times_T: np.ndarray
   tracks_NT2: np.ndarray
   areas_NT: np.ndarray
+  more_NT: np.ndarray
   figures_NT: np.ndarray
   texture: str
   box_2: tuple[float, float]
@@ -138,6 +141,7 @@ class Groups:
         motion = "still" if passing else str(rng.choice(list(MOTIONS)))
         # Starting in the half that it leaves shows the way before the first wall is met.
         start = rng.uniform(0.5, 1.0) if motion == "up" else rng.uniform(0.0, 0.5)
+        start = 0.2 * start if passing else start  # those that pass begin apart
         items.append(Item(colour, figure, size, motion, float(start)))
       unseen = [(item.colour, item.figure) in HELD_OUT for item in items]
       if unseen[0] if held_out else not any(unseen):
@@ -193,18 +197,18 @@ class Groups:
     frames, height, width = frames_THWC.shape[:3]
     frames_THWC = hues.clean(frames_THWC)
     share_NTHW = hues.shares(frames_THWC)
-    areas_NT = np.stack([hues.mass(share_THW) for share_THW in share_NTHW])
-    tracks_NT2 = np.full((len(hues.HUES), frames, 2), np.nan)
+    total_NT = np.stack([hues.mass(share_THW) for share_THW in share_NTHW])
+    areas_NT, tracks_NT2 = np.zeros_like(total_NT), np.full((len(hues.HUES), frames, 2), np.nan)
     figures_NT = np.full((len(hues.HUES), frames), "none", dtype="<U8")
     for number, share_THW in enumerate(share_NTHW):
-      if np.median(areas_NT[number]) < _LEAST_AREA / 2:
+      if total_NT[number].max() < _LEAST_AREA:
         continue
-      tracks_NT2[number] = hues.track(share_THW, 0.3, _LEAST_AREA)
+      tracks_NT2[number] = hues.track(share_THW, _REACH, _LEAST_AREA)
+      areas_NT[number] = hues.mass_near(share_THW, tracks_NT2[number], _REACH)
       figures_NT[number] = hues.figures(share_THW, tracks_NT2[number], tuple(RADII.values()), FIGURES)
     texture = _texture(frames_THWC, share_NTHW.max(axis=(0, 1)))
-    return Group(
-      scene.frame_times(frames, fps), tracks_NT2, areas_NT, figures_NT, texture, scene.box_size(height, width)
-    )
+    times_T, box_2 = scene.frame_times(frames, fps), scene.box_size(height, width)
+    return Group(times_T, tracks_NT2, areas_NT, total_NT - areas_NT, figures_NT, texture, box_2)
 
   def describe(self, state: GroupsState) -> Group:
     """What is read from the standard clip."""
@@ -213,16 +217,22 @@ class Groups:
   def compare(self, reading: Group, state: GroupsState) -> dict[str, float]:
     """1.0 or 0.0 for each attribute that applies; an image shows no motion, and no order of depth."""
     numbers = [list(hues.HUES).index(item.colour) for item in state.items]
-    seen_N = (~np.isnan(reading.tracks_NT2[..., 0])).mean(axis=1) > 0.5
-    right = {"colour": float(set(np.flatnonzero(seen_N)) == set(numbers))}
     truth = tracks(state, reading.box_2, reading.times_T)
     apart_T = np.ones(len(reading.times_T), bool)  # none covers another
     if state.passing:
       gap_T = np.abs(truth[0][:, 1] - truth[1][:, 1])
       apart_T = gap_T > 1.05 * sum(RADII[item.size] for item in state.items)
+    right = {}
+    if apart_T.any():
+      seen_NT = ~np.isnan(reading.tracks_NT2[..., 0])
+      others = [number for number in range(len(hues.HUES)) if number not in numbers]
+      seen_N = seen_NT[:, apart_T].mean(axis=1) > 0.5
+      alone_N = (reading.more_NT[numbers][:, apart_T] < _LEAST_AREA / 2).mean(axis=1) > 0.8
+      none_N = seen_NT[others].mean(axis=1) < 0.2
+      right["colour"] = float(seen_N[numbers].all() and alone_N.all() and none_N.all())
     figures, sizes = [], []
     for item, number in zip(state.items, numbers, strict=True):
-      figures.append(seen_N[number] and _mode(reading.figures_NT[number, apart_T]) == item.figure)
+      figures.append(_mode(reading.figures_NT[number, apart_T]) == item.figure)
       area = float(np.median(reading.areas_NT[number, apart_T])) if apart_T.any() else 0.0
       radius = np.sqrt(area / _AREAS[item.figure])
       sizes.append(
@@ -235,7 +245,8 @@ class Groups:
       if state.passing:
         ahead = [_sides(track_T2[apart_T, 1], found[1][apart_T, 1]) for track_T2 in (truth[0], found[0])]
         wanted = _sides(truth[0][apart_T, 1], truth[1][apart_T, 1])
-        right["relation"] = float(np.mean(ahead[1] == wanted) > 0.8) if apart_T.any() else 1.0
+        if apart_T.any():
+          right["relation"] = float(np.mean(ahead[1] == wanted) > 0.8)
       else:
         columns = [
           np.median(track_T2[~np.isnan(track_T2[:, 1]), 1]) if not np.isnan(track_T2).all() else np.nan

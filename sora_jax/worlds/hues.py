@@ -62,6 +62,13 @@ def mass(share_THW: np.ndarray) -> np.ndarray:
   return share_THW.sum(axis=(1, 2), dtype=np.float64) / min(share_THW.shape[1:]) ** 2
 
 
+def mass_near(share_THW: np.ndarray, centres_T2: np.ndarray, reach: float) -> np.ndarray:
+  """Area of a hue within `reach` of the given centres, short sides and their square, (T,); 0 where a centre is NaN."""
+  short = min(share_THW.shape[1:])
+  near_THW = blobs.near(np.nan_to_num(centres_T2, nan=-9.0) * short, reach * short, *share_THW.shape[1:])
+  return mass(share_THW * near_THW)
+
+
 def track(share_THW: np.ndarray, reach: float, least: float) -> np.ndarray:
   """Centres of the largest blob of a hue, (T, 2) in short sides; NaN in frames that hold less than `least` of it.
 

@@ -58,11 +58,13 @@ class Lane:
     colours_T: name of the hue that is seen in each frame, "none" where none is.
     x_T: column of its centre in short sides; NaN where none is seen.
     figures_T: the shape read in each frame, "none" where none fits.
+    more_T: bool, something else is seen too.
   """
 
   colours_T: tuple[str, ...]
   x_T: np.ndarray
   figures_T: tuple[str, ...]
+  more_T: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +112,10 @@ def seen_share(state: OcclusionState, height: int, width: int, x_T: np.ndarray) 
 class Occlusion:
   """The world of permanence; see the module's docstring and `world.World`.
 
-  Attributes of its exam: colour, shape, direction: of each shape before it is hidden. hidden: nothing is seen where all
-  is hidden. identity: what comes back has the colour and shape of what went, by the clip's own showing. place: what
-  comes back is where and when the speed in the caption brings it. order: of two, the first to go is the first back.
+  Attributes of its exam: colour, shape, direction: of each shape before it is hidden; nothing else is seen. hidden:
+  nothing is seen where all is hidden. identity: what comes back has the colour and shape of what went, by the clip's
+  own showing. place: what comes back is where and when the speed in the caption brings it. order: of two, the first
+  to go is the first back.
   """
 
   name = "occlusion"
@@ -187,13 +190,13 @@ class Occlusion:
     """What a perfect reading of the standard clip would be."""
     height, width, frames, fps = _STANDARD
     times_T = scene.frame_times(frames, fps)
-    found = []
+    found, nothing_T = [], np.zeros(frames, bool)
     tracks = centres(state, height, width, times_T)
     for colour, figure, track_T2 in zip(state.colours, state.figures, tracks, strict=True):
       seen_T = seen_share(state, height, width, track_T2[:, 1]) > 0.3
       colours_T = tuple(np.where(seen_T, colour, "none").tolist())
-      found.append(Lane(colours_T, np.where(seen_T, track_T2[:, 1], np.nan), (figure,) * frames))
-    empty = Lane(("none",) * frames, np.full(frames, np.nan), ("none",) * frames)
+      found.append(Lane(colours_T, np.where(seen_T, track_T2[:, 1], np.nan), (figure,) * frames, nothing_T))
+    empty = Lane(("none",) * frames, np.full(frames, np.nan), ("none",) * frames, nothing_T)
     return Sighting(
       times_T,
       {count: tuple(found) if count == len(found) else (empty,) * count for count in LANES},
@@ -214,7 +217,7 @@ class Occlusion:
       phases = Phases.of(seen_share(state, height, width, x_T))
       colours_T, figures_T = np.array(lane.colours_T), np.array(lane.figures_T)
       if phases.before_T.any():
-        right["colour"].append(_mode(colours_T[phases.before_T]) == colour)
+        right["colour"].append(_mode(colours_T[phases.before_T]) == colour and lane.more_T.mean() < 0.1)
         right["shape"].append(_mode(figures_T[phases.before_T]) == figure)
       if phases.before_T.sum() > 1:
         first, *_, last = lane.x_T[phases.before_T]
@@ -271,7 +274,9 @@ def _along(share_NTHW: np.ndarray, short: int) -> Lane:
   names = list(hues.HUES)
   seen_T = ~np.isnan(centres_T2[:, 0])
   colours_T = tuple(names[number] if seen else "none" for number, seen in zip(number_T, seen_T, strict=True))
-  return Lane(colours_T, centres_T2[:, 1] * scale, figures_T)
+  own_T = hues.mass_near(share_THW, centres_T2, 2 * RADIUS / scale) * scale**2
+  more_T = mass_NT.sum(axis=0) - own_T >= _LEAST_AREA
+  return Lane(colours_T, centres_T2[:, 1] * scale, figures_T, more_T & seen_T)
 
 
 def _mode(names_T: np.ndarray) -> str:

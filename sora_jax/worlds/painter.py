@@ -36,6 +36,8 @@ PATHS = tuple(itertools.combinations(PLACES, 2))
 THERE, AWAY = 0.7, 0.4  # a stroke whose colour is on so much of its path is there; on less than that it isn't
 BRUSH_OFF = 0.12  # short sides within which the brush is where it should be
 _POINTS = 24  # along a path
+_BEGUN = 0.3  # share of a stroke that is enough to tell its colour
+_SPOT = 0.015  # share of the frame that a hue may cover without a stroke of it
 _MOST_HIDDEN = 0.25  # share of a stroke that later ones may cover
 _STANDARD = (48, 48, 57, 16.0)  # the clip by which a state is described
 _BOXES = ((1.0, 1.0), (1.0, 2.0), (2.0, 1.0))
@@ -70,14 +72,14 @@ class Canvas:
   Attributes:
     times_T: seconds of the frames.
     hues_TPQ: number of the hue at the points of each path of PATHS, -1 where there is none.
-    painted_T: share of the frame that is painted.
+    painted_NT: share of the frame that each hue covers.
     brush_T2: centre of the brush in short sides; NaN where none is seen.
     box_2: height and width of the frame in short sides.
   """
 
   times_T: np.ndarray
   hues_TPQ: np.ndarray
-  painted_T: np.ndarray
+  painted_NT: np.ndarray
   brush_T2: np.ndarray
   box_2: tuple[float, float]
 
@@ -129,9 +131,11 @@ def _to_segment(rows: np.ndarray, columns: np.ndarray, start_2: np.ndarray, way_
 class Painter:
   """The world of lasting change; see the module's docstring and `world.World`.
 
-  Attributes of its exam: strokes: share of the strokes finished by the end that are there at the end in their colours.
+  Attributes of its exam: strokes: share of the strokes finished by the end that are there at the end in their colours,
+  and of the one that is being made, what is made of it.
   stays: share of the strokes that the clip itself once shows finished that are still there at its end. order: each
-  stroke of the clip appears within its own time. brush: the brush is at its tip. clean: nothing else is painted.
+  stroke of the clip appears within its own time. brush: the brush is at its tip. clean: nothing else is ever
+  painted.
   """
 
   name = "painter"
@@ -202,9 +206,9 @@ class Painter:
     dark_THW = (np.float32(0.5) - frames_THWC.max(axis=-1)) / np.float32(0.5 - BRUSH[0])
     dark_THW = np.where(dark_THW > 0.3, np.minimum(dark_THW, 1), 0)
     brush_T2 = hues.track(dark_THW, 2 * BRUSH_RADIUS, BRUSH_RADIUS**2)
-    painted_T = share_NTHW.sum(axis=(0, 2, 3)) / (height * width)
+    painted_NT = share_NTHW.sum(axis=(2, 3)) / (height * width)
     hues_TPQ = number_THW[:, rows_PQ, columns_PQ].astype(np.int8)
-    return Canvas(scene.frame_times(frames, fps), hues_TPQ, painted_T, brush_T2, box_2)
+    return Canvas(scene.frame_times(frames, fps), hues_TPQ, painted_NT, brush_T2, box_2)
 
   def describe(self, state: PainterState) -> Canvas:
     """What is read from the standard clip."""
@@ -216,8 +220,10 @@ class Painter:
     there_KT = np.stack([_there(reading, stroke) for stroke in state.strokes])
     finished_KT = share_KT >= 1
     right = {}
-    if finished_KT[:, -1].any():
-      right["strokes"] = float((there_KT[finished_KT[:, -1], -1] >= THERE).mean())
+    begun = [number for number in range(len(state.strokes)) if share_KT[number, -1] >= _BEGUN]
+    if begun:
+      made = [_there(reading, state.strokes[number], float(share_KT[number, -1]))[-1] >= THERE for number in begun]
+      right["strokes"] = float(np.mean(made))
     if len(reading.times_T) > 1 and finished_KT[:, -1].any():
       shown_K = ((there_KT >= THERE) & finished_KT).any(axis=1)
       still_K = there_KT[:, -1] >= THERE
@@ -231,12 +237,7 @@ class Painter:
       right["order"] = float(all(in_time))
     off_T = np.linalg.norm(reading.brush_T2 - brush(state, reading.box_2, reading.times_T), axis=1)
     right["brush"] = float(np.median(np.nan_to_num(off_T, nan=9.0)) <= BRUSH_OFF)
-    expected = sum(
-      share_KT[number, -1] * np.linalg.norm(place(stroke.end, reading.box_2) - place(stroke.start, reading.box_2))
-      for number, stroke in enumerate(state.strokes)
-    )
-    area = (2 * STROKE_RADIUS * expected + len(state.strokes) * np.pi * STROKE_RADIUS**2) / np.prod(reading.box_2)
-    right["clean"] = float(reading.painted_T[-1] <= 1.15 * area + 0.01)
+    right["clean"] = float(_clean(reading, state, share_KT))
     return {name: right[name] for name in self.attributes if name in right}
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: PainterState) -> dict[str, float]:
@@ -254,8 +255,23 @@ def _over(picture_HWC: np.ndarray, distance_HW: np.ndarray, colour: scene.Colour
   picture_HWC += cover_HW1 * (np.asarray(colour, np.float32) - picture_HWC)
 
 
-def _there(reading: Canvas, stroke: Stroke) -> np.ndarray:
-  """Share of a stroke's path that has its colour in each frame, (T,)."""
+def _there(reading: Canvas, stroke: Stroke, share: float = 1.0) -> np.ndarray:
+  """Share of a stroke's path, or of its first part up to the brush, that has its colour in each frame, (T,)."""
+  if share < 1:
+    length = float(np.linalg.norm(place(stroke.end, reading.box_2) - place(stroke.start, reading.box_2)))
+    share -= 1.3 * BRUSH_RADIUS / length
   both = (stroke.start, stroke.end)
-  path = PATHS.index(both if both in PATHS else both[::-1])
-  return (reading.hues_TPQ[:, path] == list(hues.HUES).index(stroke.colour)).mean(axis=1)
+  hues_TQ = reading.hues_TPQ[:, PATHS.index(both if both in PATHS else both[::-1])]
+  hues_TQ = hues_TQ if both in PATHS else hues_TQ[:, ::-1]
+  points = max(1, int(share * _POINTS))
+  return (hues_TQ[:, :points] == list(hues.HUES).index(stroke.colour)).mean(axis=1)
+
+
+def _clean(reading: Canvas, state: PainterState, share_KT: np.ndarray) -> bool:
+  """Whether each hue covers no more than its stroke should by then, in nine frames of ten."""
+  most_NT = np.full_like(reading.painted_NT, _SPOT)
+  for stroke, share_T in zip(state.strokes, share_KT, strict=True):
+    length = np.linalg.norm(place(stroke.end, reading.box_2) - place(stroke.start, reading.box_2))
+    area_T = (2 * STROKE_RADIUS * length * share_T + np.pi * STROKE_RADIUS**2) * (share_T > 0) / np.prod(reading.box_2)
+    most_NT[list(hues.HUES).index(stroke.colour)] += 1.15 * area_T
+  return bool((reading.painted_NT <= most_NT).all(axis=0).mean() >= 0.9)

@@ -35,7 +35,13 @@ def changed(folder: pathlib.Path, out: pathlib.Path, **about: str | None) -> pat
 def test_it_holds_all_that_sampling_needs_and_samples_the_same(trained, generator, folder, tmp_path):
   alone = pathlib.Path(shutil.move(shutil.copytree(folder, tmp_path / "a"), tmp_path / "b"))
   names = {path.relative_to(alone).as_posix() for path in alone.rglob("*") if path.is_file()}
-  assert names == {"model.safetensors", "config.json", "tokenizer.model", "autoencoder/model.safetensors"}
+  assert names == {
+    "SHA256SUMS",
+    "model.safetensors",
+    "config.json",
+    "tokenizer.model",
+    "autoencoder/model.safetensors",
+  }
   found = Generator.load(alone)
   assert (found.step, found.config.to_dict()) == (generator.step, generator.config.to_dict())
   for ours, theirs in ((found.params, generator.params), (found.codec.params, generator.codec.params)):

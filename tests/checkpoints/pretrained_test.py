@@ -68,7 +68,10 @@ def test_sums_that_are_missing_or_lead_elsewhere_are_refused(known, tmp_path):
   with pytest.raises(CheckpointError, match="outside is not as"):
     pretrained.verify(known)
   sums.write_text("")
-  with pytest.raises(CheckpointError, match="lacks model.safetensors"):
+  with pytest.raises(CheckpointError, match="lacks autoencoder/model.safetensors"):
+    pretrained.verify(known)
+  sums.write_text("\n" + text)
+  with pytest.raises(CheckpointError, match="can't be read"):
     pretrained.verify(known)
   sums.unlink()
   with pytest.raises(CheckpointError, match="can't be read"):

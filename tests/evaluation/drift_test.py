@@ -66,7 +66,7 @@ def test_one_that_stands_still_drifts_away():
 def test_one_that_shows_nothing_has_no_error_but_is_lost():
   found = drift.minute(subject("nothing"), 4.0)
   assert found["error_by_second"][1:] == [None] * 3 and found["lost"] > 0.8
-  assert np.isnan(drift.long(subject("nothing"))["growth_beyond"])
+  assert drift.long(subject("nothing"))["growth_beyond"] is None
 
 
 def test_means_leave_out_what_is_not_seen():

@@ -61,6 +61,21 @@ def test_each_world_is_examined_with_long_and_short_prompts_and_from_first_frame
   assert found["marks"].keys() == found["scores"].keys()
 
 
+def test_clips_from_first_frames_are_longer_than_these():
+  """Of 3 frames two latent ones are all; a model whose clips have no more is not asked."""
+  mixed = worlds.examine(Model(frames=(3, 5)), Sampled(), worlds.sources(Model(frames=(3, 5)), 4))
+  assert mixed["scores"]["bites.colour, frames given"]["mean"] > 0
+  assert worlds.longer(worlds.sources(Model(frames=(3, 5)), 4)["bites"], 3).shapes.distinct() == [(5, 32, 32)]
+  short = worlds.examine(Model(frames=(3,)), Sampled(), worlds.sources(Model(frames=(3,)), 4))
+  assert not any(name.endswith("frames given") for name in short["scores"])
+
+
+def test_a_model_of_images_is_asked_for_images():
+  model = Model(source="worlds:shapes, worlds:bites", frames=(1,))
+  found = worlds.sources(model, 2)
+  assert list(found) == ["shapes", "bites"] and found["bites"].shape(0) == (1, 32, 32)
+
+
 def test_clips_are_held_out_videos():
   for source in worlds.sources(Model(), 6).values():
     assert source.held_out and len(source) == 6 and {source.shape(index)[0] for index in range(6)} == {5}
@@ -96,4 +111,5 @@ def test_another_version_of_a_world_is_another_protocol(monkeypatch):
 
 def test_a_difference_has_an_interval_around_its_mean():
   gap, low, high = worlds.difference([0, 0, 1, 1] * 10, [0, 1, 1, 1] * 10)
+  assert worlds.difference([0.0, None, 1.0], [1.0, 1.0, None]) == (1.0, 1.0, 1.0)
   assert gap == 0.25 and 0.1 < low < gap < high < 0.5

@@ -25,7 +25,7 @@ class Counting:
 
   def __init__(self, frames: int = 9, time: int = 2, **data):
     self.grid = Grid((time, 4, 4), (1, 1, 1))
-    self.config = ml_collections.ConfigDict({"data": {"source": "clips", "max_frames": frames, **data}})
+    self.config = ml_collections.ConfigDict({"data": {"source": "clips", "max_frames": frames} | data})
     self.requests: list[Request] = []
 
   def sample(self, requests, sampling):
@@ -41,6 +41,14 @@ def ramp(frames: int, start: float = 0.0) -> np.ndarray:
 def extended(generator: Counting, frames: int, **count) -> np.ndarray:
   extension = Extension(ramp(frames, 1000), "x", FPS, 5, **count)
   return prompting.extend(generator, [extension], SAMPLING)[0].frames_THWC[:, 0, 0, 0]
+
+
+class TestWindow:
+  def test_it_is_the_longest_clip_of_any_source(self):
+    for source, wanted in (("clips", 9), ("gym:A-v0", 5), ("worlds:shapes", 5), ("worlds:shapes, clips", 9)):
+      generator = Counting(source=source)
+      generator.config.data.update(sizes=("16x16",), frames=(1, 5), max_tokens=0)
+      assert prompting.window(generator) == wanted
 
 
 class TestContext:

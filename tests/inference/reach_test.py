@@ -43,6 +43,12 @@ def test_of_files_it_is_the_budget_of_tokens():
   assert Reach.of(section(source="clips"), GRID, 1) == Reach(np.inf, np.inf)
 
 
+def test_of_files_beside_a_world_it_is_the_larger():
+  mixed = section(source="clips, worlds:shapes", max_tokens=400)
+  assert Reach.of(mixed, GRID, 1) == Reach(np.inf, pytest.approx(80 * 80, rel=0.03))
+  assert Reach.of(section(source="clips,worlds:shapes", max_tokens=9), GRID, 1).area == 576
+
+
 def test_what_is_within_stays_as_it_is():
   small = segment(24, 24)
   assert within(small, Reach(32, 576)) is small and within(small, Reach(np.inf, np.inf)) is small

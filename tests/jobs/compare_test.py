@@ -7,9 +7,12 @@ import pytest
 from sora_jax.errors import InputError
 from sora_jax.jobs.compare import compare
 
+NO_TEXT = '{"protocol": 3, "marks": {}, "scores": {}}'
+NO_MEAN = '{"protocol": "a", "marks": {"x": [1]}, "scores": {"x": {}}}'
+
 
 def exam(path, marks, protocol="abc"):
-  scores = {name: {"mean": sum(each) / len(each)} for name, each in marks.items()}
+  scores = {name: {"mean": sum(filter(None, each)) / len(each)} for name, each in marks.items()}
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps({"suite": "worlds", "protocol": protocol, "scores": scores, "marks": marks}))
   return str(path)
@@ -22,7 +25,14 @@ def test_differences_are_of_the_same_clips(tmp_path):
   colour = found["scores"]["shapes.colour"]
   assert (colour["first"], colour["second"], colour["difference"]) == (0.5, 1.0, 0.5)
   assert 0.3 < colour["low"] < 0.5 < colour["high"] < 0.7
-  assert "shapes.speed" not in found["scores"] and found["curves"] == {}
+  assert found["left_out"] == ["shapes.speed"] and found["curves"] == {}
+
+
+def test_clips_are_paired_by_number_where_both_have_a_mark(tmp_path):
+  first = exam(tmp_path / "a.json", {"x": [0.0, None, 1.0], "y": [None]})
+  second = exam(tmp_path / "b.json", {"x": [1.0, 0.0, 1.0], "y": [1.0]})
+  found = compare(first, second)
+  assert found["scores"]["x"]["difference"] == 0.5 and found["left_out"] == ["y"]
 
 
 def test_a_run_is_no_better_than_itself(tmp_path):
@@ -46,7 +56,9 @@ def test_unlike_protocols_are_refused(tmp_path):
     compare(*runs)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"protocol": 3, "marks": {}, "scores": {}}', '{"protocol": "a"}'])
+@pytest.mark.parametrize(
+  "text", ["", "[]", "{}", '{"protocol": 3, "marks": {}, "scores": {}}', '{"protocol": "a"}', NO_MEAN]
+)
 def test_a_file_that_is_no_exam_is_named(tmp_path, text):
   (tmp_path / "a.json").write_text(text)
   with pytest.raises(InputError, match="a.json is no JSON of sora evaluate"):

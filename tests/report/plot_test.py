@@ -45,3 +45,10 @@ def test_ticks_are_even_and_span_the_values(low, span):
   found = ticks(low, low + span)
   assert found[0] <= low + 1e-6 * max(abs(low), 1) and found[-1] >= low + span - 1e-6 * max(abs(low + span), 1)
   assert 2 <= len(found) <= 9
+
+
+def test_values_below_zero_tiny_ones_and_bands_without_a_number_are_drawn():
+  assert "<polyline" in plot("a", "b", [Line("x", [(0, -5.0), (1, -6.0)])], zero=True)
+  assert "<polyline" in plot("a", "b", [Line("x", [(0, 1e-14), (1, 3e-14)])])
+  drawn = plot("a", "b", [Line("x", [(0, 1.0), (1, 2.0)], [(float("nan"), 2.0), (1.0, 3.0)])])
+  assert "nan" not in drawn

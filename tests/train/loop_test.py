@@ -430,7 +430,7 @@ def test_steps_that_a_kill_threw_away_are_counted_when_it_goes_on(tmp_path):
     run(tmp_path, loop_config(log_every=1), process=Run(clock=clock))
   found = goodput.read(tmp_path / "logs")
   assert (found["starts"], found["lost_steps"]) == (3, 3 + 2)
-  assert found["seconds"]["lost"] == pytest.approx(0.3, abs=0.15)
+  assert 0.25 < found["seconds"]["lost"] < 1.0  # three slow steps of 0.1 s, whatever the machine adds
   assert found["models"]["toy"]["step"] == 12
   assert sum(found["seconds"].values()) == pytest.approx(found["wall_seconds"], rel=0.01)
   assert found["seconds"]["compile"] > 0 and found["seconds"]["checkpoint"] > 0

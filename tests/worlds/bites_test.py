@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from sora_jax.worlds import bites
 from tests.worlds import exams
@@ -34,13 +35,28 @@ def test_a_cake_that_grows_back_does_not_stay_bitten():
   frames_THWC = WORLD.render(STATE, 64, 64, 33, 8.0)
   frames_THWC[24:] = WORLD.render(dataclasses.replace(STATE, done=0), 64, 64, 1, 8.0)
   marks = WORLD.examine(frames_THWC, 8.0, STATE)
-  assert marks == {"colour": 1.0, "bitten": 0.0, "stays": 0.0, "mouth": 0.0}
+  assert marks == {"colour": 1.0, "bitten": 0.0, "stays": 0.0, "mouth": 1.0}
 
 
 def test_a_cake_that_is_never_bitten_is_wrong():
   frames_THWC = np.repeat(WORLD.render(dataclasses.replace(STATE, done=0), 64, 64, 1, 8.0), 33, axis=0)
   marks = WORLD.examine(frames_THWC, 8.0, STATE)
   assert marks["colour"] == 1.0 and marks["bitten"] == marks["stays"] == marks["mouth"] == 0.0
+
+
+@pytest.mark.parametrize("wrong", ["bitten elsewhere for a while", "gone for a while", "no mouth"])
+def test_what_comes_back_or_goes_by_itself_is_wrong(wrong):
+  frames_THWC = WORLD.render(STATE, 64, 64, 33, 8.0)
+  if wrong == "bitten elsewhere for a while":
+    other = dataclasses.replace(STATE, sides=(*STATE.sides, "right"), done=4)
+    frames_THWC[20:30] = WORLD.render(other, 64, 64, 1, 8.0)
+    assert WORLD.examine(frames_THWC, 8.0, STATE)["stays"] == 0.0
+  elif wrong == "gone for a while":
+    frames_THWC[20:31] = bites.GROUND
+    assert WORLD.examine(frames_THWC, 8.0, STATE)["stays"] == 0.0
+  else:
+    frames_THWC[frames_THWC.max(axis=-1) < 0.3] = bites.GROUND
+    assert WORLD.examine(frames_THWC, 8.0, STATE) == {"colour": 1.0, "bitten": 1.0, "stays": 1.0, "mouth": 0.0}
 
 
 def test_bites_elsewhere_are_wrong():

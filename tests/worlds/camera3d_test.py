@@ -13,6 +13,7 @@ SOLIDS = (
   camera3d.Solid("red", "sphere", "left", 0.0, 0.0, 0.0),
   camera3d.Solid("blue", "box", "right", 0.0, 0.0, 0.5),
 )
+ONE_MORE = camera3d.Solid("green", "cone", "middle", 0.0, 0.0, 0.0)
 STATE = camera3d.Camera3dState(SOLIDS, "orbits right")
 
 
@@ -67,7 +68,17 @@ def test_each_solid_is_lit_and_told_from_the_others(solid):
 @pytest.mark.parametrize("move", [move for move in camera3d.MOVES if move != STATE.move])
 def test_another_move_is_marked_wrong(move):
   marks = WORLD.examine(WORLD.render(dataclasses.replace(STATE, move=move), 64, 64, 17, 8.0), 8.0, STATE)
-  assert marks["camera"] == 0.0 and marks["colour"] == marks["solid"] == 1.0
+  assert marks["camera"] == 0.0 and marks["solid"] == 1.0
+
+
+@pytest.mark.parametrize("wrong", ["other colours", "nothing left", "one more"])
+def test_later_frames_must_show_the_same_colours(wrong):
+  frames_THWC = WORLD.render(STATE, 64, 64, 17, 8.0)
+  solids = {"other colours": SOLIDS, "nothing left": (), "one more": (*SOLIDS, ONE_MORE)}[wrong]
+  frames_THWC[1:] = WORLD.render(dataclasses.replace(STATE, solids=solids), 64, 64, 17, 8.0)[1:]
+  if wrong == "other colours":
+    frames_THWC[1:] = frames_THWC[1:, ..., [2, 0, 1]]
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["colour"] == 0.0
 
 
 def test_a_picture_that_wobbles_is_not_rigid():

@@ -68,7 +68,8 @@ def land(**changes: int) -> np.ndarray:
     (land(), True),
     (land(r1c1=game.AIR, r1c2=ME), True),  # a step
     (land(r1c1=game.AIR, r1c3=ME), False),  # two at once
-    (land(r1c1=game.AIR, r0c1=ME), True),  # what is above, for one look
+    (land(r1c1=game.AIR, r0c1=ME), False),  # a jump
+    (land(r1c1=game.AIR, r0c2=ME), False),  # up without a block to step on
     (land(r2c1=game.AIR), True),  # taken from beneath
     (land(r2c4=game.AIR), False),  # out of reach
     (land(r1c2=game.BRICK), True),

@@ -54,6 +54,27 @@ def test_another_state_is_marked_wrong(state, other, wrong):
   assert set(WORLD.examine(WORLD.render(state, 64, 112, 33, 8.0), 8.0, state).values()) == {1.0}
 
 
+def test_what_passes_behind_a_larger_one_may_be_hidden_for_most_of_a_clip():
+  for seed in (137, 248, 844):
+    state = WORLD.sample(np.random.default_rng(seed), held_out=True)
+    for size, frames in (((64, 64), 17), ((96, 96), 9)):
+      assert set(WORLD.examine(WORLD.render(state, *size, frames, 8.0), 8.0, state).values()) == {1.0}
+
+
+def test_a_second_shape_of_one_colour_is_one_too_many():
+  frames_THWC = WORLD.render(BESIDE, 64, 128, 9, 8.0)
+  twice = np.where(frames_THWC[:, :, ::-1] < 0.5, frames_THWC[:, :, ::-1], frames_THWC)
+  assert WORLD.examine(twice, 8.0, BESIDE)["colour"] == 0.0
+
+
+def test_those_that_pass_begin_apart():
+  for seed in range(60):
+    state = WORLD.sample(np.random.default_rng(seed))
+    if state.passing:
+      first, second = (track_T2[0, 1] for track_T2 in groups.tracks(state, (1.0, 1.0), np.zeros(1)))
+      assert abs(first - second) > sum(groups.RADII[item.size] for item in state.items)
+
+
 def test_one_shape_has_no_relation():
   state = dataclasses.replace(BESIDE, items=(RED,))
   assert "relation" not in WORLD.examine(WORLD.render(state, 64, 64, 9, 8.0), 8.0, state)

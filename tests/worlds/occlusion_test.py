@@ -63,6 +63,13 @@ def test_a_shape_that_never_comes_back_is_no_permanence():
   assert marks["identity"] == marks["place"] == 0.0 and marks["hidden"] == 1.0
 
 
+@pytest.mark.parametrize("colour", ["red", "green"])
+def test_something_else_that_is_seen_is_wrong(colour):
+  frames_THWC = WORLD.render(STATE, *SIZE, 33, 8.0)
+  frames_THWC[:, 28:36, 100:108] = hues.HUES[colour]
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["colour"] == 0.0
+
+
 def test_the_second_must_not_come_back_first():
   state = occlusion.OcclusionState(("red", "blue"), ("circle", "square"), True, "right", "fast", 0.03)
   swapped = dataclasses.replace(state, colours=("blue", "red"), figures=("square", "circle"))

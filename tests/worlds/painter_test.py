@@ -61,6 +61,21 @@ def test_other_strokes_are_wrong(strokes, wrong):
   assert WORLD.examine(frames_THWC, 8.0, STATE)[wrong] < 1.0
 
 
+def test_the_stroke_that_is_being_made_counts():
+  frames_THWC = WORLD.render(STATE, 64, 64, 9, 16.0)  # five eighths of the first
+  assert set(WORLD.examine(frames_THWC, 16.0, STATE).values()) == {1.0}
+  other = dataclasses.replace(STATE, strokes=(painter.Stroke("green", "top left", "bottom left"), STROKES[1]))
+  assert WORLD.examine(WORLD.render(other, 64, 64, 9, 16.0), 16.0, STATE)["strokes"] == 0.0
+  frames_THWC[frames_THWC.max(axis=-1) - frames_THWC.min(axis=-1) > 0.2] = painter.CANVAS
+  assert WORLD.examine(frames_THWC, 16.0, STATE)["strokes"] == 0.0
+
+
+def test_a_canvas_that_is_painted_over_for_a_while_is_not_clean():
+  frames_THWC = WORLD.render(STATE, 64, 64, 33, 8.0)
+  frames_THWC[5:31, :32] = (-0.8, 0.9, 0.9)
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["clean"] == 0.0
+
+
 def test_captions_say_what_is_there_and_what_comes():
   state = dataclasses.replace(STATE, done=1)
   assert (
