@@ -1,12 +1,13 @@
 """Marks of clips against the states that they should show: means, the score of guessing, intervals."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.worlds.world import State, World
+from sora_jax.worlds.world import Reading, State, World
 
-POOL = 128  # guesses that all states share
+POOL = 400  # guesses that all states share
 
 
 def marks(world: World, states: Sequence[State], clips: Sequence[tuple[np.ndarray, float]]) -> dict[str, list[float]]:
@@ -47,13 +48,20 @@ def chance(
     guesses: independent guesses a state.
   """
   lists: dict[str, list[float]] = {attribute: [] for attribute in world.attributes}
-  known = [world.describe(world.sample(rng)) for _ in range(max(POOL, guesses))]  # to describe may mean to render
+  known = _readings(world, int(rng.integers(2**31)), max(POOL, guesses))  # type: ignore[arg-type]  # any object hashes
   for state in states:
     for pick in rng.choice(len(known), guesses, replace=False).tolist():
       guess = known[pick]
       for attribute, mark in world.compare(guess, state).items():
         lists[attribute].append(mark)
   return {attribute: float(np.mean(values)) if values else None for attribute, values in lists.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _readings(world: World, seed: int, count: int) -> list[Reading]:
+  """What guesses look like: to describe a state may mean to render it, and the exams of a world have the same."""
+  rng = np.random.default_rng(seed)
+  return [world.describe(world.sample(rng)) for _ in range(count)]
 
 
 def interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
