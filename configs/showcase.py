@@ -2,7 +2,7 @@
 
 sora train --config configs/showcase.py --workdir W
 
-Two cores take three hours; a run that was stopped goes on with the same command.
+A run that was stopped goes on with the same command.
 """
 
 import pathlib
