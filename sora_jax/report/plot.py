@@ -67,8 +67,8 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
   """Round numbers from at or below `low` to at or above `high`, at most about `most`."""
-  least = 1e-9 * max(abs(low), abs(high))  # closer values are one
-  span = high - low if high - low > least else abs(high) or 1.0
+  least = max(1e-9 * max(abs(low), abs(high)), 1e-100)  # closer values are one
+  span = high - low if high - low > least else max(abs(high), 1.0)
   rough = span / (most - 1)
   unit = 10.0 ** math.floor(math.log10(rough))
   step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * (1 - 1e-9))

@@ -40,6 +40,7 @@ def test_the_axis_begins_at_zero_where_it_should():
   assert ">0<" in plot("a", "b", lines, zero=True).split("</style>")[1]
 
 
+@hypothesis.example(0.0, 5e-324)
 @hypothesis.given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_ticks_are_even_and_span_the_values(low, span):
   found = ticks(low, low + span)
