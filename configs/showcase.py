@@ -20,7 +20,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data.update(sizes=("64..224x64..224",), frames=(1, 1, 1, 1, 9, 17, 33), rates=("6..16",))
   config.data.update(max_frames=33, max_tokens=1008, long_captions=0.8, loops=0.0)
   config.data.update(held_out_clips=80)
-  # 32 values in one: 4 frames of 8x8 pixels in 3 colours are 24 values.
+  # 32 values in one: 4 frames of 8x8 pixels in 3 colours are 24 values. On held-out renders of all worlds: 33.7 dB,
+  # the linear code 28.1 (benchmarks/worlds_autoencoder.py --clips 9; 54 minutes on two cores beside other work). With a
+  # rate of 6e-3 it only moved away from its linear start.
   config.autoencoder.update(channels=24, stages=(((1, 4, 4), 64, 2), ((2, 2, 2), 128, 2), ((2, 1, 1), 128, 1)))
   config.autoencoder.update(crop=(9, 64, 64), batch=8, steps=5000, learning_rate=1e-3, kl_weight=1e-6)
   config.autoencoder.update(dtype="float32", remat="none", motion_weight=0.3)
