@@ -78,6 +78,17 @@ class WorldShapes:
     turns = {tuple(shapes for shapes in turn if keep(shapes[0][0])) for turn in self.turns}
     return WorldShapes(tuple(sorted(turns - {()}, key=lambda turn: (turn[0][0][0], turn))))
 
+  def spread(self, count: int) -> "WorldShapes":
+    """These with so few sizes of each duration that `count` clips have turns of every entry; sizes differ by entry."""
+    most = max(1, count // len(self.turns))
+
+    def few(shapes: tuple[Shape, ...], number: int) -> tuple[Shape, ...]:
+      step = len(shapes) / min(most, len(shapes))
+      first = step * number / len(self.turns)
+      return tuple(shapes[int(first + step * k) % len(shapes)] for k in range(min(most, len(shapes))))
+
+    return WorldShapes(tuple(tuple(few(shapes, n) for shapes in turn) for n, turn in enumerate(self.turns)))
+
   def shares(self) -> Iterator[tuple[Shape, float]]:
     """Each shape, and the share of the clips that have it; a shape of several entries comes several times."""
     for turn in self.turns:

@@ -38,7 +38,7 @@ def sources(generator: Generator, clips: int) -> dict[str, WorldSource]:
   section.clips = clips
   every = WorldShapes.of(section, generator.grid)
   videos = every.only(lambda frames: frames > 1)
-  videos = videos if videos.usable else every
+  videos = (videos if videos.usable else every).spread(clips)
   worlds = [name.removeprefix("worlds:") for name in names]
   return {world: WorldSource.of(section, world, videos, SEED, held_out=True) for world in worlds}
 

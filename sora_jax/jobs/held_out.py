@@ -14,6 +14,7 @@ from etils import epath
 from sora_jax import sharding
 from sora_jax.data import conditions, pipeline, sources
 from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.jobs import precompute
@@ -44,7 +45,11 @@ def source_of(config: Any, grid: Any) -> sources.Source:
       "training does not see in data.held_out, or set train.eval_every=0"
     )
   data.clips = -(-data.held_out_clips // len(names))
-  return sources.open_source(data, SEED, grid, held_out=True)
+  found = sources.open_source(data, SEED, grid, held_out=True)
+  for each in found.sources if isinstance(found, sources.Mixture) else [found]:
+    if isinstance(each, WorldSource):
+      each.shapes = each.shapes.spread(data.clips)  # a few clips must have all durations
+  return found
 
 
 def make(

@@ -180,3 +180,13 @@ class TestRates:
     with pytest.raises(InputError, match="say '5..20'") as caught:
       Rates.of(section(rates=(entry,)))
     assert repr(entry) in str(caught.value)
+
+
+def test_a_few_clips_have_turns_of_every_entry_at_sizes_of_their_own():
+  sizes = [(16 + number, 32) for number in range(16)]
+  shapes = WorldShapes.every(sizes, (1, 1, 5, 9))
+  assert {shapes[index][0] for index in range(8)} == {1}
+  few = shapes.spread(8)
+  assert sorted(few[index][0] for index in range(8)) == [1, 1, 1, 1, 5, 5, 9, 9]
+  assert len({few[index][1:] for index in range(8)}) == 8 and set(few.distinct()) <= set(shapes.distinct())
+  assert shapes.spread(64) == shapes and len(shapes.spread(1).distinct()) == 4

@@ -21,6 +21,7 @@ def config(tiny_config, trained):
 def test_of_worlds_they_are_states_that_training_never_shows(config):
   config.data.update(source="worlds:shapes,worlds:bites", held_out_clips=9)
   source = held_out.source_of(config, grid(config))
+  assert {source.shape(index)[0] for index in range(5)} == {1, 5}  # all durations, though they are few
   assert len(source) == 10 and all(each.held_out and each.seed == held_out.SEED for each in source.sources)
 
 
