@@ -326,7 +326,7 @@ def _round(ray_3HW: np.ndarray, origin_3: np.ndarray, slope: float) -> tuple[np.
   b = origin_3[0] * ray_3HW[0] + origin_3[1] * ray_3HW[1] + edge * falls
   c = origin_3[0] ** 2 + origin_3[1] ** 2 - edge**2
   root = np.sqrt(b**2 - a * c)
-  far, found = np.full(a.shape, np.inf, np.float32), np.zeros_like(ray_3HW)
+  far = np.full(a.shape, np.inf, np.float32)
   for length in ((-b - root) / a, (-b + root) / a):
     z = origin_3[2] + length * ray_3HW[2]
     ok = (length > 0) & (z >= 0) & (z <= _TALL) & (length < far)

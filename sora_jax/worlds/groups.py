@@ -243,10 +243,10 @@ class Groups:
     found = [reading.tracks_NT2[number] for number in numbers]
     if len(state.items) > 1:
       if state.passing:
-        ahead = [_sides(track_T2[apart_T, 1], found[1][apart_T, 1]) for track_T2 in (truth[0], found[0])]
+        ahead = _sides(found[0][apart_T, 1], found[1][apart_T, 1])
         wanted = _sides(truth[0][apart_T, 1], truth[1][apart_T, 1])
         if apart_T.any():
-          right["relation"] = float(np.mean(ahead[1] == wanted) > 0.8)
+          right["relation"] = float(np.mean(ahead == wanted) > 0.8)
       else:
         columns = [
           np.median(track_T2[~np.isnan(track_T2[:, 1]), 1]) if not np.isnan(track_T2).all() else np.nan

@@ -24,7 +24,7 @@ _SATURATION = 1.7  # largest less smallest channel of each
 _LEAST = 0.25  # of coverage; less is noise and the colour cast of lossy clips
 
 # Greys of grounds and of what hides things; far from each other, so that they are told apart too.
-GREYS: dict[str, scene.Colour] = {"white": (0.85,) * 3, "grey": (0.1,) * 3, "black": (-0.85,) * 3}
+GREYS: dict[str, scene.Colour] = {"white": (0.85,) * 3, "black": (-0.85,) * 3}
 
 
 def clean(frames_THWC: np.ndarray) -> np.ndarray:

@@ -183,7 +183,7 @@ class Painter:
 
   def caption(self, state: PainterState, style: str, still: bool = False) -> str:
     """The state in words; see `world.World`."""
-    words = [f"a {stroke.colour} stroke from {_the(stroke.start)} to {_the(stroke.end)}" for stroke in state.strokes]
+    words = [f"a {stroke.colour} stroke from the {stroke.start} to the {stroke.end}" for stroke in state.strokes]
     there, coming = words[: state.done], words[state.done :]
     canvas = f"a white canvas with {' and '.join(there)}" if there else "an empty white canvas"
     long = f"{canvas[0].upper()}{canvas[1:]}"
@@ -243,10 +243,6 @@ class Painter:
   def examine(self, frames_THWC: np.ndarray, fps: float, state: PainterState) -> dict[str, float]:
     """Reads the clip and compares; see `compare`."""
     return self.compare(self.read(frames_THWC, fps), state)
-
-
-def _the(name: str) -> str:
-  return f"the {name}"
 
 
 def _over(picture_HWC: np.ndarray, distance_HW: np.ndarray, colour: scene.Colour) -> None:
