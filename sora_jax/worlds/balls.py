@@ -161,13 +161,18 @@ class Balls(abc.ABC):
     )
     return float(np.abs(np.nan_to_num(parsed_NT) - true_NT)[pairs_NT].mean())
 
-  def velocity_error(self, frames_THWC: np.ndarray, fps: float, state: Any) -> float:
+  def velocity_error(self, frames_THWC: np.ndarray, fps: float, state: Any, given: int = 0) -> float:
     """Mean |parsed - true| horizontal velocity, world units per second, frame to frame (Kang et al.).
 
-    Only frames in which the ball should be wholly inside count; a ball that isn't seen counts as
-    standing still. NaN when no two such frames follow each other (an image, or a ball already leaving).
+    Only frames in which the ball should be wholly inside count, and of them those after the first `given`, which
+    nobody had to predict; a ball that isn't seen counts as standing still. NaN when no two such frames follow each
+    other (an image, or a ball already leaving).
     """
-    gap = self._velocity_gap(self.read(frames_THWC, fps), state, 1, 0) if len(frames_THWC) > 1 else None
+    if len(frames_THWC) < 2:
+      return float("nan")
+    tracks, before = self.read(frames_THWC, fps), max(given - 1, 0)
+    after = dataclasses.replace(tracks, times_T=tracks.times_T[before:], centres_NT2=tracks.centres_NT2[:, before:])
+    gap = self._velocity_gap(after, state, 1, 0)
     return float("nan") if gap is None else gap
 
   def compare(self, reading: Tracks, state: Any) -> dict[str, float]:

@@ -27,6 +27,9 @@ RADIUS_RANGES = [(0.7, 1.4)], [(0.3, 0.6), (1.5, 2.0)]
 COLLISION_RADIUS_RANGES = [(0.5, 1.5)], [(0.3, 0.4), (1.7, 2.0)]
 # Seconds at which balls may meet: at least 8 of the 32 standard frames lie before, and 8 after.
 IMPACT_SECONDS = (0.8, 2.3)
+# Which lists of ranges (speed, radius) come from: those of training, or one or both from outside of them.
+Level = tuple[int, int]
+LEVELS: dict[str, Level] = {"in": (0, 0), "speed": (1, 0), "radius": (0, 1), "both": (1, 1)}
 _LEAST_CLOSING_SPEED = 0.3  # slower pairs start so close that no meeting can be seen
 
 
@@ -60,9 +63,9 @@ def _draw_from(rng: np.random.Generator, ranges: list[tuple[float, float]]) -> f
   return float(rng.uniform(low, high))
 
 
-def _draw_levels(rng: np.random.Generator, held_out: bool) -> tuple[int, int]:
-  """Which list of ranges (speed, radius) come from: (0, 0) in training, any other pair when held out."""
-  return ((0, 1), (1, 0), (1, 1))[rng.integers(3)] if held_out else (0, 0)
+def _draw_level(rng: np.random.Generator, held_out: bool) -> Level:
+  """That of training, or any other when held out."""
+  return LEVELS[("radius", "speed", "both")[rng.integers(3)]] if held_out else LEVELS["in"]
 
 
 def collide(state: PairState) -> tuple[float, float, float]:
@@ -98,7 +101,11 @@ class Uniform(balls.Balls):
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> BallState:
     """A random state; held_out takes speed, radius or both from outside the training ranges."""
-    speed_level, radius_level = _draw_levels(rng, held_out)
+    return self.sample_at(rng, _draw_level(rng, held_out))
+
+  def sample_at(self, rng: np.random.Generator, level: Level) -> BallState:
+    """A random state of a level, of LEVELS."""
+    speed_level, radius_level = level
     velocity = _draw_from(rng, SPEED_RANGES[speed_level])
     radius = _draw_from(rng, RADIUS_RANGES[radius_level])
     # Fast balls start at the left, slow ones anywhere that keeps them in sight for the standard clip.
@@ -157,18 +164,26 @@ class Collision(balls.Balls):
   colours = ("red", "blue")
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> PairState:
-    """A random state; held_out takes both speeds, both radii or all four from outside the training ranges.
-
-    Draws whose balls would have to start outside the world to meet in time are drawn again.
-    """
+    """A random state; held_out takes both speeds, both radii or all four from outside the training ranges."""
     while True:
-      speed_level, radius_level = _draw_levels(rng, held_out)
-      red_speed, blue_speed = (_draw_from(rng, SPEED_RANGES[speed_level]) for _ in range(2))
-      red_radius, blue_radius = (_draw_from(rng, COLLISION_RADIUS_RANGES[radius_level]) for _ in range(2))
-      gap = (red_speed + blue_speed) * rng.uniform(*IMPACT_SECONDS)
-      spare = WORLD_SIDE - 2 * red_radius - 2 * blue_radius - gap
-      if spare >= 0 and red_speed + blue_speed >= _LEAST_CLOSING_SPEED:
-        break
+      if (state := self._try_sample(rng, _draw_level(rng, held_out))) is not None:
+        return state
+
+  def sample_at(self, rng: np.random.Generator, level: Level) -> PairState:
+    """A random state of a level, of LEVELS."""
+    while (state := self._try_sample(rng, level)) is None:
+      pass
+    return state
+
+  def _try_sample(self, rng: np.random.Generator, level: Level) -> PairState | None:
+    """None where the balls would have to start outside the world to meet in time."""
+    speed_level, radius_level = level
+    red_speed, blue_speed = (_draw_from(rng, SPEED_RANGES[speed_level]) for _ in range(2))
+    red_radius, blue_radius = (_draw_from(rng, COLLISION_RADIUS_RANGES[radius_level]) for _ in range(2))
+    gap = (red_speed + blue_speed) * rng.uniform(*IMPACT_SECONDS)
+    spare = WORLD_SIDE - 2 * red_radius - 2 * blue_radius - gap
+    if spare < 0 or red_speed + blue_speed < _LEAST_CLOSING_SPEED:
+      return None
     red_x = red_radius + rng.uniform(0.0, spare)
     largest = max(red_radius, blue_radius)
     return PairState(
