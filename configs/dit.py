@@ -43,6 +43,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.source = "worlds:shapes"
   data.weights = ()  # each source's share of the tokens; none: every clip once in an epoch
   data.clips = 6144  # of a world
+  data.seed = config_dict.placeholder(int)  # of a world's clips and of the order of all; unset: seed
+  # a workdir that `sora precompute` has made: its autoencoder, tokenizer and latents are read and not made again
+  data.prepared = config_dict.placeholder(str)
   # of a world, WIDTHxHEIGHT pixels; or a range, "64..256x64..256": sizes of evenly spread areas and aspect ratios
   data.sizes = ("256x256", "320x192", "192x320")
   # of a world, in frames; or a range, "5..33": the durations in it that fill latent frames; entries have equal shares
@@ -54,7 +57,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.max_bad = 0.25  # share of a folder's lines that may be unusable; a run that lacks more stops
   data.token_drop = 0.0  # share of a clip's tokens that a step leaves out, drawn anew in each epoch
   data.loops = 0.0  # share of the videos that are shown besides there and back, as loops
-  # clips for the loss of train.eval_every: a source that training does not see; unset: held-out states of its worlds
+  # clips for the loss of train.eval_every: a source that training does not see, or new states of a world; unset: states
+  # of its worlds' held-out combinations
   data.held_out = config_dict.placeholder(str)
   data.held_out_clips = 64
   data.on_mismatch = "error"  # a run taken up with other data stops; "restart" or "remap" goes on with them
@@ -62,7 +66,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.long_captions = 0.5  # share of clips that train with their long caption
 
   config.autoencoder = autoencoder = ml_collections.ConfigDict()
-  autoencoder.checkpoint = config_dict.placeholder(str)  # workdir of a trained one; unset: train it first
+  # workdir of a trained one, or of a transformer that has one, or pretrained:NAME; unset: train it first
+  autoencoder.checkpoint = config_dict.placeholder(str)
   autoencoder.channels = 16  # values of a latent position
   # (shrink of time, rows, columns), width, depth of each level; 4x8x8 in all
   autoencoder.stages = (((1, 2, 2), 96, 2), ((2, 2, 2), 192, 3), ((2, 2, 2), 384, 4))
@@ -77,6 +82,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   config.model = model = ml_collections.ConfigDict()
   model.width, model.depth, model.heads = VARIANTS[given.get("variant", "S")]
+  model.base_width = config_dict.placeholder(
+    int
+  )  # rates are those tuned at this width (muP); unset: at this model's own
   model.patch = (1, 2, 2)  # latents of a token along time, rows, columns
   model.text_width = 384
   model.text_depth = 4

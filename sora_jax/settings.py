@@ -119,6 +119,8 @@ RULES: dict[str, Rule] = {
   "data.source": text(),
   "data.weights": several(above(0, 1e9), least=0),
   "data.clips": whole(1),
+  "data.seed": optional(whole(0, SEED)),
+  "data.prepared": optional(text()),
   "data.sizes": several(Rule(_is_size, f"WIDTHxHEIGHT, or a range of both, with sides from 1 to {SIDE}")),
   "data.frames": several(
     Rule(lambda x: whole(1).accepts(x) or _is_range(x, 1, HUGE, whole=True), "a whole number of 1 or more, or a range")
@@ -150,6 +152,7 @@ RULES: dict[str, Rule] = {
   "autoencoder.dtype": choice("float32", "bfloat16"),
   "autoencoder.remat": choice("none", "full"),
   "model.width": whole(1),
+  "model.base_width": optional(whole(1)),
   "model.depth": whole(1),
   "model.heads": whole(1),
   "model.patch": exactly(whole(1), 3),

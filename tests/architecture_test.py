@@ -45,7 +45,9 @@ LONG_FUNCTIONS = {"train/loop.py": 120}  # the loop is read from top to bottom, 
 PARAMETERS = 8
 # Every setting of a run is in one file: data, ranks and the memory of a step took it past 60; weight decay, uniform
 # noise levels and the autoencoder's own dtype and remat to 75.
-CONFIG_LEAVES = 88  # the loss on held-out clips has three: how often, of which, of how many
+# The loss on held-out clips has three: how often, of which, of how many; sweeps have three: one order of the data and
+# one set of latents for all runs, and the width that rates are tuned at.
+CONFIG_LEAVES = 92
 # A config is loaded by its path and may build on another: pathlib and runpy reach that file from anywhere.
 CONFIG_IMPORTS = {"ml_collections", "configs", "pathlib", "runpy"}
 

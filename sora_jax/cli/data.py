@@ -60,7 +60,7 @@ def show(given: Given) -> dict:
     config = given.config.copy_and_resolve_references()
     config.data.update(source=given.SRC, weights=())
     grid = autoencoder.grid(config)
-    return data_page.show(sources.open_source(config.data, config.seed, grid), given.SRC, page, grid.tokens)
+    return data_page.show(sources.open_source(config.data, sources.seed_of(config), grid), given.SRC, page, grid.tokens)
 
 
 def build(given: Given) -> dict:

@@ -205,6 +205,12 @@ def begin(folder: str | os.PathLike, key: dict[str, str]) -> bool:
   return False
 
 
+def kept_key(folder: str | os.PathLike) -> dict[str, str] | None:
+  """What a complete store was made from; None where there is none."""
+  root = epath.Path(folder)
+  return read_key(root / KEY) if (root / KEY).exists() and (root / INDEX).exists() else None
+
+
 def missing_units(folder: str | os.PathLike, units: int) -> list[int]:
   """Which units are not written yet."""
   there = {path.name for path in epath.Path(folder).glob("unit-*.npz")}

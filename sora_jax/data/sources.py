@@ -198,6 +198,11 @@ def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: boo
   return opened[0] if len(opened) == 1 else Mixture(opened)
 
 
+def seed_of(config: Any) -> int:
+  """What a run's clips and their order are drawn with: `data.seed`, or `seed` where that is unset."""
+  return config.seed if config.data.get("seed") is None else config.data.seed
+
+
 def open_native(name: str) -> Source:
   """One source with every clip at its own size, rate and length."""
   kind, _, rest = name.partition(":")

@@ -1,6 +1,7 @@
 """Clips for the loss on what training never sees: encoded once, in rows that stay as they are.
 
-Of worlds they are states of the combinations that are held out; of files, those of the source `data.held_out`.
+Of worlds they are states of the combinations that are held out. Where `data.held_out` names a source, a world gives new
+states of the combinations that training has, and files are taken as they are.
 
 Shape letters: B rows, S segments, G groups.
 """
@@ -45,7 +46,7 @@ def source_of(config: Any, grid: Any) -> sources.Source:
       "training does not see in data.held_out, or set train.eval_every=0"
     )
   data.clips = -(-data.held_out_clips // len(names))
-  found = sources.open_source(data, SEED, grid, held_out=True)
+  found = sources.open_source(data, SEED, grid, held_out=not data.held_out)
   for each in found.sources if isinstance(found, sources.Mixture) else [found]:
     if isinstance(each, WorldSource):
       each.shapes = each.shapes.spread(data.clips)  # a few clips must have all durations
@@ -58,8 +59,11 @@ def make(
   """The rows of the held-out clips that this host reads, and what groups they are of."""
   grid, row = codec.grid(config.model.patch), RowShape.of(config)
   source = source_of(config, grid)
-  store = precompute.encode_source(codec, source, workdir / "held_out", config.data.max_bad, run=run)
-  texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts)
+  if prepared := config.data.prepared:
+    store = precompute.open_prepared(codec, source, epath.Path(prepared) / "held_out")
+  else:
+    store = precompute.encode_source(codec, source, workdir / "held_out", config.data.max_bad, run=run)
+  texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts, owned=not prepared)
   step = pipeline.Step(1, 1, ClipFlops.of(1, 1, 1))
   read = pipeline.PackedRows(store, texts, grid, row, step, 0, pipeline.Shares(1.0, conditions.Shares(0.0)))
   clips = [read.segment(clip, 0, 0) for clip in range(len(store))]

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from sora_jax.checkpoints import checkpoint
+from sora_jax.checkpoints import checkpoint, pretrained
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.models.abstract import abstract
@@ -65,9 +66,9 @@ def find(config: Any, workdir: epath.Path) -> Initial | None:
   Raises:
     InputError: there is no run whose weights this one could take.
   """
-  run = config.train.init
-  if not run:
+  if not config.train.init:
     return None
+  run = pretrained.located(config.train.init)
   if kept := _kept(workdir):
     return Initial(*(kept[name] for name in Initial._fields))
   meta = checkpoint.load_meta(run)
@@ -167,6 +168,7 @@ def _meaningless(initial: Initial, workdir: epath.Path, codec: Codec, state: Tra
   fresh: dict[str, str] = {}
   run = epath.Path(initial.run)
   arrays, _, _ = checkpoint.load_arrays(run / "autoencoder", "ema")
+  arrays = {path: array.astype(np.float32) for path, array in arrays.items()}  # of an export in bfloat16
   if checkpoint.tree_digest(codec.params) != checkpoint.tree_digest(arrays):
     fresh |= {path: "other autoencoder" for path in paths if path.startswith(LATENT_LAYERS)}
   if (run / "tokenizer.model").read_bytes() != (workdir / "tokenizer.model").read_bytes():

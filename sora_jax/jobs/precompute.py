@@ -104,6 +104,25 @@ def encode_source(
   return store
 
 
+def open_prepared(
+  codec: Codec, source: Source, folder: str | os.PathLike, extras: Extras = NOTHING_MORE
+) -> latents.LatentStore:
+  """The latents of `source` that another run has made, which this one only reads.
+
+  Raises:
+    InputError: they are not whole, or made from something else.
+  """
+  key = key_of(codec, source, extras)
+  found = latents.kept_key(folder)
+  if found is None:
+    raise InputError(f"data.prepared: {folder} holds no whole latents: run sora precompute with its workdir first")
+  if changed := latents.differing(found, key):
+    raise InputError(
+      f"data.prepared: {folder} was made from other {', '.join(changed)}: prepare again in a new workdir"
+    )
+  return latents.LatentStore(folder)
+
+
 def refresh_captions(store: latents.LatentStore, source: Source) -> None:
   """Writes the captions of a store's clips, where those that are there are not the source's."""
   made_from = latents.digest([store.media_fingerprint, source.captions_fingerprint])

@@ -15,6 +15,7 @@ from sora_jax.data.columns import BadColumn
 from sora_jax.data.latents import LatentStore
 from sora_jax.data.sources import Source
 from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.errors import InputError
 from sora_jax.runtime import storage
 from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 
@@ -66,10 +67,17 @@ def get_tokenizer(config: Any, store: LatentStore, workdir: epath.Path, hosts: H
   return Tokenizer.load(path)
 
 
-def kept_texts(store: LatentStore, tokenizer: Tokenizer, limit: int, hosts: Hosts = ALONE) -> Texts:
+def kept_texts(store: LatentStore, tokenizer: Tokenizer, limit: int, hosts: Hosts = ALONE, owned: bool = True) -> Texts:
   """The ids of the store's captions, kept beside them; where those are of others, stderr says what differs.
 
   Of several hosts the first makes them, and all read them.
+
+  Args:
+    limit: most tokens of a caption.
+    owned: the store is this run's, which may make the ids again.
+
+  Raises:
+    InputError: the ids of a store of another run are missing, or of another tokenizer or limit.
   """
   root = store.folder
   key = {
@@ -84,6 +92,8 @@ def kept_texts(store: LatentStore, tokenizer: Tokenizer, limit: int, hosts: Host
       changed = latents.differing(latents.read_key(root / KEY), key) or _damage(root)
       if not changed:
         return
+      if not owned:
+        raise InputError(f"{root}: its captions' ids are of other {', '.join(changed)}: use these, or prepare again")
       print(f"{root / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
     (root / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
     Texts.save(root, store.all_captions(), tokenizer, limit)

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from sora_jax import settings, sharding
-from sora_jax.checkpoints import checkpoint, manifest
+from sora_jax.checkpoints import checkpoint, manifest, pretrained
 from sora_jax.data import conditions, pipeline, quarantine, sources
 from sora_jax.data.captions import Texts
 from sora_jax.data.files import printable
@@ -45,6 +45,7 @@ from sora_jax.packing.rows import must_fit
 from sora_jax.runtime import goodput
 from sora_jax.runtime.hosts import ALONE, LONG, Hosts
 from sora_jax.runtime.run import Run
+from sora_jax.train import mup
 from sora_jax.train.autoencoder import AutoencoderTask
 from sora_jax.train.dit import DiffusionConfig, DiTTask
 from sora_jax.train.loop import Batches, LoopConfig, Summary, fit
@@ -109,7 +110,10 @@ def prepare(
   folder = here / "latents"
   extras = precompute.Extras.of(config, codec.grid(config.model.patch))
   store = precompute.encode_source(codec, source, folder, config.data.max_bad, workers, beam, run, extras)
-  get_tokenizer(config, store, here, run.hosts)
+  tokenizer = get_tokenizer(config, store, here, run.hosts)
+  kept_texts(store, tokenizer, config.train.row_text, run.hosts)
+  if config.train.eval_every:
+    held_out.make(config, codec, tokenizer, here, mesh, run)
   return {"clips": len(store), "dropped": len(store.dropped) + len(source.dropped), "latents": os.fspath(folder)}
 
 
@@ -124,13 +128,14 @@ def open_run(
   mesh = sharding.make_mesh(config.mesh.to_dict())
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)
-  source = sources.open_source(config.data, config.seed, grid(config))
+  source = sources.open_source(config.data, sources.seed_of(config), grid(config))
   check_clips(config, source)
   if config.task == "dit" and config.train.eval_every:
     held_out.source_of(config, grid(config))
   start = initial.find(config, workdir)
-  given = given_codec(config.autoencoder, start, workdir / "autoencoder", hosts)
+  given = given_codec(config, start, workdir / "autoencoder", hosts)
   words = epath.Path(start.run) if start and start.tokenizer else None
+  words = epath.Path(config.data.prepared) if config.data.prepared else words
   tokenizer = try_tokenizer(config, source, workdir, hosts, words) if config.task == "dit" else None
   # Not before: a mistyped source, checkpoint or vocabulary must not bind the folder to it.
   open_workdir(workdir, config, source.fingerprint, hosts)
@@ -154,7 +159,7 @@ def check_step(config: Any, mesh: jax.sharding.Mesh, warns: bool = True) -> None
     ValueError: the mesh can't share the rows of a step, or its devices can't compute attention as the config says.
   """
   rows = {"train.rows": config.train.rows} if config.task == "dit" else {}
-  if config.task == "autoencoder" or not config.autoencoder.checkpoint:
+  if config.task == "autoencoder" or not (config.autoencoder.checkpoint or config.data.prepared):
     rows["autoencoder.batch"] = config.autoencoder.batch
   with jax.set_mesh(mesh):
     ranks = sharding.ways("batch")
@@ -206,7 +211,7 @@ def train_autoencoder(
 ) -> Summary:
   """Trains the autoencoder with the settings of `config.train`, into `folder`."""
   section = config.autoencoder
-  crops = pipeline.Crops(source, section.crop, config.seed, tuple(config.data.weights))
+  crops = pipeline.Crops(source, section.crop, sources.seed_of(config), tuple(config.data.weights))
   task = AutoencoderTask(AutoencoderConfig.of(section), section.kl_weight, section.motion_weight, crops.probe(PROBE))
   place = reading(config, mesh)
   with contextlib.closing(pipeline.crop_batches(crops, section.batch, place)) as stream:
@@ -262,17 +267,21 @@ def get_codec(
   return codec
 
 
-def given_codec(section: Any, start: initial.Initial | None, folder: epath.Path, hosts: Hosts) -> Codec | None:
-  """The autoencoder that the config names, or that of the run it starts from: as `folder` keeps it, or from where it
-  is; None where there is none.
+def given_codec(config: Any, start: initial.Initial | None, folder: epath.Path, hosts: Hosts) -> Codec | None:
+  """The autoencoder that the config names, or that of the prepared workdir, or of the run it starts from: as `folder`
+  keeps it, or from where it is; None where there is none.
   """
-  inherited = epath.Path(start.run) / "autoencoder" if start and start.autoencoder else None
-  origin = section.checkpoint or inherited
+  inherited = start.run if start and start.autoencoder else None
+  origin = config.autoencoder.checkpoint or config.data.prepared or inherited
   if not origin:
     return None
   path = manifest.root(folder)
   kept = lambda: path.is_dir() and bool(manifest.committed(path))
-  return Codec.load(folder if hosts.decide("looking for the autoencoder", kept) else origin, section)
+  if hosts.decide("looking for the autoencoder", kept):
+    return Codec.load(folder, config.autoencoder)
+  found = pretrained.located(origin)
+  inside = epath.Path(found) / "autoencoder"  # of a transformer
+  return Codec.load(inside if inside.is_dir() else found, config.autoencoder)
 
 
 def trained_codec(folder: epath.Path, section: Any, hosts: Hosts) -> Codec | None:
@@ -314,10 +323,13 @@ def train_dit(
   run.clock.spend("data")
   run.hosts.at("preparing the transformer", seconds=math.inf)  # what hosts wait for in it has limits of its own
   extras = precompute.Extras.of(config, codec.grid(config.model.patch))
-  store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run, extras=extras)
+  if config.data.prepared:
+    store = precompute.open_prepared(codec, source, epath.Path(config.data.prepared) / "latents", extras)
+  else:
+    store = precompute.encode_source(codec, source, workdir / "latents", config.data.max_bad, run=run, extras=extras)
   tokenizer = get_tokenizer(config, store, workdir, run.hosts)
   model = DiTConfig.of(config, tokenizer.vocabulary)
-  texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts)
+  texts = kept_texts(store, tokenizer, config.train.row_text, run.hosts, owned=not config.data.prepared)
   rows = packed_rows(config, store, texts, codec, model)
   generator = Generator(codec, model, None, tokenizer, config)
 
@@ -342,7 +354,9 @@ def train_dit(
     )
     with fitting("train.rows or train.row_tokens", "model.remat=full or offload"):
       start = initial.starter(initial.find(config, workdir), workdir, run.hosts, codec)
-      return fit(task, batches, LoopConfig.of(config, "transformer"), workdir, mesh, meta(config), run, start)[1]
+      rates = mup.multipliers(model, config.model.base_width) if config.model.base_width else ()
+      loop = LoopConfig.of(config, "transformer", rates)
+      return fit(task, batches, loop, workdir, mesh, meta(config), run, start)[1]
 
 
 def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, model: DiTConfig) -> pipeline.PackedRows:
@@ -356,7 +370,7 @@ def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, mod
     codec.grid(config.model.patch),
     RowShape.of(config),
     pipeline.Step(train.rows, train.ranks, work),
-    config.seed,
+    sources.seed_of(config),
     pipeline.Shares(config.data.long_captions, conditions.Shares.of(config), config.data.token_drop),
     tuple(config.data.weights),
   )

@@ -101,7 +101,8 @@ def _check_length(workdir: str | os.PathLike, config: Any, key: str, before: int
     return ""  # train.steps says how long an autoencoder by itself is trained
   steps = config.train.steps if key == "train.steps" else config.autoencoder.steps
   inner = key == "autoencoder.steps"
-  if inner and (config.autoencoder.checkpoint or initial.inherits_autoencoder(workdir)):
+  given = config.autoencoder.checkpoint or config.data.prepared
+  if inner and (given or initial.inherits_autoencoder(workdir)):
     return ""  # it is not trained here
   if inner and _newest(workdir):
     raise ConfigMismatch(

@@ -21,6 +21,7 @@ from sora_jax.runtime import storage
 
 FILE = "goodput.json"
 PHASES = ("init", "compile", "data", "step", "eval", "checkpoint", "other", "lost")
+DONE, KILLED = "done", "killed"  # ends of a start: a killed one could not say so, the next one does
 COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX's
 BEAT, REMOTE_BEAT = 0.1, 15.0  # seconds between writes, at least
 SHARE = 0.005  # of the time since the start between writes, where that is longer
@@ -42,6 +43,8 @@ class Clock:
     self.seconds: dict[str, float] = before.get("seconds") or dict.fromkeys(PHASES, 0.0)
     self.models: dict[str, dict[str, Any]] = before.get("models", {})  # name -> its last step, and its steps' seconds
     self.starts, self.lost_steps = before.get("starts", 0) + 1, before.get("lost_steps", 0)
+    ends = before.get("ends", [])
+    self.ends: list[str] = ends + [KILLED] * (self.starts - 1 - len(ends))  # how each start ended, this one not yet
     self.wall_before = before.get("wall_seconds", 0.0)
     self.started = self.since = time.monotonic() if started is None else started
     self.phase, self.model = "init", ""
@@ -68,6 +71,11 @@ class Clock:
   def reached(self, step: int) -> None:
     """A step of the model that trains is done."""
     self.models[self.model]["step"] = step
+
+  def end(self, how: str) -> None:
+    """This start is over: DONE, or what ended it, in a line."""
+    with self.lock:
+      self.ends.append(how)
 
   def step_seconds(self) -> float:
     """What the steps of the model that trains have taken, over all starts, lost ones left out."""
@@ -97,6 +105,7 @@ class Clock:
       return {
         "wall_seconds": self.wall_before + self.since - self.started,
         "starts": self.starts,
+        "ends": list(self.ends),
         "phase": self.phase,
         "seconds": dict(self.seconds),
         "lost_steps": self.lost_steps,
@@ -133,6 +142,10 @@ def accounted(folder: str | os.PathLike, started: float | None = None, writes: b
   beats.start()
   try:
     yield clock
+    clock.end(DONE)
+  except BaseException as error:
+    clock.end(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    raise
   finally:
     stop.set()
     beats.join()

@@ -47,13 +47,13 @@ class LoopConfig:
   accumulation: int = 1  # a step computes its batch in so many pieces, one after another
 
   @classmethod
-  def of(cls, config: Any, name: str) -> "LoopConfig":
-    """Of a run's config."""
+  def of(cls, config: Any, name: str, multipliers: tuple[tuple[str, float], ...] = ()) -> "LoopConfig":
+    """Of a run's config; `multipliers` are those of learning rates, by parameter."""
     train = config.train
     return cls(
       name=name,
       seed=config.seed,
-      optimizer=OptimizerConfig.of(config),
+      optimizer=OptimizerConfig.of(config, multipliers),
       ema_decay=train.ema_decay,
       checkpoint_every=train.checkpoint_every,
       keep=train.keep,

@@ -32,11 +32,13 @@ class OptimizerConfig(NamedTuple):
   steps: int
   clip_norm: float
   weight_decay: float = 0.0  # of a matrix, each step, as a share of its rate
+  multipliers: tuple[tuple[str, float], ...] = ()  # of a parameter's rate, by its name; 1 for the others
 
   @classmethod
-  def of(cls, config: Any) -> "OptimizerConfig":
+  def of(cls, config: Any, multipliers: tuple[tuple[str, float], ...] = ()) -> "OptimizerConfig":
     """Of a run's config."""
-    return cls(**{name: config.train[name] for name in cls._fields})
+    named = {name: config.train[name] for name in cls._fields if name != "multipliers"}
+    return cls(**named, multipliers=multipliers)
 
 
 def schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
@@ -91,6 +93,12 @@ def decayed(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: bool(DECAYED.search(path_name(path))), params)
 
 
+def times(multipliers: dict[str, float]) -> optax.GradientTransformation:
+  """Each update times the number that its parameter's name has, 1 where it has none."""
+  scaled = lambda path, update: update * multipliers.get(path_name(path), 1.0)
+  return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """Gradient clipping by global norm, then Muon or AdamW a parameter.
 
@@ -101,13 +109,21 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   same_size = optax.stateless_with_tree_map(
     lambda update, _: CONSISTENT_RMS * max(update.shape[1], update.shape[-1]) ** 0.5 * update
   )
+  # Before weight decay, which takes the same share of a matrix at every width.
+  multiplied = [times(dict(config.multipliers))] if config.multipliers else []
   muon = optax.chain(
     over_layers(scale_by_muon(weight_dimension_numbers=muon_dimensions)),
     same_size,
+    *multiplied,
     optax.add_decayed_weights(config.weight_decay, decayed),
     optax.scale_by_learning_rate(rate),
   )
-  adam = optax.adamw(adam_rate, b2=0.95, weight_decay=config.weight_decay, mask=decayed)
+  adam = optax.chain(
+    optax.scale_by_adam(b2=0.95),
+    *multiplied,
+    optax.add_decayed_weights(config.weight_decay, decayed),
+    optax.scale_by_learning_rate(adam_rate),
+  )
   kind = lambda path, _: "muon" if MUON_PATHS.search(path_name(path)) else "adam"
   by_kind = optax.partition({"muon": muon, "adam": adam}, lambda params: jax.tree_util.tree_map_with_path(kind, params))
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), by_kind)

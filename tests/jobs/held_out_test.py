@@ -29,8 +29,9 @@ def test_of_files_they_are_a_source_of_its_own(config):
   config.data.source = "clips"
   with pytest.raises(InputError, match="train.eval_every=3 with data.source=clips: name a source .* in data.held_out"):
     held_out.source_of(config, grid(config))
-  config.data.held_out = "worlds:shapes"
-  assert len(held_out.source_of(config, grid(config))) == 8
+  config.data.held_out = "worlds:shapes"  # new states of what training has
+  named = held_out.source_of(config, grid(config))
+  assert len(named) == 8 and not named.held_out and named.seed == held_out.SEED
 
 
 def test_a_mistake_is_told_before_anything_is_trained(config, tmp_path):

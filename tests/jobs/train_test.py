@@ -362,3 +362,39 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(trained, tiny_config, tmp_path
   ]
   np.testing.assert_array_equal(clips[0].frames_THWC, clips[1].frames_THWC)
   assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_prepared_workdir_is_read_and_not_made_again(trained, tiny_config, tmp_path):
+  """Two seeds of one sweep: the same latents, tokenizer and autoencoder; weights of their own."""
+  before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+  tiny_config.data.update(prepared=str(trained), seed=tiny_config.seed)
+  tiny_config.train.steps = 2
+  for seed in (0, 1):
+    tiny_config.seed = seed
+    train(tiny_config, tmp_path / str(seed))
+    assert not (tmp_path / str(seed) / "latents").exists()
+  assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+  digests = [checkpoint.digest(tmp_path / str(seed)) for seed in (0, 1)]
+  assert digests[0]["data"] == digests[1]["data"] and digests[0]["params"] != digests[1]["params"]
+  frames = Generator.load(tmp_path / "1").sample([Request("a red disc", 16, 16, 1, 8.0, 0)], Sampling.of(tiny_config))
+  assert frames[0].frames_THWC.shape == (1, 16, 16, 3)
+
+
+def test_a_prepared_workdir_of_other_clips_is_refused_and_stays(trained, tiny_config, tmp_path):
+  key = (trained / "latents" / "key.json").read_bytes()
+  tiny_config.data.update(prepared=str(trained), seed=7)
+  with pytest.raises(InputError, match="was made from other clips: prepare again in a new workdir"):
+    train(tiny_config, tmp_path / "w")
+  assert (trained / "latents" / "key.json").read_bytes() == key
+  tiny_config.data.update(prepared=str(tmp_path), seed=tiny_config.seed)
+  tiny_config.autoencoder.checkpoint = str(trained)
+  with pytest.raises(InputError, match="holds no whole latents: run sora precompute"):
+    train(tiny_config, tmp_path / "v")
+
+
+def test_a_transformer_s_workdir_stands_for_its_autoencoder(trained, tiny_config, tmp_path):
+  tiny_config.autoencoder.checkpoint = str(trained)
+  tiny_config.train.steps = 1
+  train(tiny_config, tmp_path / "w")
+  mine, its = (checkpoint.digest(folder / "autoencoder") for folder in (tmp_path / "w", trained))
+  assert mine["ema"] == its["ema"] and not (tmp_path / "w" / "autoencoder" / "logs").exists()

@@ -148,9 +148,20 @@ def test_a_run_s_account_is_on_disk_as_it_goes_and_true_to_the_clock(tmp_path):
   assert found["wall_seconds"] == pytest.approx(wall, abs=0.05)
   assert sum(found["seconds"].values()) == pytest.approx(found["wall_seconds"], rel=1e-6)
   assert found["seconds"]["compile"] > 0 and found["seconds"]["step"] == pytest.approx(0.5, abs=0.1)
-  assert found.keys() == {"wall_seconds", "starts", "phase", "seconds", "lost_steps", "models"}
+  assert found.keys() == {"wall_seconds", "starts", "ends", "phase", "seconds", "lost_steps", "models"}
   time.sleep(0.3)
   assert goodput.read(tmp_path / "logs") == found  # nobody writes any more
+
+
+def test_how_each_start_ended_is_told(tmp_path):
+  """One that is killed can't say so; the next one does."""
+  with pytest.raises(ValueError), goodput.accounted(tmp_path):
+    raise ValueError("no\nmemory")
+  Clock(tmp_path).write()  # and no more of it
+  with goodput.accounted(tmp_path):
+    pass
+  found = goodput.read(tmp_path)
+  assert (found["starts"], found["ends"]) == (3, ["ValueError: no memory", goodput.KILLED, goodput.DONE])
 
 
 def test_a_folder_that_can_t_be_written_is_said_once(tmp_path, capsys):
