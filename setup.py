@@ -47,6 +47,7 @@ setuptools.setup(
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=12.0",
+    "scipy>=1.14",
     "sentencepiece>=0.2.3",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",

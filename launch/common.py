@@ -220,6 +220,19 @@ def call(words: Sequence[str]) -> int:
     raise not_started(words, error) from None
 
 
+def started(words: Sequence[str]) -> subprocess.Popen:
+  """A command in a process group of its own, so that Ctrl-C on the terminal reaches it once, through this launcher."""
+  try:
+    return subprocess.Popen(words, start_new_session=True)
+  except OSError as error:
+    raise not_started(words, error) from None
+
+
+def heard(signals: Iterable[int]) -> list[int]:
+  """Those that are not ignored, as nohup has one."""
+  return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def not_started(words: Sequence[str], error: OSError) -> LaunchError:
   return LaunchError(f"{words[0]} can't be run ({error.strerror}): install it, or put it on PATH", 127)
 
@@ -284,8 +297,7 @@ class Supervisor:
     return None if code == 0 or self.received or not self.restarts else self.restarts.after(code)
 
   def run(self) -> int:
-    heard = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
-    before = {number: signal.signal(number, self._note) for number in heard}
+    before = {number: signal.signal(number, self._note) for number in heard(self.signals)}
     try:
       while True:
         code = self._once()
@@ -306,11 +318,7 @@ class Supervisor:
     self._pending.append(number)
 
   def _once(self) -> int:
-    try:
-      # In a process group of its own, so that Ctrl-C on the terminal reaches it once, through this launcher.
-      child = subprocess.Popen(self.words, start_new_session=True)
-    except OSError as error:
-      raise not_started(self.words, error) from None
+    child = started(self.words)
     while child.poll() is None:
       while self._pending:
         self.pass_on(child, self._pending.pop(0))

@@ -3,16 +3,22 @@
     python launch/sweep.py --config configs/dit.py:variant=S --set train.learning_rate=1e-3,2e-3 --set seed=0,1 \
       --workdir runs/sweep --on local|slurm|gke|tpu_pod [--dry_run] [-- FLAGS OF THE LAUNCHER]
 
-A value with commas of its own stands in brackets or quotes. `local` and `tpu_pod` train one run after the other, the
-latter on one resource, which the last run removes; `slurm` and `gke` queue them all. The same command again resumes
-every run.
+A value with commas of its own stands in brackets or quotes. `--runs FILE` names the runs instead, JSON of {name:
+[KEY=VALUE, ...]}, as `sora sweep run` writes it; `--at_once N` trains so many at a time on this machine. `local` and
+`tpu_pod` train one run after the other, the latter on one resource, which the last run removes; `slurm` and `gke` queue
+them all. The same command again resumes every run.
 """
 
 import argparse
 import hashlib
 import itertools
+import json
+import pathlib
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import common
 import tpu_pod
@@ -24,6 +30,7 @@ LAUNCHERS = {
   "tpu_pod": ["tpu_pod.py", "run"],
 }
 LONGEST = 120  # letters of a folder's name
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -91,10 +98,29 @@ def digest(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def listed(path: str) -> dict[str, list[str]]:
+  """The runs of a file: {name: its --set values}."""
+  try:
+    runs = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    found = {str(name): list(map(common.setting, settings)) for name, settings in runs.items()}
+  except OSError as error:
+    raise common.LaunchError(f"--runs {path}: {error.strerror}", 2) from None
+  except (ValueError, AttributeError, TypeError, argparse.ArgumentTypeError) as error:
+    raise common.LaunchError(f"--runs {path} is no JSON of {{name: [KEY=VALUE, ...]}}: {error}", 2) from None
+  for name in found:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=_+-]{0,139}", name):
+      raise common.LaunchError(f"--runs {path}: {name!r} is no name of a folder", 2)
+  if not found:
+    raise common.LaunchError(f"--runs {path} names no run", 2)
+  return found
+
+
 def commands(args: argparse.Namespace, rest: list[str]) -> list[list[str]]:
+  if args.runs and args.set:
+    raise common.LaunchError("--runs and --set: give one of them", 2)
   script, *verb = LAUNCHERS[args.on]
   start = [sys.executable, str(common.ROOT / "launch" / script), *verb, *rest]
-  runs = grid(args.set)
+  runs = listed(args.runs) if args.runs else grid(args.set)
   lines = []
   for number, (name, settings) in enumerate(runs.items(), 1):
     workdir = f"{args.workdir.rstrip('/')}/{name}"
@@ -124,27 +150,53 @@ def program(argv: list[str]) -> int:
     default="sweep",
     help="the beginning of the jobs' names",
   )
+  parser.add_argument("--runs", type=common.plain, help="a file of runs by name, instead of --set")
+  parser.add_argument("--at_once", type=common.positive, default=1, help="runs at a time, on this machine")
   common.add_training(parser)
   args = parser.parse_args(own)
   lines = commands(args, rest)
+  if args.at_once > 1 and args.on != "local":
+    raise common.LaunchError("--at_once is of --on local: elsewhere the place decides", 2)
   if args.dry_run:
     common.show(lines)
     return 0
-  failed = []
-  for number, words in enumerate(lines, 1):
-    common.say(f"run {number} of {len(lines)}: {next(w for w in words if w.startswith('--workdir='))[10:]}")
-    one = common.Supervisor(words)
-    code = one.run()
-    if one.received:
-      raise common.LaunchError("interrupted: the same command resumes every run", 128 + one.received)
-    if code:
-      failed.append(number)
+  failed = several(lines, args.at_once)
   if failed:
     left = f"; {still_there(rest)}" if args.on == "tpu_pod" else ""
     raise common.LaunchError(
       f"{len(failed)} of {len(lines)} runs failed: {', '.join(map(str, failed))} (see above){left}"
     )
   return 0
+
+
+def several(lines: list[list[str]], at_once: int) -> list[int]:
+  """Runs commands, at most so many at a time; the numbers of those that failed."""
+  failed: list[int] = []
+  waiting = list(enumerate(lines, 1))
+  running: dict[int, subprocess.Popen] = {}
+  pending: list[int] = []
+  before = {number: signal.signal(number, lambda got, _: pending.append(got)) for number in common.heard(SIGNALS)}
+  try:
+    while waiting or running:
+      while waiting and len(running) < at_once and not pending:
+        number, words = waiting.pop(0)
+        common.say(f"run {number} of {len(lines)}: {next(w for w in words if w.startswith('--workdir='))[10:]}")
+        running[number] = common.started(words)
+      for number, child in list(running.items()):
+        if child.poll() is not None:
+          del running[number]
+          failed += [number] * bool(child.returncode)
+      if pending:
+        for child in running.values():
+          child.send_signal(pending[0])
+        for child in running.values():
+          child.wait()
+        raise common.LaunchError("interrupted: the same command resumes every run", 128 + pending[0])
+      time.sleep(0.05)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  return sorted(failed)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,12 @@ def _fault(name: str, value: Any) -> str:
 
 
 def _unknown(name: str) -> str:
-  return f"config.{name} is no setting: did you mean config.{_nearest(name, tuple(RULES))}?"
+  return f"config.{name} is no setting: did you mean config.{nearest(name)}?"
+
+
+def nearest(name: str) -> str:
+  """The setting whose name is nearest."""
+  return _nearest(name, tuple(RULES))
 
 
 def _nearest(name: str, names: tuple[str, ...]) -> str:

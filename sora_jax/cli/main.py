@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from sora_jax.cli import checkpoint, data, demo, doctor, evaluate, plan, sample, train
+from sora_jax.cli import checkpoint, data, demo, doctor, evaluate, plan, sample, sweep, train
 from sora_jax.cli.command import Command, help_of, listed, nearest_name, parse, printed
 from sora_jax.cli.config import UsageError
 from sora_jax.errors import SoraError
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
   **data.COMMANDS,
   **checkpoint.COMMANDS,
   **plan.COMMANDS,
+  **sweep.COMMANDS,
   **doctor.COMMANDS,
 }
 HELP = ("help", "-h", "-help", "--help")
@@ -103,8 +104,8 @@ def group(first: str) -> list[str]:
 
 
 def usage_of(first: str) -> str:
-  word = COMMANDS[f"{first} {group(first)[0]}"].words[0]
-  return f"usage: sora {first} {'|'.join(group(first))} {word}"
+  words = COMMANDS[f"{first} {group(first)[0]}"].words
+  return f"usage: sora {first} {'|'.join(group(first))} {words[0] if words else '[flags]'}"
 
 
 def _help(name: str) -> str:

@@ -109,6 +109,11 @@ def count(params: Any, model: Any, rows: Rows, remat: str) -> Flops:
   return Flops(forward, 2 * forward, 3 * attention + made_again, recompute, optimizer)
 
 
+def size(params: Any) -> int:
+  """How many numbers a tree of arrays, or of their shapes, has."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
 def newton_schulz(shape: tuple[int, ...]) -> float:
   """Muon's iterations x = a x + (b A + c A A) x with A = x x^T, on the short side (Jordan et al. 2024).
 

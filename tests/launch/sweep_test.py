@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import time
 
 import common
 import pytest
@@ -169,3 +170,64 @@ def test_the_commands_are_those_of_the_golden_files_and_the_launchers_take_them(
 def test_an_unknown_launcher_is_refused():
   with pytest.raises(common.LaunchError, match="invalid choice: 'ray'"):
     sweep.program([*GRID, "--workdir=w", "--on=ray"])
+
+
+class TestRunsOfAFile:
+  """What `sora sweep run` hands over."""
+
+  def words(self, sandbox, runs: object, *more: str) -> list[str]:
+    path = sandbox.folder / "runs.json"
+    path.write_text(json.dumps(runs))
+    launcher = ["--pause=0.02", f"--sora={sandbox.folder / 'bin' / 'sora'}"]
+    first = ["--config=c.py", f"--runs={path}", f"--workdir={sandbox.workdir}", "--on=local", *more]
+    return [*first, "--", *launcher]
+
+  def test_each_has_its_own_settings(self, sandbox):
+    runs = {"small": ["train.steps=2", "model.width=32"], "large": ["train.steps=3"]}
+    done = sandbox.run("sweep.py", *self.words(sandbox, runs))
+    assert done.returncode == 0, done.stderr
+    assert [fakes.done(sandbox.workdir / name) for name in runs] == [2, 3]
+    assert "--config.model.width=32" in sandbox.starts(sandbox.workdir / "small")[0]["argv"]
+
+  def test_several_train_at_once_and_a_failure_is_named(self, sandbox):
+    runs = {name: ["train.steps=40"] for name in "abc"}
+    (sandbox.workdir / "b").mkdir()
+    (sandbox.workdir / "b" / "faults.json").write_text(json.dumps({"2": 9}))
+    words = self.words(sandbox, runs, "--at_once=3")
+    begin = time.monotonic()
+    done = sandbox.run("sweep.py", *words, "--max_restarts=0")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("1 of 3 runs failed: 2 (see above)")
+    assert [fakes.done(sandbox.workdir / name) for name in runs] == [40, 2, 40]
+    starts = [sandbox.starts(sandbox.workdir / name)[0] for name in runs]
+    assert len(starts) == 3 and time.monotonic() - begin < 3 * 40 * fakes.STEP * 3
+
+  def test_a_signal_ends_all_of_them(self, sandbox):
+    runs = {name: ["train.steps=1000"] for name in "ab"}
+    child = sandbox.start("sweep.py", *self.words(sandbox, runs, "--at_once=2"))
+    while any(fakes.done(sandbox.workdir / name) < 2 for name in runs):
+      pass
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert err.splitlines()[-1] == "sweep.py: interrupted: the same command resumes every run"
+    assert not any(fakes.running(int((sandbox.workdir / name / "pid").read_text())) for name in runs)
+
+  @pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+      ([], "is no JSON of"),
+      ({}, "names no run"),
+      ({"../up": []}, "'../up' is no name of a folder"),
+      ({"a": ["x"]}, "'x' is not KEY=VALUE"),
+      ({"a": 3}, "is no JSON of"),
+    ],
+  )
+  def test_another_file_is_refused(self, sandbox, runs, message):
+    done = sandbox.run("sweep.py", *self.words(sandbox, runs))
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+  def test_a_grid_beside_it_is_refused(self, sandbox):
+    done = sandbox.run("sweep.py", *self.words(sandbox, {"a": []}, "--set=seed=0"))
+    assert done.returncode == 2 and "--runs and --set: give one of them" in done.stderr
+    done = sandbox.run("sweep.py", "--config=c", "--set=seed=0,1", "--workdir=w", "--on=gke", "--at_once=2")
+    assert done.returncode == 2 and "--at_once is of --on local" in done.stderr

@@ -1,0 +1,25 @@
+"""Five widths at four budgets, three seeds each, and three runs of ten times the largest, predicted before they begin.
+
+sora sweep run --config configs/sweep_isoflop.py --workdir runs/isoflop             the grid
+sora sweep fit --config configs/sweep_isoflop.py --workdir runs/isoflop             the law; seals three predictions
+sora sweep run --config configs/sweep_isoflop.py --workdir runs/isoflop --sealed    the three
+sora sweep fit ...; sora sweep report --workdir runs/isoflop                        docs/report/scaling.json
+"""
+
+import pathlib
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  sweep = ml_collections.ConfigDict()
+  sweep.config = str(pathlib.Path(__file__).with_name("scaling.py"))  # what each run trains
+  sweep.settings = ()  # (key, value) of all runs
+  # (key, values), or several keys whose values go together; flops is a run's budget, from which its steps follow
+  sweep.grid = (
+    ("model.width,model.heads", ((32, 1), (64, 2), (96, 3), (128, 4), (192, 6))),
+    ("flops", (3e11, 1e12, 3e12, 1e13)),
+    ("seed", (0, 1, 2)),
+  )
+  sweep.sealed = (("model.width,model.heads", ((128, 4), (192, 6), (256, 8))), ("flops", (1e14,)))
+  return sweep

@@ -1,0 +1,233 @@
+"""`sora sweep fit` and `report`: a law of a sweep's runs, sealed predictions of the large ones, and how these fared."""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sora_jax.errors import InputError
+from sora_jax.jobs.evaluate import folder_of
+from sora_jax.jobs.sweep import Planned, read, state_of
+from sora_jax.report.plot import Line, plot
+from sora_jax.runtime import storage
+from sora_jax.scaling import law, seal
+
+FILE = "fit.json"
+DRAWS = 200  # bootstrap samples of the runs
+
+
+def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> dict[str, Any]:
+  """Fits the law to the runs of the grid that have ended; seals the predictions of the others where none are sealed.
+
+  Returns:
+    {law, exponents, runs, residual, sealed: [{name, flops, predicted, low, high, naive, measured, error, naive_error,
+    error_of_change, covered}], max_error, largest_fitted_flops, sha256, scores, frontier}, which fit.json keeps. Errors
+    are shares of the measured loss; `naive` is the lowest loss of the largest fitted budget, `error_of_change` the
+    error as a share of what that guess misses.
+
+  Raises:
+    InputError: there is no sweep, or runs of its grid are not done.
+  """
+  here = epath.Path(workdir)
+  runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
+  losses = {name: state_of(here / name, each.steps)["held_out"] for name, each in runs.items()}
+  grid = {name: each for name, each in runs.items() if not each.sealed}
+  if missing := [name for name in grid if losses[name] is None]:
+    raise InputError(
+      f"{len(missing)} of {len(grid)} runs of the grid are not done or lack a held-out loss ({', '.join(missing[:3])}):"
+      " run the same sora sweep run again"
+    )
+  columns = zip(*((each.params, each.tokens, losses[name]) for name, each in grid.items()), strict=True)
+  points = law.Points(*(np.array(column, np.float64) for column in columns))
+  try:
+    found = law.fit(points)
+  except ValueError as error:
+    raise InputError(f"{workdir}: {error}") from error
+  flops_N = np.array([each.flops for each in grid.values()])
+  cost = law.Cost.of(points.params, flops_N / points.tokens)
+  laws, gaps = law.resampled(points, found, draws), law.spread(points, found)
+  naive = float(points.loss[np.isclose(flops_N, flops_N.max(), rtol=0.05)].min())
+  result: dict[str, Any] = {
+    "law": {name: float(f"{value:.5g}") for name, value in found._asdict().items()},
+    "law_intervals": _intervals(laws),
+    "exponents": {name: round(value, 4) for name, value in law.exponents(found, cost).items()},
+    "exponents_intervals": _exponent_intervals(laws, cost),
+    "runs": len(grid),
+    "residual": round(float(np.sqrt(np.mean(gaps**2))), 5),
+    "seed_spread": _seed_spread(grid, losses),
+    "largest_fitted_flops": float(flops_N.max()),
+    "points": [
+      {"name": name, "flops": each.flops, "params": each.params, "tokens": each.tokens, "loss": losses[name]}
+      for name, each in grid.items()
+    ],
+    "frontier": _frontier(found, cost, flops_N),
+  }
+  large = {name: each for name, each in runs.items() if each.sealed}
+  if large:
+    sealed = seal.read(here) or _seal(here, large, result, (found, laws, gaps, naive))
+    result |= {"sha256": sealed["sha256"], "sealed_at": sealed["sealed_at"]}
+    result["sealed"] = [_fared(name, sealed["predictions"][name], losses[name]) for name in large]
+    errors = [each["error"] for each in result["sealed"] if each["error"] is not None]
+    result["max_error"] = max(errors) if errors else None
+  result["scores"] = _scores(here, runs)
+  storage.write_text(here / FILE, json.dumps(result, indent=1) + "\n")
+  return result
+
+
+def _seal(
+  workdir: epath.Path,
+  large: dict[str, Planned],
+  result: dict[str, Any],
+  fitted: tuple[law.Law, Sequence[law.Law], np.ndarray, float],
+) -> dict[str, Any]:
+  """Writes the predictions down.
+
+  Raises:
+    InputError: a run that is to be predicted has begun.
+  """
+  if begun := [name for name, each in large.items() if state_of(workdir / name, each.steps)["state"] != "waiting"]:
+    raise InputError(f"{workdir / begun[0]} has begun: what is predicted must not have been run; use another workdir")
+  found, laws, gaps, naive = fitted
+  predictions = {}
+  for name, each in large.items():
+    low, high = law.interval(laws, gaps, each.params, each.tokens)
+    predictions[name] = {
+      "flops": each.flops,
+      "params": each.params,
+      "tokens": each.tokens,
+      "predicted": round(float(found.loss(each.params, each.tokens)), 6),
+      "low": round(low, 6),
+      "high": round(high, 6),
+      "naive": naive,
+    }
+  kept = {name: result[name] for name in ("law", "runs", "residual", "largest_fitted_flops", "points")}
+  return seal.write(workdir, {"predictions": predictions, **kept})
+
+
+def _fared(name: str, prediction: dict[str, Any], measured: float | None) -> dict[str, Any]:
+  """A prediction beside what was measured."""
+  row = {"name": name, **prediction, "measured": measured}
+  more: dict[str, Any] = dict.fromkeys(("error", "naive_error", "error_of_change", "covered"))
+  if measured is not None:
+    gap, missed = abs(prediction["predicted"] - measured), abs(prediction["naive"] - measured)
+    more = {
+      "error": round(gap / measured, 6),
+      "naive_error": round(missed / measured, 6),
+      "error_of_change": round(gap / missed, 4) if missed else None,
+      "covered": prediction["low"] <= measured <= prediction["high"],
+    }
+  return row | more
+
+
+def _intervals(laws: Sequence[law.Law]) -> dict[str, list[float]]:
+  """95 % of the bootstrap, of each number."""
+  if not laws:
+    return {}
+  ends = np.percentile(np.array(laws), [2.5, 97.5], axis=0)
+  return {name: [float(f"{end:.4g}") for end in ends[:, place]] for place, name in enumerate(law.Law._fields)}
+
+
+def _exponent_intervals(laws: Sequence[law.Law], cost: law.Cost) -> dict[str, list[float]]:
+  found = [law.exponents(each, cost) for each in laws if each.alpha + cost.power * each.beta > 0]
+  return {
+    name: [round(float(end), 4) for end in np.percentile([each[name] for each in found], [2.5, 97.5])]
+    for name in (found[0] if found else ())
+  }
+
+
+def _seed_spread(grid: dict[str, Planned], losses: dict[str, float | None]) -> float | None:
+  """The standard deviation of log loss over runs that differ in their seeds alone, pooled; None without such."""
+  by_kind: dict[tuple[float, int], list[float]] = {}
+  for name, each in grid.items():
+    by_kind.setdefault((each.flops, each.params), []).append(math.log(losses[name] or math.nan))
+  variances = [np.var(values, ddof=1) for values in by_kind.values() if len(values) > 1]
+  return round(float(np.sqrt(np.mean(variances))), 5) if variances else None
+
+
+def _frontier(found: law.Law, cost: law.Cost, flops_N: np.ndarray) -> list[dict[str, float]]:
+  """The best run of budgets from the smallest fitted one to a hundred times the largest."""
+  rows = []
+  for budget in np.geomspace(flops_N.min(), 100 * flops_N.max(), 9).tolist():
+    params, tokens, loss = law.best_for(found, cost, budget)
+    rows.append(
+      {"flops": float(f"{budget:.4g}"), "params": round(params), "tokens": round(tokens), "loss": round(loss, 5)}
+    )
+  return rows
+
+
+def _scores(workdir: epath.Path, runs: dict[str, Planned]) -> dict[str, Any]:
+  """The rise with compute of each world's mean score, of the runs that `sora evaluate --suite worlds` has examined."""
+  found: dict[str, list[tuple[float, float, float]]] = {}
+  for name, each in runs.items():
+    path = folder_of(os.fspath(workdir / name)) / "worlds.json"
+    if not path.exists():
+      continue
+    scores = {key: row for key, row in json.loads(path.read_text())["scores"].items() if "," not in key}
+    for world, group in itertools.groupby(sorted(scores), key=lambda key: key.partition(".")[0]):
+      rows = [scores[key] for key in group]
+      mean = lambda kind, rows=rows: float(np.mean([row[kind] for row in rows if row[kind] is not None]))
+      found.setdefault(world, []).append((math.log10(each.flops), mean("mean"), mean("chance")))
+  rises = {}
+  for world, rows in found.items():
+    log_flops, scores_N, chance = np.array(rows).T
+    if len(rows) >= 3:
+      rises[world] = law.sigmoid(log_flops, scores_N, float(chance.mean())) | {"runs": len(rows)}
+  return rises
+
+
+def report(workdir: str | os.PathLike, out: str, sweep: Any = None) -> dict[str, Any]:
+  """Writes a sweep's fit as OUT/scaling.json, and two plots of it: losses by size at each budget, and by budget.
+
+  Raises:
+    InputError: nothing is fitted yet.
+  """
+  read(workdir, sweep)
+  path = epath.Path(workdir) / FILE
+  if not path.exists():
+    raise InputError(f"{workdir} holds no fit: run sora sweep fit --workdir {workdir} first")
+  found = json.loads(path.read_text())
+  folder = epath.Path(out)
+  folder.mkdir(parents=True, exist_ok=True)
+  found["command"] = "sora sweep run, fit, run --sealed, fit and report (docs/scaling.md)"
+  (folder / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
+  (folder / "isoflop.svg").write_text(isoflop_plot(found))
+  (folder / "scaling.svg").write_text(frontier_plot(found))
+  return {"out": os.fspath(folder), **{name: found.get(name) for name in ("law", "exponents", "max_error", "sha256")}}
+
+
+def isoflop_plot(found: dict[str, Any]) -> str:
+  """Held-out loss by the size of the model, a line a budget, with the range over seeds."""
+  lines = []
+  of_budget = lambda point: float(f"{point['flops']:.1g}")
+  for budget, group in itertools.groupby(sorted(found["points"], key=of_budget), key=of_budget):
+    by_size: dict[int, list[float]] = {}
+    for point in group:
+      by_size.setdefault(point["params"], []).append(point["loss"])
+    sizes = sorted(by_size)
+    means = [(math.log10(size), float(np.mean(by_size[size]))) for size in sizes]
+    lines.append(Line(f"{budget:.0e} FLOPs", means, [(min(by_size[size]), max(by_size[size])) for size in sizes]))
+  return plot("Loss on held-out clips", "log10 of parameters", lines)
+
+
+def frontier_plot(found: dict[str, Any]) -> str:
+  """Held-out loss by budget: the best run of each, the law's frontier, what was sealed and what was measured."""
+  best: dict[float, float] = {}
+  for point in found["points"]:
+    budget = float(f"{point['flops']:.1g}")
+    best[budget] = min(point["loss"], best.get(budget, math.inf))
+  log = math.log10
+  lines = [
+    Line("best of each budget", [(log(budget), loss) for budget, loss in sorted(best.items())]),
+    Line("law", [(log(row["flops"]), row["loss"]) for row in found["frontier"]]),
+  ]
+  if sealed := sorted(found.get("sealed", []), key=lambda row: row["flops"]):
+    ends = [(row["low"], row["high"]) for row in sealed]
+    lines.append(Line("sealed", [(log(row["flops"]), row["predicted"]) for row in sealed], ends))
+    if measured := [(log(row["flops"]), row["measured"]) for row in sealed if row["measured"] is not None]:
+      lines.append(Line("measured", measured))
+  return plot("Loss on held-out clips", "log10 of FLOPs", lines)

@@ -1,0 +1,338 @@
+"""`sora sweep run` and `status`: a sweep's file to runs in folders of their own, by the launchers.
+
+    WORKDIR/sweep.json      its runs: settings, budget, steps
+    WORKDIR/prepared/       autoencoder, tokenizer and latents, which all runs read
+    WORKDIR/NAME/           a run, as `sora train` makes it
+    WORKDIR/sealed.json     predictions of the large runs, without which these don't start (`sora sweep fit`)
+
+Each run's schedule is matched to its own budget: its learning rates end at zero with its last step. All runs see the
+same clips in the same order, and are measured on the same held-out clips with the same noise.
+"""
+
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+import sora_jax
+from sora_jax import settings
+from sora_jax.checkpoints import manifest
+from sora_jax.data import sources
+from sora_jax.errors import InputError, SoraError, path_errors
+from sora_jax.models.abstract import abstract
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.plan import flops as counting
+from sora_jax.plan.plan import rows_of
+from sora_jax.runtime import goodput, storage
+from sora_jax.scaling import grid, seal
+from sora_jax.train.metrics import read_metrics
+
+FILE, RUNS, PREPARED = "sweep.json", "runs.json", "prepared"
+LAUNCHERS = ("local", "slurm", "gke", "tpu_pod")
+FIELDS = ("config", "settings", "grid", "sealed")  # of a sweep's file
+WARMUP, MEMORY = 0.05, 0.02  # shares of a run's steps: most of its warm-up, and what its averaged weights remember
+LEAST_STEPS = 20
+SLOW = 1.5  # times the seconds a step that the same run with other seeds takes
+
+
+class SweepFailed(SoraError, RuntimeError):
+  """Some runs did not end; the message names them, and what to do."""
+
+
+class Planned(NamedTuple):
+  """A run before it begins.
+
+  Attributes:
+    settings: all that the config's own values are changed by.
+    flops, tokens: of the whole run; floating-point operations of the model, forwards and backwards.
+    params: of the model without its text encoder.
+  """
+
+  settings: dict[str, Any]
+  sealed: bool
+  flops: float
+  steps: int
+  params: int
+  tokens: float
+
+
+def planned(sweep: Any, base: Any) -> dict[str, Planned]:
+  """The runs of a sweep's file by name, those of its grid first.
+
+  Args:
+    sweep: `config`, `settings`, `grid` and `sealed`; see configs/sweep_isoflop.py.
+    base: the config that its runs change.
+
+  Raises:
+    InputError: a key of the grid is no setting, a value is none for it, or a budget is too small for a run.
+  """
+  if set(sweep) != set(FIELDS):
+    raise InputError(f"a sweep's file gives {', '.join(FIELDS)}: this one gives {', '.join(sorted(sweep))}")
+  found: dict[str, Planned] = {}
+  for is_sealed, values in ((False, sweep.grid), (True, sweep.sealed)):
+    for name, chosen in grid.combinations(values).items() if len(values) else ():
+      name = f"sealed_{name}" if is_sealed else name
+      found[name] = _planned(name, base, dict(sweep.settings) | chosen, is_sealed)
+  if not found:
+    raise InputError("a sweep's grid has no runs")
+  return found
+
+
+def _planned(name: str, base: Any, chosen: dict[str, Any], is_sealed: bool) -> Planned:
+  budget = chosen.pop(grid.FLOPS, None)
+  config = changed(base, chosen)
+  settings.check(config)
+  model = DiTConfig.of(config, config.model.vocabulary)
+  like, rows = abstract(DiT, model)[1], rows_of(config)
+  step = counting.count(like, model, rows, "none").model
+  if budget is not None:
+    steps = round(budget / step)
+    if steps < LEAST_STEPS:
+      raise InputError(f"the run {name}: {budget:g} FLOPs are {steps} steps of {step:.3g}: give {LEAST_STEPS} or more")
+    chosen |= matched(config, steps)
+  steps = changed(base, chosen).train.steps
+  text = counting.size(like["text_encoder"])
+  return Planned(chosen, is_sealed, steps * step, steps, counting.size(like) - text, float(steps * rows.tokens))
+
+
+def matched(config: Any, steps: int) -> dict[str, Any]:
+  """The schedule of a run of so many steps; it is measured at its end."""
+  return {
+    "train.steps": steps,
+    "train.warmup": min(config.train.warmup, max(round(WARMUP * steps), 1)),
+    "train.ema_decay": round(max(1 - 1 / (MEMORY * steps), 0.0), 6) if MEMORY * steps > 1 else 0.0,
+    "train.eval_every": steps,
+    "train.log_every": max(steps // 10, 1),
+  }
+
+
+def changed(base: Any, chosen: dict[str, Any]) -> Any:
+  """The config with these settings.
+
+  Raises:
+    InputError: a key is no setting, or a value is of another type than it has.
+  """
+  config = copy.deepcopy(base)
+  for key, value in chosen.items():
+    section, _, name = key.rpartition(".")
+    node = config[section] if section in config else config
+    if key not in settings.RULES:
+      raise InputError(f"a sweep's {key!r} is no setting: did you mean {settings.nearest(key)!r}?")
+    with path_errors(key), node.ignore_type():
+      node[name] = tuple(value) if isinstance(value, list) else value
+  return config
+
+
+def texts(chosen: dict[str, Any]) -> list[str]:
+  """Settings as KEY=VALUE of a command line."""
+  return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in chosen.items()]
+
+
+def begin(workdir: epath.Path, sweep: Any, runs: dict[str, Planned]) -> None:
+  """Writes the sweep's runs, or sees that those there are the same; a sweep may get more of them.
+
+  Raises:
+    InputError: a run there has other settings.
+  """
+  path = workdir / FILE
+  before = read(workdir, sweep)["runs"] if path.exists() else {}
+  mine = json.loads(json.dumps({name: each._asdict() for name, each in runs.items()}))
+  for name in mine.keys() & before.keys():
+    if mine[name]["settings"] != before[name]["settings"]:
+      raise InputError(f"{workdir} holds another sweep (its run {name} has other settings): use another --workdir")
+  workdir.mkdir(parents=True, exist_ok=True)
+  storage.write_text(path, json.dumps({"config": sweep.config, "runs": before | mine}, indent=1) + "\n")
+
+
+def read(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
+  """What `begin` wrote: {config, runs}.
+
+  Args:
+    sweep: a sweep's file, where it is to be of the same config.
+
+  Raises:
+    InputError: there is no sweep, or one of another config.
+  """
+  path = epath.Path(workdir) / FILE
+  if not path.exists():
+    raise InputError(
+      f"{workdir} holds no sweep: run sora sweep run --config configs/sweep_... --workdir {workdir} first"
+    )
+  try:
+    found = json.loads(path.read_text())
+    config, _ = found["config"], [Planned(**each) for each in found["runs"].values()]
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"{path} is no sweep's file: {error!r}") from error
+  if sweep is not None and pathlib.Path(sweep.config).name != pathlib.Path(config).name:
+    raise InputError(f"{workdir} holds a sweep of {config}, not of {sweep.config}: use another --workdir")
+  return found
+
+
+class Where(NamedTuple):
+  """Where runs train: one of LAUNCHERS, how many at a time where that is this machine, and flags of the launcher."""
+
+  on: str = "local"
+  at_once: int = 1
+  flags: tuple[str, ...] = ()
+
+
+def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") -> dict[str, Any]:
+  """Trains the runs of a stage that have not ended, "grid" or "sealed"; the same call takes all of them up again.
+
+  Args:
+    sweep: the sweep's file; `sweep.config` is that of `base`, as the launchers are to read it.
+
+  Returns:
+    What `status` does.
+
+  Raises:
+    InputError: the sweep is not that of the workdir, or the predictions of sealed runs are missing.
+    SweepFailed: some runs did not end.
+  """
+  here, runs = epath.Path(workdir), planned(sweep, base)
+  begin(here, sweep, runs)
+  if stage == "sealed":
+    must_be_sealed(here, runs)
+  mine = {name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}
+  left = {name: each for name, each in mine.items() if state_of(here / name, each.steps)["state"] != "done"}
+  tell(mine, left, rate(here, runs))
+  if left:
+    shared = prepare(base, dict(sweep.settings), sweep.config, here)
+    words = {name: texts(each.settings | shared) for name, each in left.items()}
+    storage.write_text(here / RUNS, json.dumps(words, indent=1) + "\n")
+    code = subprocess.call(launch_words(sweep.config, workdir, where))
+    if code and where.on in ("local", "tpu_pod"):
+      found = status(workdir)
+      ended = [name for name in left if found["runs"][name]["state"] != "done"]
+      raise SweepFailed(
+        f"{len(ended)} of {len(left)} runs did not end ({', '.join(ended[:5])}): `sora sweep status --workdir "
+        f"{workdir}` says what happened, and the same command takes them up again"
+      )
+    if code:
+      raise SweepFailed(f"launch/sweep.py --on {where.on} ended with status {code}: the lines above say why")
+  return status(workdir)
+
+
+def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned]) -> None:
+  """
+  Raises:
+    InputError: the large runs have no sealed predictions, or these are of other runs.
+  """
+  sealed = seal.read(workdir)
+  if sealed is None:
+    raise InputError(f"{workdir}: no sealed predictions: run sora sweep fit --workdir {workdir} before the sealed runs")
+  for name, each in runs.items():
+    if each.sealed and sealed["predictions"].get(name, {}).get("flops") != each.flops:
+      raise InputError(f"{workdir / seal.FILE} has no prediction of the run {name} with {each.flops:g} FLOPs")
+
+
+def launch_words(config_file: str, workdir: str, where: Where) -> list[str]:
+  """The command that trains the runs that are left.
+
+  Raises:
+    InputError: the launchers are not there: they are beside the package, in its repository.
+  """
+  script = pathlib.Path(sora_jax.__file__).parents[1] / "launch" / "sweep.py"
+  if not script.exists():
+    raise InputError(
+      f"{script} is missing: a sweep needs a checkout of the repository, installed with pip install -e ."
+    )
+  words = [f"--config={config_file}", f"--runs={epath.Path(workdir) / RUNS}", f"--workdir={workdir}"]
+  return [sys.executable, str(script), *words, f"--on={where.on}", f"--at_once={where.at_once}", "--", *where.flags]
+
+
+def prepare(base: Any, given: dict[str, Any], config_file: str, workdir: epath.Path) -> dict[str, Any]:
+  """Makes what all runs read, in a process of its own, and gives the settings that say where it is.
+
+  Raises:
+    SweepFailed: that did not end.
+  """
+  if base.data.prepared or given.get("data.prepared"):
+    return {}
+  folder = workdir / PREPARED
+  seed = given.get("data.seed", sources.seed_of(base))
+  words = [f"--config.{each}" for each in texts({"train.eval_every": 1} | given | {"seed": seed})]
+  command = [sys.executable, "-m", "sora_jax.cli", "precompute", f"--config={config_file}", f"--workdir={folder}"]
+  if code := subprocess.call([*command, *words], stdout=subprocess.DEVNULL):
+    raise SweepFailed(f"preparing {folder} ended with status {code}: the lines above say why")
+  return {"data.prepared": os.fspath(folder), "data.seed": seed}
+
+
+def rate(workdir: epath.Path, runs: dict[str, Planned]) -> float | None:
+  """FLOPs a second of all runs that have ended here; None before the first."""
+  ended = [(each, state_of(workdir / name, each.steps)) for name, each in runs.items()]
+  done = [(each.flops, found["seconds"]) for each, found in ended if found["state"] == "done" and found["seconds"]]
+  return sum(flops for flops, _ in done) / sum(seconds for _, seconds in done) if done else None
+
+
+def tell(mine: dict[str, Planned], left: dict[str, Planned], flops_per_second: float | None) -> None:
+  """On stderr: what is there to do, and how long that takes as far as the runs that have ended tell."""
+  total = sum(each.flops for each in left.values())
+  hours = (
+    f"about {total / flops_per_second / 3600:.2f} hours at {flops_per_second:.3g} a second" if flops_per_second else ""
+  )
+  print(
+    f"sweep: {len(left)} of {len(mine)} runs are left, {total:.3g} FLOPs; {hours or 'no run has told its speed yet'}",
+    file=sys.stderr,
+  )
+
+
+def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
+  """What became of each run; of a sweep's file, where one is given, the workdir must be.
+
+  Returns:
+    {runs: {name: {state, step, steps, starts, ends, seconds, held_out, slow}}, counts: {state: how many}, flops,
+    seconds}: `state` is "waiting", "begun" (it runs, or waits for its turn to go on) or "done"; `ends` says how its
+    starts ended; `slow` is how many times longer its steps take than those of the same run with other seeds, where that
+    is more than SLOW.
+
+  Raises:
+    InputError: there is no sweep.
+  """
+  here = epath.Path(workdir)
+  runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
+  found = {name: state_of(here / name, each.steps) for name, each in runs.items()}
+  for name, each in runs.items():
+    alike = [found[other]["step_seconds"] for other, one in runs.items() if _alike(each, one)]
+    usual = float(np.median([seconds for seconds in alike if seconds] or [0.0]))
+    mine = found[name]["step_seconds"]
+    found[name]["slow"] = round(mine / usual, 2) if mine and mine > SLOW * usual else None
+  states = [each["state"] for each in found.values()]
+  return {
+    "runs": found,
+    "counts": {state: states.count(state) for state in ("waiting", "begun", "done")},
+    "flops": sum(each.flops for name, each in runs.items() if found[name]["state"] == "done"),
+    "seconds": round(sum(each["seconds"] for each in found.values()), 1),
+  }
+
+
+def _alike(one: Planned, other: Planned) -> bool:
+  """Whether they differ in their seeds alone."""
+  return (one.flops, one.params) == (other.flops, other.params)
+
+
+def state_of(folder: epath.Path, steps: int) -> dict[str, Any]:
+  """Of one run, from what it has left on disk."""
+  account = goodput.read(folder / "logs")
+  model = account.get("models", {}).get("transformer", {})
+  rows = read_metrics(folder / "logs")
+  last = rows[-1] if rows else {}
+  root = manifest.root(folder)
+  done = root.is_dir() and steps in manifest.committed(root) and last.get("step") == steps
+  step = int(model.get("step", 0))
+  return {
+    "state": "done" if done else "begun" if account else "waiting",
+    "step": step,
+    "steps": steps,
+    "starts": account.get("starts", 0),
+    "ends": account.get("ends", []),
+    "seconds": round(account.get("wall_seconds", 0.0), 1),
+    "step_seconds": round(model["seconds"] / step, 4) if step else None,
+    "held_out": last.get("held_out") if done else None,
+  }

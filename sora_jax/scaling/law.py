@@ -1,0 +1,181 @@
+"""Scaling laws: how the loss falls with parameters and tokens, what is best for a budget, what larger runs will reach.
+
+  L(N, D) = E + A N^-a + B D^-b      (Hoffmann et al. 2022, "Chinchilla", eq. 2)
+
+N is a model's parameters, D the tokens it was trained on. The fit is theirs too (section 3.3, eq. 3): the Huber loss of
+log L, from many starts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import optimize
+
+SEARCH = 1000  # looks from a start
+HUBER = 1e-3  # beyond this distance in log L a point pulls no harder
+STARTS = [
+  (e, a, alpha, b, beta)
+  for e in (-3.0, -1.5, -0.5)  # log E
+  for a in (-1.0, 2.0, 5.0)  # log A
+  for alpha in (0.2, 0.5, 0.8)
+  for b in (-1.0, 2.0, 5.0)  # log B
+  for beta in (0.2, 0.5, 0.8)
+]
+
+
+class Law(NamedTuple):
+  """L = E + A N^-alpha + B D^-beta."""
+
+  E: float
+  A: float
+  alpha: float
+  B: float
+  beta: float
+
+  def loss(self, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
+    return self.E + self.A * np.power(params, -self.alpha) + self.B * np.power(tokens, -self.beta)
+
+
+class Points(NamedTuple):
+  """Runs, one an entry: parameters, tokens, loss."""
+
+  params: np.ndarray
+  tokens: np.ndarray
+  loss: np.ndarray
+
+  def pick(self, which: np.ndarray) -> "Points":
+    return Points(*(values[which] for values in self))
+
+
+def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
+  """The law of the least error over all starts.
+
+  Raises:
+    ValueError: fewer points than numbers to find.
+  """
+  if len(points.loss) < len(Law._fields):
+    raise ValueError(f"a law of {len(Law._fields)} numbers can't be fitted to {len(points.loss)} runs")
+  log_n, log_d, log_l = (np.log(np.asarray(values, np.float64)) for values in points)
+  # Centred, so that the numbers that are searched for hardly depend on each other.
+  middle_n, middle_d = log_n.mean(), log_d.mean()
+  x, y = log_n - middle_n, log_d - middle_d
+
+  def error(values: np.ndarray) -> tuple[float, np.ndarray]:
+    e, a, alpha, b, beta = values
+    terms = np.stack([np.full_like(x, e), a - alpha * x, b - beta * y])
+    most = terms.max(0)
+    shares = np.exp(terms - most)
+    total = shares.sum(0)
+    gap = most + np.log(total) - log_l
+    shares /= total
+    slope = np.clip(gap, -HUBER, HUBER)
+    huber = np.where(np.abs(gap) <= HUBER, gap**2 / 2, HUBER * (np.abs(gap) - HUBER / 2))
+    by = np.stack([shares[0], shares[1], -x * shares[1], shares[2], -y * shares[2]])
+    return huber.sum() / HUBER, by @ slope / HUBER
+
+  bounds = [(-15.0, 5.0), (-15.0, 5.0), (0.0, 3.0), (-15.0, 5.0), (0.0, 3.0)]
+  # TNC calls no BLAS: L-BFGS-B's small products hung where a pool of BLAS threads had to share two busy cores.
+  middle, options = log_l.mean(), {"maxfun": SEARCH}
+  search = lambda start: optimize.minimize(
+    error, _inside(start, bounds, middle), jac=True, bounds=bounds, method="TNC", options=options
+  )
+  best = min(map(search, starts), key=lambda found: found.fun).x
+  e, a, alpha, b, beta = best
+  return Law(
+    float(np.exp(e)),
+    float(np.exp(a + alpha * middle_n)),
+    float(alpha),
+    float(np.exp(b + beta * middle_d)),
+    float(beta),
+  )
+
+
+def _inside(start: Sequence[float], bounds: list[tuple[float, float]], middle: float) -> np.ndarray:
+  """A start, its logarithms taken relative to the mean loss."""
+  e, a, alpha, b, beta = start
+  return np.clip([middle + e, middle + a - 4, alpha, middle + b - 4, beta], *np.array(bounds).T)
+
+
+def resampled(points: Points, law: Law, draws: int, seed: int = 0) -> list[Law]:
+  """Laws of bootstrap samples of the runs; each search begins at `law` and a few other starts.
+
+  A sample that has too few different runs is left out.
+  """
+  rng = np.random.default_rng(seed)
+  laws = []
+  for _ in range(draws):
+    which = rng.integers(0, len(points.loss), len(points.loss))
+    if len(set(which.tolist())) > len(Law._fields):
+      laws.append(fit(points.pick(which), STARTS[:: len(STARTS) // 6]))
+  return laws
+
+
+def spread(points: Points, law: Law) -> np.ndarray:
+  """log(measured / fitted) of every run: what of a loss no law of N and D tells."""
+  return np.log(points.loss) - np.log(law.loss(points.params, points.tokens))
+
+
+def interval(laws: Sequence[Law], gaps: np.ndarray, params: float, tokens: float, seed: int = 0) -> tuple[float, float]:
+  """95 % interval of the loss that one more run will have: the laws', with a residual of the fitted runs added.
+
+  Args:
+    laws: of `resampled`.
+    gaps: of `spread`.
+  """
+  rng = np.random.default_rng(seed)
+  fitted = np.array([float(each.loss(params, tokens)) for each in laws])
+  drawn = rng.choice(fitted, 20_000) * np.exp(rng.choice(gaps, 20_000))
+  low, high = np.percentile(drawn, [2.5, 97.5])
+  return float(low), float(high)
+
+
+def best_for(law: Law, cost: "Cost", flops: float) -> tuple[float, float, float]:
+  """(parameters, tokens, loss) of the best run of a budget."""
+  log_n = np.linspace(np.log(1e2), np.log(1e13), 4001)
+  params = np.exp(log_n)
+  tokens = flops / cost.per_token(params)
+  losses = np.where(tokens >= 1.0, law.loss(params, np.maximum(tokens, 1.0)), np.inf)
+  place = int(np.argmin(losses))
+  return float(params[place]), float(tokens[place]), float(losses[place])
+
+
+class Cost(NamedTuple):
+  """FLOPs of a token as a power of the parameters: factor x N^power. It would be 6 N of dense layers alone."""
+
+  factor: float
+  power: float
+
+  @classmethod
+  def of(cls, params: np.ndarray, flops_per_token: np.ndarray) -> "Cost":
+    """Of the models of a sweep; of one size alone in proportion to N."""
+    log_n, log_f = np.log(params), np.log(flops_per_token)
+    power = float(np.polyfit(log_n, log_f, 1)[0]) if np.ptp(log_n) > 0 else 1.0
+    return cls(float(np.exp(np.mean(log_f - power * log_n))), power)
+
+  def per_token(self, params: np.ndarray | float) -> np.ndarray:
+    return self.factor * np.power(params, self.power)
+
+
+def exponents(law: Law, cost: Cost) -> dict[str, float]:
+  """How what is best grows with a budget: parameters ~ C^params, tokens ~ C^tokens, reducible loss ~ C^-loss.
+
+  With C = factor N^p D the best N is where alpha A N^-alpha = p beta B D^-beta (Hoffmann et al. 2022, eq. 4).
+  """
+  grow = law.beta / (law.alpha + cost.power * law.beta)
+  return {"params": grow, "tokens": 1 - cost.power * grow, "loss": law.alpha * grow}
+
+
+def sigmoid(log_flops: np.ndarray, scores: np.ndarray, floor: float) -> dict[str, Any]:
+  """A score's rise with compute, floor + (1 - floor) / (1 + exp(-slope (log10 C - middle))), by least squares.
+
+  Raises:
+    ValueError: fewer than three runs.
+  """
+  if len(scores) < 3:
+    raise ValueError(f"a rise of two numbers can't be fitted to {len(scores)} runs")
+  rise = lambda x, slope, middle: floor + (1 - floor) / (1 + np.exp(-slope * (x - middle)))
+  gap = lambda values: rise(log_flops, *values) - scores
+  starts = [(slope, middle) for slope in (0.5, 2.0, 5.0) for middle in np.quantile(log_flops, [0.1, 0.5, 0.9])]
+  best = min((optimize.least_squares(gap, start) for start in starts), key=lambda found: found.cost)
+  return {"slope": float(best.x[0]), "middle": float(best.x[1]), "rms": float(np.sqrt(np.mean(gap(best.x) ** 2)))}

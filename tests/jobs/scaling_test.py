@@ -1,0 +1,91 @@
+"""Fits of sweeps: the law, sealed predictions and how they fared, the figures of the report."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sora_jax.errors import InputError
+from sora_jax.jobs import scaling, sweep
+from sora_jax.runtime.goodput import DONE
+from sora_jax.scaling import law, seal
+from tests.jobs.sweep_test import leave, make
+
+TRUE = law.Law(0.2, 4.0, 0.3, 30.0, 0.4)
+FILE = make(
+  (("model.width,model.heads", ((16, 2), (32, 4), (64, 8))), ("flops", (2e9, 8e9, 3.2e10)), ("seed", (0, 1))),
+  (("model.width,model.heads", ((32, 4), (64, 8))), ("flops", (3.2e11,))),
+)
+
+
+@pytest.fixture
+def swept(tiny_config, tmp_path):
+  """A sweep whose runs are done, its large ones waiting."""
+  runs = sweep.planned(FILE, tiny_config)
+  sweep.begin(tmp_path, FILE, runs)
+  for number, (name, each) in enumerate(runs.items()):
+    if not each.sealed:
+      loss = float(TRUE.loss(each.params, each.tokens)) * (1 + 0.002 * (number % 2))
+      leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, loss)
+  return tmp_path, runs
+
+
+def test_predictions_are_sealed_before_the_large_runs_and_judged_after(swept):
+  folder, runs = swept
+  first = scaling.fit(folder, FILE, draws=20)
+  assert (
+    first["runs"] == 18
+    and first["max_error"] is None
+    and first["largest_fitted_flops"] == pytest.approx(3.2e10, rel=0.1)
+  )
+  sealed = seal.read(folder)
+  assert sealed["sha256"] == first["sha256"] and len(sealed["points"]) == 18
+  large = {name: each for name, each in runs.items() if each.sealed}
+  for name, each in large.items():
+    leave(folder / name, each.steps, each.steps, [DONE], 10.0, float(TRUE.loss(each.params, each.tokens)))
+  second = scaling.fit(folder, FILE, draws=20)
+  assert seal.read(folder) == sealed and second["law"] == first["law"]  # the large ones are no part of the fit
+  assert [row["name"] for row in second["sealed"]] == list(large)
+  for row in second["sealed"]:
+    assert row["predicted"] == sealed["predictions"][row["name"]]["predicted"]
+    assert row["error"] == pytest.approx(abs(row["predicted"] - row["measured"]) / row["measured"], abs=1e-5)
+    assert row["naive"] == pytest.approx(min(point["loss"] for point in second["points"] if point["flops"] > 2e10))
+    assert row["error"] < 0.02 and row["error"] < row["naive_error"] and 0 <= row["error_of_change"] < 1
+  assert second["max_error"] == max(row["error"] for row in second["sealed"])
+  assert second["seed_spread"] == pytest.approx(0.002 / np.sqrt(2), rel=0.1)
+
+
+def test_what_has_begun_can_t_be_sealed(swept):
+  folder, runs = swept
+  name, each = next((name, each) for name, each in runs.items() if each.sealed)
+  leave(folder / name, each.steps, 1, [], 1.0)
+  with pytest.raises(InputError, match="has begun: what is predicted must not have been run"):
+    scaling.fit(folder, FILE, draws=2)
+
+
+def test_a_grid_that_is_not_done_is_not_fitted(tiny_config, tmp_path):
+  sweep.begin(tmp_path, FILE, sweep.planned(FILE, tiny_config))
+  with pytest.raises(InputError, match="18 of 18 runs of the grid are not done or lack a held-out loss"):
+    scaling.fit(tmp_path)
+
+
+def test_scores_of_exams_are_fitted_too(swept):
+  folder, runs = swept
+  for name, each in list(runs.items())[:6]:
+    scores = {"shapes.colour": {"mean": min(each.flops / 4e10, 1.0), "chance": 0.1}}
+    (folder / name / "evaluations").mkdir()
+    (folder / name / "evaluations" / "worlds.json").write_text(json.dumps({"scores": scores}))
+  assert scaling.fit(folder, FILE, draws=2)["scores"]["shapes"]["runs"] == 6
+
+
+def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):
+  folder, _ = swept
+  with pytest.raises(InputError, match="holds no fit"):
+    scaling.report(folder, str(tmp_path / "out"))
+  found = scaling.fit(folder, FILE, draws=5)
+  scaling.report(folder, str(tmp_path / "out"), FILE)
+  kept = json.loads((tmp_path / "out" / "scaling.json").read_text())
+  assert kept["law"] == found["law"] and kept["command"].startswith("sora sweep")
+  curves = (tmp_path / "out" / "isoflop.svg").read_text()
+  assert [f"{budget} FLOPs" in curves for budget in ("2e+09", "8e+09", "3e+10")] == [True] * 3
+  assert ">sealed<" in (tmp_path / "out" / "scaling.svg").read_text()

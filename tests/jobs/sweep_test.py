@@ -1,0 +1,167 @@
+"""Sweeps: from a grid to runs with budgets of their own, what is refused, and what became of each run."""
+
+import json
+import subprocess
+
+import ml_collections
+import pytest
+
+from sora_jax.errors import InputError
+from sora_jax.jobs import sweep
+from sora_jax.runtime.goodput import DONE, KILLED
+from sora_jax.scaling import seal
+
+
+def make(grid=(), sealed=(), **settings) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(
+    {"config": "configs/tiny.py", "settings": tuple(settings.items()), "grid": grid, "sealed": sealed}
+  )
+
+
+GRID = (("model.width,model.heads", ((16, 2), (32, 4))), ("flops", (2e9, 4e9)), ("seed", (0, 1)))
+
+
+def test_a_budget_becomes_steps_and_a_schedule_of_its_own(tiny_config):
+  runs = sweep.planned(make(GRID), tiny_config)
+  assert len(runs) == 8 and not any(each.sealed for each in runs.values())
+  small, large = runs["width=16_heads=2_flops=2e+09_seed=0"], runs["width=32_heads=4_flops=4e+09_seed=1"]
+  for each, budget in ((small, 2e9), (large, 4e9)):
+    assert each.flops == pytest.approx(budget, rel=0.5 / each.steps)
+    assert each.settings["train.steps"] == each.settings["train.eval_every"] == each.steps
+  assert large.params > small.params and small.settings["model.width"] == 16
+  twice = runs["width=16_heads=2_flops=4e+09_seed=0"]
+  assert twice.steps == pytest.approx(2 * small.steps, abs=1) and twice.tokens == pytest.approx(
+    2 * small.tokens, rel=0.1
+  )
+
+
+def test_the_large_runs_are_apart(tiny_config):
+  runs = sweep.planned(make((("flops", (2e9,)),), (("flops", (2e10,)),)), tiny_config)
+  assert {name: each.sealed for name, each in runs.items()} == {"run": False, "sealed_run": True}
+
+
+@pytest.mark.parametrize(
+  ("file", "words"),
+  [
+    (make((("model.with", (1, 2)),)), "'model.with' is no setting: did you mean 'model.width'"),
+    (make((("model.width", (1.5, 2)),)), "config.model.width=1.5: it is a whole number"),
+    (make((("flops", (1.0,)),)), "1 FLOPs are 0 steps"),
+    (make(()), "a sweep's grid has no runs"),
+    (
+      ml_collections.ConfigDict({"grid": ()}),
+      "a sweep's file gives config, settings, grid, sealed: this one gives grid",
+    ),
+  ],
+)
+def test_what_is_no_sweep_is_refused(tiny_config, file, words):
+  with pytest.raises(InputError, match=words):
+    sweep.planned(file, tiny_config)
+
+
+def test_a_workdir_keeps_to_one_sweep_which_may_grow(tiny_config, tmp_path):
+  file, more = make((("seed", (0, 1)),)), make((("seed", (0, 1, 2)),))
+  for each in (file, more):
+    sweep.begin(tmp_path, each, sweep.planned(each, tiny_config))
+  assert list(sweep.read(tmp_path)["runs"]) == ["seed=0", "seed=1", "seed=2"]
+  other = make((("seed", (0, 1)),), **{"train.learning_rate": 0.5})
+  with pytest.raises(InputError, match="holds another sweep"):
+    sweep.begin(tmp_path, other, sweep.planned(other, tiny_config))
+  renamed = make((("seed", (0, 1)),))
+  renamed.config = "configs/other.py"
+  with pytest.raises(InputError, match="holds a sweep of configs/tiny.py, not of configs/other.py"):
+    sweep.read(tmp_path, renamed)
+
+
+def leave(folder, steps: int, step: int, ends: list[str], seconds: float, held_out: float | None = None) -> None:
+  """What a run of `sora train` leaves on disk."""
+  logs = folder / "logs"
+  logs.mkdir(parents=True)
+  account = {
+    "wall_seconds": seconds + 5, "starts": len(ends) or 1, "ends": ends, "lost_steps": 0,
+    "seconds": dict.fromkeys(("init", "compile", "data", "step", "eval", "checkpoint", "other", "lost"), 0.0),
+    "models": {"transformer": {"step": step, "seconds": seconds}},
+  }  # fmt: skip
+  (logs / "goodput.json").write_text(json.dumps(account))
+  (logs / "metrics.jsonl").write_text(json.dumps({"step": step, "held_out": held_out}) + "\n")
+  if step == steps:
+    (folder / "checkpoints" / str(steps)).mkdir(parents=True)
+
+
+def test_status_tells_what_became_of_each_run(tiny_config, tmp_path):
+  file = make((("flops", (2e9,)), ("seed", (0, 1, 2, 3, 4))))
+  runs = sweep.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, runs)
+  steps = next(iter(runs.values())).steps
+  preempted = "Preempted: SIGTERM"
+  leave(tmp_path / "seed=0", steps, steps, [preempted, preempted, DONE], 10.0, 0.5)
+  leave(tmp_path / "seed=1", steps, steps, [KILLED, DONE], 11.0, 0.6)
+  leave(tmp_path / "seed=2", steps, steps, [DONE], 31.0, 0.7)
+  leave(tmp_path / "seed=3", steps, steps // 2, [], 5.0)
+  found = sweep.status(str(tmp_path))
+  assert found["counts"] == {"waiting": 1, "begun": 1, "done": 3}
+  states = {name: (each["state"], each["starts"], each["ends"], each["slow"]) for name, each in found["runs"].items()}
+  assert states["seed=0"] == ("done", 3, [preempted, preempted, DONE], None)
+  assert states["seed=1"] == ("done", 2, [KILLED, DONE], None)
+  assert states["seed=2"][3] == pytest.approx(31 / 10.5, rel=0.1)
+  assert states["seed=3"][:2] == ("begun", 1) and states["seed=4"][0] == "waiting"
+  assert found["runs"]["seed=1"]["held_out"] == 0.6 and found["runs"]["seed=3"]["held_out"] is None
+  assert found["flops"] == pytest.approx(3 * runs["seed=0"].flops)
+
+
+def test_there_is_no_status_without_a_sweep(tmp_path):
+  with pytest.raises(InputError, match="holds no sweep"):
+    sweep.status(str(tmp_path))
+  (tmp_path / "sweep.json").write_text('{"runs": {"a": {}}}')
+  with pytest.raises(InputError, match="is no sweep's file"):
+    sweep.status(str(tmp_path))
+
+
+class Launched:
+  """Takes the place of the processes that a sweep starts."""
+
+  def __init__(self, monkeypatch, codes=(0, 0)):
+    self.calls, codes = [], list(codes)
+    monkeypatch.setattr(subprocess, "call", lambda words, **_: self.calls.append(words) or codes.pop(0))
+
+
+def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny_config, tmp_path, monkeypatch):
+  launched = Launched(monkeypatch)
+  file = make((("flops", (2e9,)), ("seed", (0, 1))), **{"train.learning_rate": 0.02})
+  steps = next(iter(sweep.planned(file, tiny_config).values())).steps
+  leave(tmp_path / "seed=1", steps, steps, [DONE], 10.0, 0.5)
+  found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where("slurm", flags=("--nodes=2",)))
+  prepared, launch = launched.calls
+  assert prepared[2:4] == ["sora_jax.cli", "precompute"] and f"--workdir={tmp_path / 'prepared'}" in prepared
+  assert "--config.train.learning_rate=0.02" in prepared and f"--config.seed={tiny_config.seed}" in prepared
+  assert launch[1].endswith("launch/sweep.py") and launch[-2:] == ["--", "--nodes=2"] and "--on=slurm" in launch
+  words = json.loads((tmp_path / sweep.RUNS).read_text())
+  assert list(words) == ["seed=0"] and f"data.prepared={tmp_path / 'prepared'}" in words["seed=0"]
+  assert {"seed=0", f"data.seed={tiny_config.seed}", f"train.steps={steps}"} <= set(words["seed=0"])
+  assert found["counts"] == {"waiting": 1, "begun": 0, "done": 1}
+
+
+def test_when_all_are_done_nothing_is_started(tiny_config, tmp_path, monkeypatch):
+  launched, file = Launched(monkeypatch), make((("flops", (2e9,)),))
+  steps = sweep.planned(file, tiny_config)["run"].steps
+  leave(tmp_path / "run", steps, steps, [DONE], 10.0, 0.5)
+  assert sweep.run(file, tiny_config, str(tmp_path), sweep.Where())["counts"]["done"] == 1 and not launched.calls
+
+
+def test_runs_that_don_t_end_are_named(tiny_config, tmp_path, monkeypatch):
+  Launched(monkeypatch, (0, 1))
+  with pytest.raises(sweep.SweepFailed, match=r"2 of 2 runs did not end \(seed=0, seed=1\): `sora sweep status"):
+    sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path), sweep.Where())
+  Launched(monkeypatch, (3,))
+  with pytest.raises(sweep.SweepFailed, match="preparing .* ended with status 3"):
+    sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path), sweep.Where())
+
+
+def test_large_runs_don_t_start_without_sealed_predictions_of_them(tiny_config, tmp_path, monkeypatch):
+  launched = Launched(monkeypatch)
+  file = make((("flops", (2e9,)),), (("flops", (2e10,)),))
+  with pytest.raises(InputError, match="no sealed predictions: run sora sweep fit"):
+    sweep.run(file, tiny_config, str(tmp_path), sweep.Where(), "sealed")
+  seal.write(tmp_path, {"predictions": {"sealed_run": {"flops": 1.0}}})
+  with pytest.raises(InputError, match="has no prediction of the run sealed_run"):
+    sweep.run(file, tiny_config, str(tmp_path), sweep.Where(), "sealed")
+  assert not launched.calls

@@ -1,0 +1,84 @@
+"""Scaling laws: a known one is found again, also from noisy runs; the best size for a budget; rises of scores."""
+
+import numpy as np
+import pytest
+
+from sora_jax.scaling import law
+
+TRUE = law.Law(E=0.22, A=9.0, alpha=0.42, B=55.0, beta=0.36)
+COST = law.Cost(6.0, 1.0)
+
+
+def runs(noise: float = 0.0, seeds: int = 3, seed: int = 0) -> law.Points:
+  """Five sizes at four budgets, and so many seeds."""
+  rng = np.random.default_rng(seed)
+  params, budgets = np.array([3e4, 1e5, 2e5, 5e5, 1e6]), np.array([3e11, 1e12, 3e12, 1e13])
+  params_N = np.repeat(params, len(budgets) * seeds)
+  tokens_N = np.tile(np.repeat(budgets, seeds), len(params)) / (6 * params_N)
+  return law.Points(params_N, tokens_N, TRUE.loss(params_N, tokens_N) * np.exp(noise * rng.normal(size=len(params_N))))
+
+
+def test_a_law_without_noise_is_found():
+  found = law.fit(runs(seeds=1))
+  for name, value in TRUE._asdict().items():
+    assert getattr(found, name) == pytest.approx(value, rel=0.02), name
+
+
+def test_of_noisy_runs_larger_ones_are_predicted_and_the_interval_holds():
+  hits, errors = 0, []
+  for seed in range(2):
+    points = runs(noise=0.004, seed=seed)
+    found = law.fit(points)
+    laws, gaps = law.resampled(points, found, 20, seed), law.spread(points, found)
+    size, tokens = 2e6, 1e14 / (6 * 2e6)
+    measured = float(TRUE.loss(size, tokens)) * np.exp(0.004 * np.random.default_rng(100 + seed).normal())
+    low, high = law.interval(laws, gaps, size, tokens)
+    hits += low <= measured <= high
+    errors.append(abs(float(found.loss(size, tokens)) / measured - 1))
+    assert low < float(found.loss(size, tokens)) < high
+  assert hits == 2 and np.median(errors) < 0.02
+
+
+def test_one_run_gone_wrong_hardly_changes_the_law():
+  points = runs(seeds=1)
+  points.loss[7] *= 3
+  found, size = law.fit(points), 2e6
+  assert float(found.loss(size, 8e6)) == pytest.approx(float(TRUE.loss(size, 8e6)), rel=0.02)
+
+
+def test_the_best_size_for_a_budget_is_where_the_law_is_lowest():
+  for budget in (1e12, 1e15):
+    params, tokens, loss = law.best_for(TRUE, COST, budget)
+    assert 6 * params * tokens == pytest.approx(budget, rel=1e-6)
+    sizes = np.geomspace(params / 3, params * 3, 101)
+    assert loss <= TRUE.loss(sizes, budget / (6 * sizes)).min() * (1 + 1e-4)
+
+
+def test_exponents_are_those_of_the_frontier():
+  found = law.exponents(TRUE, COST)
+  budgets = np.geomspace(1e13, 1e16, 5)
+  best = np.array([law.best_for(TRUE, COST, budget) for budget in budgets])
+  slope = lambda values: np.polyfit(np.log(budgets), np.log(values), 1)[0]
+  assert slope(best[:, 0]) == pytest.approx(found["params"], abs=0.01)
+  assert slope(best[:, 1]) == pytest.approx(found["tokens"], abs=0.01)
+  assert -slope(best[:, 2] - TRUE.E) == pytest.approx(found["loss"], abs=0.01)
+
+
+def test_the_cost_of_a_token_is_fitted_as_a_power():
+  params = np.array([1e4, 1e5, 1e6])
+  found = law.Cost.of(params, 20 * params**0.9)
+  assert (found.factor, found.power) == pytest.approx((20, 0.9))
+  assert law.Cost.of(params[:1], np.array([6e4])).per_token(1e4) == pytest.approx(6e4)
+
+
+def test_too_few_runs_are_refused():
+  with pytest.raises(ValueError, match="5 numbers can't be fitted to 4 runs"):
+    law.fit(runs(seeds=1).pick(np.arange(4)))
+  with pytest.raises(ValueError, match="2 runs"):
+    law.sigmoid(np.arange(2.0), np.arange(2.0), 0.1)
+
+
+def test_a_score_s_rise_is_found():
+  x = np.linspace(11, 15, 9)
+  found = law.sigmoid(x, 0.1 + 0.9 / (1 + np.exp(-2.5 * (x - 13.2))), 0.1)
+  assert (found["slope"], found["middle"], found["rms"]) == pytest.approx((2.5, 13.2, 0.0), abs=1e-3)
