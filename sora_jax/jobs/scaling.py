@@ -12,38 +12,58 @@ from etils import epath
 
 from sora_jax.errors import InputError
 from sora_jax.jobs.evaluate import folder_of
-from sora_jax.jobs.sweep import Planned, read, state_of
+from sora_jax.jobs.sweep import DIVERGED, Planned, read, state_of
 from sora_jax.report.plot import Line, plot
 from sora_jax.runtime import storage
-from sora_jax.scaling import law, seal
+from sora_jax.scaling import law, rates, seal
 
 FILE = "fit.json"
+RATES = ("train.learning_rate", "train.adam_learning_rate")
 DRAWS = 200  # bootstrap samples of the runs
 
 
 def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> dict[str, Any]:
   """Fits the law to the runs of the grid that have ended; seals the predictions of the others where none are sealed.
 
+  A sweep of learning rates has no law: what is found is how far the best rate moves with the width (`rates.transfer`).
+
   Returns:
-    {law, exponents, runs, residual, sealed: [{name, flops, predicted, low, high, naive, measured, error, naive_error,
-    error_of_change, covered}], max_error, largest_fitted_flops, sha256, scores, frontier}, which fit.json keeps. Errors
-    are shares of the measured loss; `naive` is the lowest loss of the largest fitted budget, `error_of_change` the
-    error as a share of what that guess misses.
+    {rates, runs} of a sweep of rates, else {law, exponents, runs, residual, sealed: [{name, flops, predicted, low,
+    high, naive, measured, error, naive_error, error_of_change, covered}], max_error, largest_fitted_flops, sha256,
+    scores, frontier}, which fit.json keeps. Errors are shares of the measured loss; `naive` is the lowest loss of the
+    largest fitted budget, `error_of_change` the error as a share of what that guess misses.
 
   Raises:
     InputError: there is no sweep, or runs of its grid are not done.
   """
   here = epath.Path(workdir)
   runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
-  losses = {name: state_of(here / name, each.steps)["held_out"] for name, each in runs.items()}
+  states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
+  losses = {name: found["held_out"] for name, found in states.items()}
   grid = {name: each for name, each in runs.items() if not each.sealed}
-  if missing := [name for name in grid if losses[name] is None]:
+  if missing := [name for name in grid if losses[name] is None and states[name]["state"] != DIVERGED]:
     raise InputError(
       f"{len(missing)} of {len(grid)} runs of the grid are not done or lack a held-out loss ({', '.join(missing[:3])}):"
       " run the same sora sweep run again"
     )
-  columns = zip(*((each.params, each.tokens, losses[name]) for name, each in grid.items()), strict=True)
-  points = law.Points(*(np.array(column, np.float64) for column in columns))
+  if trials := rate_trials(grid, losses):
+    result = {"rates": {key: rates.transfer(each) for key, each in trials.items()}, "runs": len(grid)}
+  else:
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    result = fit_law(here, runs, known, draws) | {"scores": _scores(here, runs)}
+  storage.write_text(here / FILE, json.dumps(result, indent=1) + "\n")
+  return result
+
+
+def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, float], draws: int) -> dict[str, Any]:
+  """The law of the grid's runs, and how what was sealed fared; see `fit`.
+
+  Raises:
+    InputError: too few runs.
+  """
+  grid = {name: each for name, each in runs.items() if not each.sealed and name in losses}
+  rows = [(float(each.params), each.tokens, losses[name]) for name, each in grid.items()]
+  points = law.Points(*np.array(rows).reshape(-1, 3).T)
   try:
     found = law.fit(points)
   except ValueError as error:
@@ -67,16 +87,25 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
     ],
     "frontier": _frontier(found, cost, flops_N),
   }
-  large = {name: each for name, each in runs.items() if each.sealed}
-  if large:
-    sealed = seal.read(here) or _seal(here, large, result, (found, laws, gaps, naive))
+  if large := {name: each for name, each in runs.items() if each.sealed}:
+    sealed = seal.read(workdir) or _seal(workdir, large, result, (found, laws, gaps, naive))
     result |= {"sha256": sealed["sha256"], "sealed_at": sealed["sealed_at"]}
-    result["sealed"] = [_fared(name, sealed["predictions"][name], losses[name]) for name in large]
+    result["sealed"] = [_fared(name, sealed["predictions"][name], losses.get(name)) for name in large]
     errors = [each["error"] for each in result["sealed"] if each["error"] is not None]
     result["max_error"] = max(errors) if errors else None
-  result["scores"] = _scores(here, runs)
-  storage.write_text(here / FILE, json.dumps(result, indent=1) + "\n")
   return result
+
+
+def rate_trials(grid: dict[str, Planned], losses: dict[str, float | None]) -> dict[str, list[rates.Trial]]:
+  """The runs of each learning rate that a grid varies; a run without a finite loss has diverged."""
+  found: dict[str, list[rates.Trial]] = {}
+  for key in RATES:
+    if len({each.settings.get(key) for each in grid.values()}) > 1:
+      found[key] = [
+        rates.Trial(each.settings["model.width"], each.settings[key], losses[name] or math.inf)
+        for name, each in grid.items()
+      ]
+  return found
 
 
 def _seal(
@@ -140,11 +169,11 @@ def _exponent_intervals(laws: Sequence[law.Law], cost: law.Cost) -> dict[str, li
   }
 
 
-def _seed_spread(grid: dict[str, Planned], losses: dict[str, float | None]) -> float | None:
+def _seed_spread(grid: dict[str, Planned], losses: dict[str, float]) -> float | None:
   """The standard deviation of log loss over runs that differ in their seeds alone, pooled; None without such."""
   by_kind: dict[tuple[float, int], list[float]] = {}
   for name, each in grid.items():
-    by_kind.setdefault((each.flops, each.params), []).append(math.log(losses[name] or math.nan))
+    by_kind.setdefault((each.flops, each.params), []).append(math.log(losses[name]))
   variances = [np.var(values, ddof=1) for values in by_kind.values() if len(values) > 1]
   return round(float(np.sqrt(np.mean(variances))), 5) if variances else None
 
@@ -172,7 +201,7 @@ def _scores(workdir: epath.Path, runs: dict[str, Planned]) -> dict[str, Any]:
       rows = [scores[key] for key in group]
       mean = lambda kind, rows=rows: float(np.mean([row[kind] for row in rows if row[kind] is not None]))
       found.setdefault(world, []).append((math.log10(each.flops), mean("mean"), mean("chance")))
-  rises = {}
+  rises: dict[str, Any] = {}
   for world, rows in found.items():
     log_flops, scores_N, chance = np.array(rows).T
     if len(rows) >= 3:
@@ -193,11 +222,26 @@ def report(workdir: str | os.PathLike, out: str, sweep: Any = None) -> dict[str,
   found = json.loads(path.read_text())
   folder = epath.Path(out)
   folder.mkdir(parents=True, exist_ok=True)
+  if "rates" in found:
+    return _report_rates(found, folder)
   found["command"] = "sora sweep run, fit, run --sealed, fit and report (docs/scaling.md)"
   (folder / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
   (folder / "isoflop.svg").write_text(isoflop_plot(found))
   (folder / "scaling.svg").write_text(frontier_plot(found))
   return {"out": os.fspath(folder), **{name: found.get(name) for name in ("law", "exponents", "max_error", "sha256")}}
+
+
+def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
+  """rates.json and a plot of each varied rate."""
+  (folder / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
+  for key, each in found["rates"].items():
+    lines = [
+      Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if math.isfinite(loss)])
+      for width, losses in each["losses"].items()
+    ]
+    name = key.rpartition(".")[2]
+    (folder / f"{name}.svg").write_text(plot("Loss on held-out clips", f"log10 of {key}", lines))
+  return {"out": os.fspath(folder), **{key: each["grid_steps"] for key, each in found["rates"].items()}}
 
 
 def isoflop_plot(found: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from sora_jax.plan import flops as counting
 from sora_jax.plan.plan import rows_of
 from sora_jax.runtime import goodput, storage
 from sora_jax.scaling import grid, seal
+from sora_jax.train.loop import NonFiniteLoss
 from sora_jax.train.metrics import read_metrics
 
 FILE, RUNS, PREPARED = "sweep.json", "runs.json", "prepared"
@@ -38,6 +39,8 @@ LAUNCHERS = ("local", "slurm", "gke", "tpu_pod")
 FIELDS = ("config", "settings", "grid", "sealed")  # of a sweep's file
 WARMUP, MEMORY = 0.05, 0.02  # shares of a run's steps: most of its warm-up, and what its averaged weights remember
 LEAST_STEPS = 20
+STATES = WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
+ENDED = DONE, DIVERGED
 SLOW = 1.5  # times the seconds a step that the same run with other seeds takes
 
 
@@ -200,21 +203,21 @@ def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") 
   if stage == "sealed":
     must_be_sealed(here, runs)
   mine = {name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}
-  left = {name: each for name, each in mine.items() if state_of(here / name, each.steps)["state"] != "done"}
+  left = {name: each for name, each in mine.items() if state_of(here / name, each.steps)["state"] not in ENDED}
   tell(mine, left, rate(here, runs))
   if left:
     shared = prepare(base, dict(sweep.settings), sweep.config, here)
     words = {name: texts(each.settings | shared) for name, each in left.items()}
     storage.write_text(here / RUNS, json.dumps(words, indent=1) + "\n")
     code = subprocess.call(launch_words(sweep.config, workdir, where))
-    if code and where.on in ("local", "tpu_pod"):
-      found = status(workdir)
-      ended = [name for name in left if found["runs"][name]["state"] != "done"]
+    here_now = where.on in ("local", "tpu_pod")  # elsewhere runs only queue
+    missing = [name for name, each in left.items() if state_of(here / name, each.steps)["state"] not in ENDED]
+    if code and here_now and missing:
       raise SweepFailed(
-        f"{len(ended)} of {len(left)} runs did not end ({', '.join(ended[:5])}): `sora sweep status --workdir "
+        f"{len(missing)} of {len(left)} runs did not end ({', '.join(missing[:5])}): `sora sweep status --workdir "
         f"{workdir}` says what happened, and the same command takes them up again"
       )
-    if code:
+    if code and not here_now:
       raise SweepFailed(f"launch/sweep.py --on {where.on} ended with status {code}: the lines above say why")
   return status(workdir)
 
@@ -267,7 +270,7 @@ def prepare(base: Any, given: dict[str, Any], config_file: str, workdir: epath.P
 def rate(workdir: epath.Path, runs: dict[str, Planned]) -> float | None:
   """FLOPs a second of all runs that have ended here; None before the first."""
   ended = [(each, state_of(workdir / name, each.steps)) for name, each in runs.items()]
-  done = [(each.flops, found["seconds"]) for each, found in ended if found["state"] == "done" and found["seconds"]]
+  done = [(each.flops, found["seconds"]) for each, found in ended if found["state"] == DONE and found["seconds"]]
   return sum(flops for flops, _ in done) / sum(seconds for _, seconds in done) if done else None
 
 
@@ -288,9 +291,9 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
 
   Returns:
     {runs: {name: {state, step, steps, starts, ends, seconds, held_out, slow}}, counts: {state: how many}, flops,
-    seconds}: `state` is "waiting", "begun" (it runs, or waits for its turn to go on) or "done"; `ends` says how its
-    starts ended; `slow` is how many times longer its steps take than those of the same run with other seeds, where that
-    is more than SLOW.
+    seconds}: `state` is "waiting", "begun" (it runs, or waits for its turn to go on), "done" or "diverged" (its loss is
+    not finite, which another start would not change); `ends` says how its starts ended; `slow` is how many times longer
+    its steps take than those of the same run with other seeds, where that is more than SLOW.
 
   Raises:
     InputError: there is no sweep.
@@ -306,8 +309,8 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
   states = [each["state"] for each in found.values()]
   return {
     "runs": found,
-    "counts": {state: states.count(state) for state in ("waiting", "begun", "done")},
-    "flops": sum(each.flops for name, each in runs.items() if found[name]["state"] == "done"),
+    "counts": {state: states.count(state) for state in STATES},
+    "flops": sum(each.flops for name, each in runs.items() if found[name]["state"] == DONE),
     "seconds": round(sum(each["seconds"] for each in found.values()), 1),
   }
 
@@ -325,13 +328,14 @@ def state_of(folder: epath.Path, steps: int) -> dict[str, Any]:
   last = rows[-1] if rows else {}
   root = manifest.root(folder)
   done = root.is_dir() and steps in manifest.committed(root) and last.get("step") == steps
-  step = int(model.get("step", 0))
+  step, ends = int(model.get("step", 0)), account.get("ends", [])
+  diverged = bool(ends) and ends[-1].startswith(NonFiniteLoss.__name__)
   return {
-    "state": "done" if done else "begun" if account else "waiting",
+    "state": DONE if done else DIVERGED if diverged else BEGUN if account else WAITING,
     "step": step,
     "steps": steps,
     "starts": account.get("starts", 0),
-    "ends": account.get("ends", []),
+    "ends": ends,
     "seconds": round(account.get("wall_seconds", 0.0), 1),
     "step_seconds": round(model["seconds"] / step, 4) if step else None,
     "held_out": last.get("held_out") if done else None,

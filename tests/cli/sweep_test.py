@@ -35,7 +35,10 @@ def test_status_is_one_json_object(sora, file, tmp_path, monkeypatch):
   done = sora("sweep", "run", "--config", file, "--workdir", str(tmp_path / "w"), "--json")
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)
-  assert found["counts"] == {"waiting": 2, "begun": 0, "done": 0} and list(found["runs"]) == ["seed=0", "seed=1"]
+  assert found["counts"] == {"waiting": 2, "begun": 0, "done": 0, "diverged": 0} and list(found["runs"]) == [
+    "seed=0",
+    "seed=1",
+  ]
   assert "2 of 2 runs are left" in done.stderr
   leave(tmp_path / "w" / "seed=1", 20, 20, ["done"], 4.0, 0.5)
   done = sora("sweep", "status", "--workdir", str(tmp_path / "w"), "--json")

@@ -98,7 +98,7 @@ def test_status_tells_what_became_of_each_run(tiny_config, tmp_path):
   leave(tmp_path / "seed=2", steps, steps, [DONE], 31.0, 0.7)
   leave(tmp_path / "seed=3", steps, steps // 2, [], 5.0)
   found = sweep.status(str(tmp_path))
-  assert found["counts"] == {"waiting": 1, "begun": 1, "done": 3}
+  assert found["counts"] == {"waiting": 1, "begun": 1, "done": 3, "diverged": 0}
   states = {name: (each["state"], each["starts"], each["ends"], each["slow"]) for name, each in found["runs"].items()}
   assert states["seed=0"] == ("done", 3, [preempted, preempted, DONE], None)
   assert states["seed=1"] == ("done", 2, [KILLED, DONE], None)
@@ -137,7 +137,7 @@ def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny
   words = json.loads((tmp_path / sweep.RUNS).read_text())
   assert list(words) == ["seed=0"] and f"data.prepared={tmp_path / 'prepared'}" in words["seed=0"]
   assert {"seed=0", f"data.seed={tiny_config.seed}", f"train.steps={steps}"} <= set(words["seed=0"])
-  assert found["counts"] == {"waiting": 1, "begun": 0, "done": 1}
+  assert found["counts"] == {"waiting": 1, "begun": 0, "done": 1, "diverged": 0}
 
 
 def test_when_all_are_done_nothing_is_started(tiny_config, tmp_path, monkeypatch):
@@ -165,3 +165,15 @@ def test_large_runs_don_t_start_without_sealed_predictions_of_them(tiny_config, 
   with pytest.raises(InputError, match="has no prediction of the run sealed_run"):
     sweep.run(file, tiny_config, str(tmp_path), sweep.Where(), "sealed")
   assert not launched.calls
+
+
+def test_a_run_that_diverged_has_ended(tiny_config, tmp_path, monkeypatch):
+  """Another start would end the same way; the others go on."""
+  launched, file = Launched(monkeypatch, (0, 1)), make((("train.learning_rate", (0.1, 1.0)),))
+  leave(tmp_path / "learning_rate=1", 2, 1, ["NonFiniteLoss: step 2: loss nan"], 3.0)
+  with pytest.raises(sweep.SweepFailed, match=r"1 of 1 runs did not end \(learning_rate=0.1\)"):
+    sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
+  assert list(json.loads((tmp_path / sweep.RUNS).read_text())) == ["learning_rate=0.1"] and len(launched.calls) == 2
+  leave(tmp_path / "learning_rate=0.1", tiny_config.train.steps, tiny_config.train.steps, [DONE], 3.0, 0.5)
+  found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
+  assert found["counts"] == {"waiting": 0, "begun": 0, "done": 1, "diverged": 1}

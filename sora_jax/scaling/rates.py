@@ -1,0 +1,44 @@
+"""Whether the best learning rate stays where it is when the model becomes wider."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Trial(NamedTuple):
+  """One run: a width, a rate, and the loss that it ended with; infinite where it diverged."""
+
+  width: int
+  rate: float
+  loss: float
+
+
+def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
+  """The best rate of each width, and how far the best ones are apart.
+
+  Seeds are averaged. A width whose best rate is the lowest or highest tried may have a better one beyond, which
+  `at_edge` says.
+
+  Returns:
+    {best: {width: rate}, losses: {width: [[rate, mean loss], ...]}, grid_steps: most steps of the grid between two best
+    rates, at_edge: [width, ...]}
+
+  Raises:
+    ValueError: a width lacks a rate that another has, or there is one width or one rate alone.
+  """
+  rates = sorted({trial.rate for trial in trials})
+  widths = sorted({trial.width for trial in trials})
+  by_place: dict[tuple[int, float], list[float]] = {}
+  for trial in trials:
+    by_place.setdefault((trial.width, trial.rate), []).append(trial.loss)
+  if len(by_place) != len(rates) * len(widths) or len(rates) < 2 or len(widths) < 2:
+    raise ValueError("two widths or more are compared at the same two rates or more")
+  mean = {place: math.fsum(losses) / len(losses) for place, losses in by_place.items()}
+  best = {width: min(rates, key=lambda rate: mean[width, rate]) for width in widths}
+  places = [rates.index(rate) for rate in best.values()]
+  return {
+    "best": {str(width): rate for width, rate in best.items()},
+    "losses": {str(width): [[rate, round(mean[width, rate], 6)] for rate in rates] for width in widths},
+    "grid_steps": max(places) - min(places),
+    "at_edge": [width for width, rate in best.items() if rate in (rates[0], rates[-1])],
+  }
