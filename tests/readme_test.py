@@ -24,6 +24,7 @@ PAGES = (
   "docs/plan.md",
   "docs/scale.md",
   "docs/worlds.md",
+  "docs/scaling.md",
 )
 # What makes a training command of the README end in seconds; everything else is run as it stands there.
 SMALL = (
