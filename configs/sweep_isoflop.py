@@ -17,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
   sweep.settings = ()  # (key, value) of all runs
   # (key, values), or several keys whose values go together; flops is a run's budget, from which its steps follow
   sweep.grid = (
-    ("model.width,model.heads", ((32, 1), (64, 2), (96, 3), (128, 4), (192, 6))),
-    ("flops", (3e11, 1e12, 3e12, 1e13)),
+    ("model.width,model.heads", ((32, 2), (48, 3), (64, 4), (96, 6), (128, 8))),
+    ("flops", (6e11, 2e12, 6e12, 2e13)),
     ("seed", (0, 1, 2)),
   )
-  sweep.sealed = (("model.width,model.heads", ((128, 4), (192, 6), (256, 8))), ("flops", (1e14,)))
+  sweep.sealed = (("model.width,model.heads", ((96, 6), (128, 8), (192, 12))), ("flops", (2e14,)))
   return sweep

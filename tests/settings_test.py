@@ -15,7 +15,8 @@ from sora_jax.models.attention.attention import BACKENDS
 from sora_jax.models.layers import REMAT
 from sora_jax.plan.plan import plan
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = [path for path in FILES if not path.name.startswith("sweep_")]  # which are files of another kind
 ARGUMENTS = [(path, arg) for path in CONFIGS for arg in ("", "runlocal=1", "variant=8B")]
 NUMBERS = [name for name, rule in settings.RULES.items() if rule.accepts(1) or rule.accepts(0.5)]
 

@@ -1,15 +1,19 @@
 """Sweeps: from a grid to runs with budgets of their own, what is refused, and what became of each run."""
 
 import json
+import pathlib
 import subprocess
 
 import ml_collections
 import pytest
 
+from sora_jax.cli.config import load_config
 from sora_jax.errors import InputError
 from sora_jax.jobs import sweep
 from sora_jax.runtime.goodput import DONE, KILLED
 from sora_jax.scaling import seal
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def make(grid=(), sealed=(), **settings) -> ml_collections.ConfigDict:
@@ -33,6 +37,19 @@ def test_a_budget_becomes_steps_and_a_schedule_of_its_own(tiny_config):
   assert twice.steps == pytest.approx(2 * small.steps, abs=1) and twice.tokens == pytest.approx(
     2 * small.tokens, rel=0.1
   )
+
+
+@pytest.mark.parametrize(
+  ("file", "runs", "sealed"),
+  [("sweep_isoflop.py", 60, 3), ("sweep_rates.py:part=muon", 24, 0), ("sweep_rates.py:part=adam,mup=0", 24, 0)],
+)
+def test_the_sweeps_that_come_along_can_be_run(file, runs, sealed):
+  given = load_config(str(ROOT / "configs" / file))
+  found = sweep.planned(given, load_config(given.config))
+  assert [sum(each.sealed == kind for each in found.values()) for kind in (False, True)] == [runs, sealed]
+  if sealed:
+    largest = max(each.flops for each in found.values() if not each.sealed)
+    assert all(each.flops == pytest.approx(10 * largest, rel=0.05) for each in found.values() if each.sealed)
 
 
 def test_the_large_runs_are_apart(tiny_config):

@@ -1,6 +1,6 @@
 """What a model of all worlds can do: how far each score is on the way from guessing to its own autoencoder.
 
-    python benchmarks/showcase.py EXAM.json [--base EXAM.json] [--json]
+    python benchmarks/exam_table.py EXAM.json [--base EXAM.json] [--json]
 
 EXAM.json is what `sora evaluate --suite worlds` has left in a workdir's folder `evaluations`, or that workdir; --base
 is the exam of the same model with less compute. A table; the last line is one JSON object: {worlds: {NAME: {way, low,
@@ -12,6 +12,7 @@ left out.
 import argparse
 import json
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -48,21 +49,25 @@ def measured(exam: dict, base: dict | None) -> dict:
     worlds.setdefault(world, {"attributes": {}})["attributes"][attribute] = row
   for world, found in worlds.items():
     named = {name: row for name, row in found["attributes"].items() if "," not in name and row["way"] is not None}
-    found["way"] = round(float(np.mean([row["way"] for row in named.values()])), 4)
+    found["way"] = mean(row["way"] for row in named.values())
     found["low"], found["high"] = interval(exam, world, named)
     if base:
       ways = [
         way(base["scores"][f"{world}.{name}"] | {k: row[k] for k in ("autoencoder", "chance")})
         for name, row in named.items()
       ]
-      found["base"] = round(float(np.mean(ways)), 4)
+      found["base"] = mean(ways)
   every = [
     row["way"]
     for found in worlds.values()
     for name, row in found["attributes"].items()
     if "," not in name and row["way"] is not None
   ]
-  return {"worlds": worlds, "way": round(float(np.mean(every)), 4), "protocol": exam["protocol"]}
+  return {"worlds": worlds, "way": mean(every), "protocol": exam["protocol"]}
+
+
+def mean(ways: Iterable[float | None]) -> float:
+  return round(float(np.mean([way for way in ways if way is not None])), 4)
 
 
 def way(score: dict) -> float | None:
