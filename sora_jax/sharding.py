@@ -42,7 +42,7 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"(qkv|key_value|gate_up)/kernel", PartitionSpec(FSDP, None, "tensor")),
   (r"(attention_out|down)/kernel", PartitionSpec("tensor", FSDP)),
   (
-    r"(patch_in|patch_out|place_in|caption_in|time_in|size_in|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
+    r"(patch_in|patch_out|skip|place_in|caption_in|time_in|size_in|modulation|latent_in|latent_out|linear_in|linear_out)/kernel",
     PartitionSpec(FSDP, None),
   ),
   (r"(mix_time|stage_in|stage_out)/kernel", PartitionSpec(FSDP, None)),

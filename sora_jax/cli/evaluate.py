@@ -5,7 +5,7 @@ from absl import flags
 from sora_jax.cli.command import Command, Given
 from sora_jax.runtime import process
 
-SUITES = ("worlds", "physics", "prompting")
+SUITES = ("worlds", "physics", "framing", "prompting")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -39,7 +39,7 @@ COMMANDS = {
     evaluate,
     define,
     "scores of a trained model on held-out clips, each with its interval, ceiling and chance",
-    "--checkpoint DIR --suite worlds|physics|prompting [--out F.json]",
+    "--checkpoint DIR --suite worlds|physics|framing|prompting [--out F.json]",
     ("checkpoint", "suite"),
   ),
   "compare": Command(

@@ -10,13 +10,14 @@ from etils import epath
 from sora_jax import sharding
 from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.errors import InputError, path_errors
-from sora_jax.evaluation import drift, physics, prompting, sizes, worlds
+from sora_jax.evaluation import drift, framing, physics, prompting, sizes, worlds
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.demo import exam_source
 from sora_jax.report.plot import Line, plot
 
-SUITES = ("worlds", "physics", "prompting")
-CLIPS = {"worlds": 48, "physics": 32, "prompting": 48}  # of each world; at each of its levels; in each mode
+SUITES = ("worlds", "physics", "framing", "prompting")
+# Of each world; at each of its levels; at each kind of sizes; in each mode.
+CLIPS = {"worlds": 48, "physics": 32, "framing": 96, "prompting": 48}
 SIZES_CLIPS = 24  # at each size, duration and rate
 FOLDER = "evaluations"  # in the workdir
 
@@ -41,7 +42,7 @@ def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | N
   with path_errors(checkpoint):
     generator = Generator.load(checkpoint)
   count = clips or CLIPS[suite]
-  found = {"worlds": examine, "physics": follow, "prompting": prompt}[suite](
+  found = {"worlds": examine, "physics": follow, "framing": frame, "prompting": prompt}[suite](
     generator, Sampling.of(generator.config), count
   )
   result = {
@@ -93,6 +94,15 @@ def follow(generator: Generator, sampling: Sampling, count: int) -> dict[str, An
   scores = physics.examine(generator, sampling, count, say)
   given = physics.given_frames(generator)
   return {"scores": scores, "protocol": f"{count} clips a level, {given} frames given", "published": physics.PUBLISHED}
+
+
+def frame(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any]:
+  """Whether subjects are wholly in the frame, at training's native sizes and at squares.
+
+  Raises:
+    InputError: the model was not trained on the shapes world alone.
+  """
+  return {"scores": framing.examine(generator, sampling, count, say), "protocol": f"{count} clips a kind of sizes"}
 
 
 def prompt(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any]:

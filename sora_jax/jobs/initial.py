@@ -38,7 +38,7 @@ MEANING = {
   "model": ("heads", "text_heads", "patch", "seconds", "pixels"),
   "diffusion": ("prediction",),
 }
-LATENT_LAYERS = ("patch_in/", "patch_out/")  # of a transformer, which read and write latents
+LATENT_LAYERS = ("patch_in/", "patch_out/", "skip/")  # of a transformer, which read and write latents
 PIECES = "text_encoder/embedding"  # a vector for each piece of a tokenizer
 
 

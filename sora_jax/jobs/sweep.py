@@ -1,7 +1,7 @@
 """`sora sweep run` and `status`: a sweep's file to runs in folders of their own, by the launchers.
 
     WORKDIR/sweep.json      its runs: settings, budget, steps
-    WORKDIR/prepared/       autoencoder, tokenizer and latents, which all runs read
+    WORKDIR/prepared-.../   autoencoder, tokenizer and latents, which all runs of the same data read
     WORKDIR/NAME/           a run, as `sora train` makes it
     WORKDIR/sealed.json     predictions of the large runs, without which these don't start (`sora sweep fit`)
 
@@ -10,6 +10,7 @@ same clips in the same order, and are measured on the same held-out clips with t
 """
 
 import copy
+import hashlib
 import json
 import os
 import pathlib
@@ -24,7 +25,7 @@ import sora_jax
 from sora_jax import settings
 from sora_jax.checkpoints import manifest
 from sora_jax.data import sources
-from sora_jax.errors import InputError, SoraError, path_errors
+from sora_jax.errors import InputError, SoraError
 from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.plan import flops as counting
@@ -38,6 +39,8 @@ FILE, RUNS, PREPARED = "sweep.json", "runs.json", "prepared"
 LAUNCHERS = ("local", "slurm", "gke", "tpu_pod")
 FIELDS = ("config", "settings", "grid", "sealed")  # of a sweep's file
 WARMUP, MEMORY = 0.05, 0.02  # shares of a run's steps: most of its warm-up, and what its averaged weights remember
+# Settings that change what is prepared.
+SHARED = ("data.", "autoencoder.", "model.patch", "model.vocabulary", "train.row_text", "diffusion.condition_share")
 LEAST_STEPS = 20
 STATES = WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
 ENDED = DONE, DIVERGED
@@ -127,7 +130,7 @@ def changed(base: Any, chosen: dict[str, Any]) -> Any:
     node = config[section] if section in config else config
     if key not in settings.RULES:
       raise InputError(f"a sweep's {key!r} is no setting: did you mean {settings.nearest(key)!r}?")
-    with path_errors(key), node.ignore_type():
+    with node.ignore_type():
       node[name] = tuple(value) if isinstance(value, list) else value
   return config
 
@@ -206,8 +209,9 @@ def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") 
   left = {name: each for name, each in mine.items() if state_of(here / name, each.steps)["state"] not in ENDED}
   tell(mine, left, rate(here, runs))
   if left:
-    shared = prepare(base, dict(sweep.settings), sweep.config, here)
-    words = {name: texts(each.settings | shared) for name, each in left.items()}
+    words = {
+      name: texts(each.settings | prepare(base, each.settings, sweep.config, here)) for name, each in left.items()
+    }
     storage.write_text(here / RUNS, json.dumps(words, indent=1) + "\n")
     code = subprocess.call(launch_words(sweep.config, workdir, where))
     here_now = where.on in ("local", "tpu_pod")  # elsewhere runs only queue
@@ -250,20 +254,26 @@ def launch_words(config_file: str, workdir: str, where: Where) -> list[str]:
   return [sys.executable, str(script), *words, f"--on={where.on}", f"--at_once={where.at_once}", "--", *where.flags]
 
 
-def prepare(base: Any, given: dict[str, Any], config_file: str, workdir: epath.Path) -> dict[str, Any]:
-  """Makes what all runs read, in a process of its own, and gives the settings that say where it is.
+def prepare(base: Any, chosen: dict[str, Any], config_file: str, workdir: epath.Path) -> dict[str, Any]:
+  """Makes what runs of these settings read, in a process of its own and once, and gives the settings that say where.
 
   Raises:
     SweepFailed: that did not end.
   """
-  if base.data.prepared or given.get("data.prepared"):
+  if base.data.prepared or chosen.get("data.prepared"):
     return {}
-  folder = workdir / PREPARED
-  seed = given.get("data.seed", sources.seed_of(base))
-  words = [f"--config.{each}" for each in texts({"train.eval_every": 1} | given | {"seed": seed})]
-  command = [sys.executable, "-m", "sora_jax.cli", "precompute", f"--config={config_file}", f"--workdir={folder}"]
-  if code := subprocess.call([*command, *words], stdout=subprocess.DEVNULL):
-    raise SweepFailed(f"preparing {folder} ended with status {code}: the lines above say why")
+  seed = chosen.get("data.seed", sources.seed_of(base))
+  made_of = {key: value for key, value in chosen.items() if key.startswith(SHARED)} | {"data.seed": seed}
+  name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
+  folder = workdir / f"{PREPARED}-{name}"
+  done = folder / DONE
+  if not done.exists():
+    words = [f"--config.{each}" for each in texts({"train.eval_every": 1} | made_of | {"seed": seed})]
+    command = [sys.executable, "-m", "sora_jax.cli", "precompute", f"--config={config_file}", f"--workdir={folder}"]
+    if code := subprocess.call([*command, *words], stdout=subprocess.DEVNULL):
+      raise SweepFailed(f"preparing {folder} ended with status {code}: the lines above say why")
+    folder.mkdir(parents=True, exist_ok=True)
+    done.write_text("")
   return {"data.prepared": os.fspath(folder), "data.seed": seed}
 
 

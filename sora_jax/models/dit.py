@@ -5,6 +5,7 @@
     noise level of each token + size and mean word vector of its clip -> modulation (adaLN-single), for all blocks
     of a loop time is a circle: rotary angles and places that come round, and an embedding
     caption tokens -> text encoder -> keys and values of the cross attention
+    noisy tokens, times a gate that the noise level sets -> added to the clean tokens
 
 After Peebles & Xie 2023 (DiT), Chen et al. 2023 (adaLN-single, cross attention), Polyak et al. 2024 (RMSNorm and
 SwiGLU). It knows nothing of schedules, losses or data: callers corrupt tokens and read the output as they like.
@@ -135,6 +136,7 @@ class DiT(nnx.Module):
     self.text_encoder = TextEncoder(config.text, rngs)
     self.blocks = layers.make_stack(lambda r: Block(config, r), config.depth, rngs)
     self.patch_out = layers.Dense(D, config.channels, rngs, bias=True, scale=0.0)
+    self.skip = layers.Dense(D, config.channels, rngs, bias=True, scale=0.0)
 
   def __call__(self, x_BLC: jax.Array, t_BL: jax.Array, batch: PackedBatch, caption_kept_BS: jax.Array) -> jax.Array:
     """One prediction a token.
@@ -151,13 +153,24 @@ class DiT(nnx.Module):
     chex.assert_equal_shape_prefix([x_BLC, t_BL, batch.segments_BL], 2)
     L = x_BLC.shape[1]
     x_BLC, t_BL, batch = lengthened((x_BLC, t_BL, batch), L + -L % ways("tokens"))
+    features_BLD, modulator_BLD = self.features(x_BLC, t_BL, batch, caption_kept_BS)
+    # Where little noise is left most of a token is right as it came in: a gate for each channel, by the noise level,
+    # lets it pass, and spares the blocks to carry its values through norms (Karras et al. 2022, "EDM", eq. 7, learned).
+    return (self.patch_out(features_BLD) + self.skip(modulator_BLD) * x_BLC)[:, :L]
+
+  def features(
+    self, x_BLC: jax.Array, t_BL: jax.Array, batch: PackedBatch, caption_kept_BS: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """What the last layer reads, normalised, and what modulates each token: both (B, L, D), float32.
+
+    Arguments as in a call, of as many tokens as devices can share.
+    """
     D, dtype = self.config.width, jnp.dtype(self.config.dtype)
     text_BMD, text_segments_BM = self.encode_text(batch, caption_kept_BS, dtype)
     caption_BSD = pooled(self.text_encoder.words(batch.text_BM, dtype), text_segments_BM, batch.weight_BS.shape[1])
+    modulator_BLD = self.modulator(t_BL, caption_BSD, batch)
     # Eight arrays, not slices of one: the gradient of a slice is as large as the whole.
-    *modulation_6BLD, last_scale, last_shift = jnp.split(
-      self.modulation(self.modulator(t_BL, caption_BSD, batch)), 8, -1
-    )
+    *modulation_6BLD, last_scale, last_shift = jnp.split(self.modulation(modulator_BLD), 8, -1)
     period_BL = per_token(batch.period_BS, batch.segments_BL)
     angles = layers.rotary_angles(batch.positions_BL3, D // self.config.heads, self.config.wavelengths, period_BL)
     rotary = (jnp.cos(angles), jnp.sin(angles))
@@ -166,8 +179,7 @@ class DiT(nnx.Module):
     x = constrain(x, "batch", "tokens", "embed")
     call = lambda block, carry: block(carry, modulation_6BLD, batch.segments_BL, rotary, text_BMD, text_segments_BM)
     x = layers.apply_stack(self.blocks, x, call, self.config.remat)
-    x = layers.modulate(x, last_scale, last_shift)
-    return self.patch_out(x.astype(jnp.float32))[:, :L]
+    return layers.modulate(x, last_scale, last_shift).astype(jnp.float32), modulator_BLD
 
   def place(self, batch: PackedBatch) -> jax.Array:
     """Where each token lies between the first and last moment and the edges of its clip -> (B, L, D), float32.

@@ -81,10 +81,8 @@ def _moved(width: int, base_width: int | None, rates: tuple[float, float], steps
 def activations(task: DiTTask, params: Any, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
   """The normalised values before the last layer (B, L, D) and the prediction (B, L, C), at a noise level of 1/2."""
   x_t, t_BL = objective.corrupt(batch, jnp.full(batch.weight_BS.shape, 0.5), jax.random.key(1))
-  width = params["patch_out"]["kernel"].shape[0]
-  through = params | {"patch_out": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}}
-  call = jax.jit(lambda values: nnx.merge(task.graph, values)(x_t, t_BL, batch, batch.weight_BS > 0))
-  return call(through), call(params)
+  given, model = (x_t, t_BL, batch, batch.weight_BS > 0), nnx.merge(task.graph, params)
+  return jax.jit(lambda: (model.features(*given)[0], model(*given)))()
 
 
 def clips() -> PackedBatch:

@@ -110,7 +110,7 @@ def test_another_vocabulary_makes_a_tokenizer_and_a_table_of_its_own(trained, ti
 
 
 class TestAnotherAutoencoder:
-  FRESH = {f"{layer}/{name}" for layer in ("patch_in", "patch_out") for name in ("kernel", "bias")}
+  FRESH = {f"{layer}/{name}" for layer in ("patch_in", "patch_out", "skip") for name in ("kernel", "bias")}
 
   @pytest.mark.slow
   def test_one_of_the_same_shape_makes_the_layers_beside_it_fresh(self, trained, tiny_config, tmp_path):

@@ -148,11 +148,12 @@ def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny
   leave(tmp_path / "seed=1", steps, steps, [DONE], 10.0, 0.5)
   found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where("slurm", flags=("--nodes=2",)))
   prepared, launch = launched.calls
-  assert prepared[2:4] == ["sora_jax.cli", "precompute"] and f"--workdir={tmp_path / 'prepared'}" in prepared
-  assert "--config.train.learning_rate=0.02" in prepared and f"--config.seed={tiny_config.seed}" in prepared
+  (folder,) = tmp_path.glob("prepared-*")
+  assert prepared[2:4] == ["sora_jax.cli", "precompute"] and f"--workdir={folder}" in prepared
+  assert f"--config.seed={tiny_config.seed}" in prepared and "--config.train.eval_every=1" in prepared
   assert launch[1].endswith("launch/sweep.py") and launch[-2:] == ["--", "--nodes=2"] and "--on=slurm" in launch
   words = json.loads((tmp_path / sweep.RUNS).read_text())
-  assert list(words) == ["seed=0"] and f"data.prepared={tmp_path / 'prepared'}" in words["seed=0"]
+  assert list(words) == ["seed=0"] and f"data.prepared={folder}" in words["seed=0"]
   assert {"seed=0", f"data.seed={tiny_config.seed}", f"train.steps={steps}"} <= set(words["seed=0"])
   assert found["counts"] == {"waiting": 1, "begun": 0, "done": 1, "diverged": 0}
 
@@ -170,7 +171,7 @@ def test_runs_that_don_t_end_are_named(tiny_config, tmp_path, monkeypatch):
     sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path), sweep.Where())
   Launched(monkeypatch, (3,))
   with pytest.raises(sweep.SweepFailed, match="preparing .* ended with status 3"):
-    sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path), sweep.Where())
+    sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path / "other"), sweep.Where())
 
 
 def test_large_runs_don_t_start_without_sealed_predictions_of_them(tiny_config, tmp_path, monkeypatch):
@@ -194,3 +195,15 @@ def test_a_run_that_diverged_has_ended(tiny_config, tmp_path, monkeypatch):
   leave(tmp_path / "learning_rate=0.1", tiny_config.train.steps, tiny_config.train.steps, [DONE], 3.0, 0.5)
   found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
   assert found["counts"] == {"waiting": 0, "begun": 0, "done": 1, "diverged": 1}
+
+
+def test_runs_of_other_data_are_prepared_apart_and_each_once(tiny_config, tmp_path, monkeypatch):
+  launched = Launched(monkeypatch, (0, 0, 0, 0))
+  file = make((("data.square", (False, True)), ("seed", (0, 1))))
+  for _ in range(2):
+    sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
+  assert ["precompute" in words for words in launched.calls] == [True, True, False, False]
+  assert ["--config.data.square=True" in words for words in launched.calls] == [False, True, False, False]
+  words = json.loads((tmp_path / sweep.RUNS).read_text())
+  folder = {name: next(w for w in each if w.startswith("data.prepared=")) for name, each in words.items()}
+  assert folder["square=False_seed=0"] == folder["square=False_seed=1"] != folder["square=True_seed=0"]

@@ -103,9 +103,27 @@ def assert_trees_equal(found, wanted):
 
 def test_a_fresh_model_predicts_zeros():
   fresh = nnx.eval_shape(lambda: DiT(CONFIG, nnx.Rngs(params=0)))
-  draw = jax.jit(lambda: DiT(CONFIG, nnx.Rngs(params=0)).patch_out.kernel[...])
-  assert fresh.patch_out.kernel.shape == (CONFIG.width, CHANNELS)
-  assert not draw().any()
+  assert fresh.patch_out.kernel.shape == fresh.skip.kernel.shape == (CONFIG.width, CHANNELS)
+
+  def draw() -> list[jax.Array]:
+    made = DiT(CONFIG, nnx.Rngs(params=0))
+    return [layer.kernel[...] for layer in (made.patch_out, made.skip)]
+
+  assert not any(kernel.any() for kernel in jax.jit(draw)())
+
+
+def test_the_gate_lets_tokens_pass_by_their_noise_level(model):
+  """Each channel by a number of its own, which the blocks are no part of."""
+  gates = np.arange(1.0, CHANNELS + 1, dtype=np.float32)
+  alone = {name: jax.tree.map(jnp.zeros_like, model.params[name]) for name in ("patch_out", "skip")}
+  alone["skip"]["bias"] = jnp.asarray(gates)
+  found = model._forward(model.params | alone, *model.inputs([A, B]))
+  np.testing.assert_allclose(split([A, B], found)[1], gates * B.tokens_NC, rtol=1e-6)
+  levels = [
+    np.asarray(model._forward(model.params | {"patch_out": alone["patch_out"]}, *model.inputs([A], t=t)))
+    for t in (0.1, 0.9)
+  ]
+  assert np.abs(levels[0] - levels[1]).max() > 0.01
 
 
 def test_packed_clips_equal_each_alone(model):
