@@ -41,7 +41,13 @@ def test_a_budget_becomes_steps_and_a_schedule_of_its_own(tiny_config):
 
 @pytest.mark.parametrize(
   ("file", "runs", "sealed"),
-  [("sweep_isoflop.py", 60, 3), ("sweep_rates.py:part=muon", 24, 0), ("sweep_rates.py:part=adam,mup=0", 24, 0)],
+  [
+    ("sweep_isoflop.py", 60, 3),
+    ("sweep_rates.py:part=muon", 24, 0),
+    ("sweep_rates.py:part=adam,mup=0", 24, 0),
+    ("sweep_compute.py", 2, 0),
+    ("sweep_framing.py", 6, 0),
+  ],
 )
 def test_the_sweeps_that_come_along_can_be_run(file, runs, sealed):
   given = load_config(str(ROOT / "configs" / file))
@@ -207,3 +213,10 @@ def test_runs_of_other_data_are_prepared_apart_and_each_once(tiny_config, tmp_pa
   words = json.loads((tmp_path / sweep.RUNS).read_text())
   folder = {name: next(w for w in each if w.startswith("data.prepared=")) for name, each in words.items()}
   assert folder["square=False_seed=0"] == folder["square=False_seed=1"] != folder["square=True_seed=0"]
+
+
+def test_the_showcase_has_32_times_the_compute_of_base():
+  file = load_config(str(ROOT / "configs" / "sweep_compute.py"))
+  whole = sweep.planned(make((("seed", (0,)),)), load_config(file.config))["run"].flops
+  base, four = sweep.planned(file, load_config(file.config)).values()
+  assert (whole / base.flops, whole / four.flops) == pytest.approx((32, 8), rel=0.01)
