@@ -217,5 +217,5 @@ def test_a_pod_is_planned_on_this_machine():
   done = sora(*words, "--tokens", "1e12", "--json")
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
-  assert found["params"] == 7774395456 and found["chips"] == 64 and "libtpu" in found["missing"]
+  assert found["params"] == 7774657664 and found["chips"] == 64 and "libtpu" in found["missing"]
   assert found["usd"] == pytest.approx(2 * found["chip_hours"], rel=1e-3)
