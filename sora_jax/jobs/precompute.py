@@ -104,6 +104,18 @@ def encode_source(
   return store
 
 
+def prepared_key(folder: str | os.PathLike) -> dict[str, str]:
+  """What the latents that another run has made were made from.
+
+  Raises:
+    InputError: they are not whole.
+  """
+  found = latents.kept_key(folder)
+  if found is None:
+    raise InputError(f"data.prepared: {folder} holds no whole latents: run sora precompute with its workdir first")
+  return found
+
+
 def open_prepared(
   codec: Codec, source: Source, folder: str | os.PathLike, extras: Extras = NOTHING_MORE
 ) -> latents.LatentStore:
@@ -113,10 +125,7 @@ def open_prepared(
     InputError: they are not whole, or made from something else.
   """
   key = key_of(codec, source, extras)
-  found = latents.kept_key(folder)
-  if found is None:
-    raise InputError(f"data.prepared: {folder} holds no whole latents: run sora precompute with its workdir first")
-  if changed := latents.differing(found, key):
+  if changed := latents.differing(prepared_key(folder), key):
     raise InputError(
       f"data.prepared: {folder} was made from other {', '.join(changed)}: prepare again in a new workdir"
     )

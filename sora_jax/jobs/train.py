@@ -132,6 +132,8 @@ def open_run(
   check_clips(config, source)
   if config.task == "dit" and config.train.eval_every:
     held_out.source_of(config, grid(config))
+  if config.data.prepared:
+    precompute.prepared_key(epath.Path(config.data.prepared) / "latents")
   start = initial.find(config, workdir)
   given = given_codec(config, start, workdir / "autoencoder", hosts)
   words = epath.Path(start.run) if start and start.tokenizer else None
