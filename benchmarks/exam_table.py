@@ -79,12 +79,12 @@ def way(score: dict) -> float | None:
 def interval(exam: dict, world: str, named: dict, draws: int = 2000) -> tuple[float, float]:
   """95 % of the way's mean over resampled clips of the world."""
   marks = np.array([[np.nan if m is None else m for m in exam["marks"][f"{world}.{name}"]] for name in named])
-  chance, span = (np.array([row[k] for row in named.values()]) for k in ("chance", "autoencoder"))
+  chance, through = (np.array([row[k] for row in named.values()]) for k in ("chance", "autoencoder"))
   rng, means = np.random.default_rng(0), []
   for _ in range(draws):
     picked = marks[:, rng.integers(0, marks.shape[1], marks.shape[1])]
     known = ~np.isnan(picked).all(1)
-    ways = (np.nanmean(picked[known], 1) - chance[known]) / (span - chance)[known]
+    ways = (np.nanmean(picked[known], 1) - chance[known]) / (through - chance)[known]
     means.append(ways.mean())
   low, high = np.percentile(means, [2.5, 97.5])
   return round(float(low), 4), round(float(high), 4)

@@ -83,9 +83,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   config.model = model = ml_collections.ConfigDict()
   model.width, model.depth, model.heads = VARIANTS[given.get("variant", "S")]
-  model.base_width = config_dict.placeholder(
-    int
-  )  # rates are those tuned at this width (muP); unset: at this model's own
+  # rates are those tuned at this width, and change with the model's (muP); unset: they are this model's own
+  model.base_width = config_dict.placeholder(int)
   model.patch = (1, 2, 2)  # latents of a token along time, rows, columns
   model.text_width = 384
   model.text_depth = 4

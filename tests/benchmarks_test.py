@@ -263,3 +263,22 @@ def test_the_exam_over_sizes_has_a_line_for_each_point_and_kind(trained):
   assert {each["kind"] for each in found["points"]} == {"trained", "inside", "outside"} == set(found["kinds"])
   assert all(set(each["scores"]) >= {"colour", "shape"} for each in [*found["points"], *found["kinds"].values()])
   assert (found["step"], found["kinds"]["trained"]["clips"]) == (6, 4)
+
+
+def test_the_exam_s_table_says_how_far_each_score_is_on_its_way(tmp_path):
+  """From guessing to the autoencoder; what guessing gets right anyhow is left out."""
+
+  def exam(name: str, *marks: int) -> str:
+    mean = sum(marks) / len(marks)
+    numbers = {"low": mean, "high": mean, "ceiling": 1.0, "autoencoder": 0.9, "chance": 0.1}
+    score, sure = {"mean": mean, **numbers}, {"mean": 1.0, **numbers, "chance": 0.88}
+    scores = {"bites.colour": score, "bites.mouth": sure, "bites.colour, short prompt": score | {"mean": 0.0}}
+    kept = {"protocol": "p", "scores": scores, "marks": {key: list(marks) for key in scores}}
+    (tmp_path / name).write_text(json.dumps(kept))
+    return str(tmp_path / name)
+
+  whole, base = exam("whole.json", 1, 1, 0, 0), exam("base.json", 1, 0, 0, 0)
+  found = last_line("exam_table.py", whole, "--base", base)
+  bites = found["worlds"]["bites"]
+  assert bites["way"] == found["way"] == pytest.approx(0.5) and bites["base"] == pytest.approx(0.15 / 0.8, abs=1e-4)
+  assert bites["low"] < 0.5 < bites["high"] and bites["attributes"]["mouth"]["way"] is None

@@ -4,7 +4,17 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import numpy as np
+
 from sora_jax.clips import Clip
+
+
+def middle_square(frames_THWC: np.ndarray) -> np.ndarray:
+  """What a crop to the short side leaves of frames (T, H, W, C)."""
+  height, width = frames_THWC.shape[1:3]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return frames_THWC[:, top : top + side, left : left + side]
 
 
 class Squares:
@@ -27,10 +37,7 @@ class Squares:
 
   def __getitem__(self, index: int) -> Clip:
     clip = self.source[index]
-    height, width = clip.frames_THWC.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return dataclasses.replace(clip, frames_THWC=clip.frames_THWC[:, top : top + side, left : left + side])
+    return dataclasses.replace(clip, frames_THWC=middle_square(clip.frames_THWC))
 
   def fps(self, index: int) -> float:
     return self.source.fps(index)

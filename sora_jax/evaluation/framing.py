@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sora_jax.data.squares import middle_square
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
@@ -104,7 +105,7 @@ def examine(
       framing(frames, state, source) for frames, state in zip(each, states, strict=True)
     ]
     rows = {"made": read([clip.frames_THWC for clip in made]), "ceiling": read(real)}
-    rows["crops"] = read([cropped(frames) for frames in real])
+    rows["crops"] = read([middle_square(frames) for frames in real])
     for name in Framing._fields:
       values = {row: [v for each in found if not np.isnan(v := getattr(each, name))] for row, found in rows.items()}
       mean = {row: round(float(np.mean(each)), 4) if each else None for row, each in values.items()}
@@ -112,11 +113,3 @@ def examine(
       numbers = {"mean": mean["made"], "low": ends[0], "high": ends[1], "ceiling": mean["ceiling"]}
       scores[f"{kind}.{name}"] = numbers | {"crops": mean["crops"]}
   return scores
-
-
-def cropped(frames_THWC: np.ndarray) -> np.ndarray:
-  """The middle square."""
-  height, width = frames_THWC.shape[1:3]
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  return frames_THWC[:, top : top + side, left : left + side]

@@ -15,7 +15,7 @@ from sora_jax.clips import Clip
 from sora_jax.data.world_shapes import Rates, WorldShapes
 from sora_jax.errors import InputError
 from sora_jax.evaluation.marks import interval
-from sora_jax.evaluation.simulation import held_from, through
+from sora_jax.evaluation.simulation import given_frames, held_from, through
 from sora_jax.inference import prompting
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
@@ -74,11 +74,6 @@ def asked(generator: Generator, world: str, level: str, clips: int) -> Asked:
     states.append(state)
     real.append(Clip(pixels, fps, made.caption(state, "long"), f"{world}-{level}-{index}"))
   return Asked(made, states, real)
-
-
-def given_frames(generator: Generator) -> int:
-  """Frames of two latent ones: they tell a speed."""
-  return 1 + generator.grid.compression[0]
 
 
 def examine(

@@ -120,6 +120,11 @@ def figures(score: Score) -> dict[str, float | None]:
   return {name: clean(value) for name, value in numbers.items() if value is not None}
 
 
+def given_frames(generator: Generator) -> int:
+  """Frames of two latent ones, which tell a speed: what clips from first frames are given."""
+  return 1 + generator.grid.compression[0]
+
+
 def held_from(frames_THWC: np.ndarray, given: int) -> np.ndarray:
   """The clip of one who knows no motion: the given frames, and the last of them for the rest."""
   return frames_THWC[np.minimum(np.arange(len(frames_THWC)), given - 1)]

@@ -50,7 +50,7 @@ def examine(
   progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
   """{scores: {WORLD.ATTRIBUTE and one of KINDS: figures}, marks: {the same: a mark a clip, or None}, protocol}."""
-  given = 1 + generator.grid.compression[0]  # frames of two latent ones: they tell a speed
+  given = simulation.given_frames(generator)
   scores, marks = {}, {}
   for world, source in asked.items():
     for kind, style, frames in zip(KINDS, ("long", "short", "long"), (0, 0, given), strict=True):

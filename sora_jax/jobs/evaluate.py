@@ -10,7 +10,7 @@ from etils import epath
 from sora_jax import sharding
 from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.errors import InputError, path_errors
-from sora_jax.evaluation import drift, framing, physics, prompting, sizes, worlds
+from sora_jax.evaluation import drift, framing, physics, prompting, simulation, sizes, worlds
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.demo import exam_source
 from sora_jax.report.plot import Line, plot
@@ -92,7 +92,7 @@ def follow(generator: Generator, sampling: Sampling, count: int) -> dict[str, An
     InputError: the model was trained on no world of balls, or on clips too short to tell.
   """
   scores = physics.examine(generator, sampling, count, say)
-  given = physics.given_frames(generator)
+  given = simulation.given_frames(generator)
   return {"scores": scores, "protocol": f"{count} clips a level, {given} frames given", "published": physics.PUBLISHED}
 
 

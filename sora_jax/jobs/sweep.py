@@ -36,7 +36,6 @@ from sora_jax.train.loop import NonFiniteLoss
 from sora_jax.train.metrics import read_metrics
 
 FILE, RUNS, PREPARED = "sweep.json", "runs.json", "prepared"
-LAUNCHERS = ("local", "slurm", "gke", "tpu_pod")
 FIELDS = ("config", "settings", "grid", "sealed")  # of a sweep's file
 WARMUP, MEMORY = 0.05, 0.02  # shares of a run's steps: most of its warm-up, and what its averaged weights remember
 # Settings that change what is prepared.
@@ -181,7 +180,7 @@ def read(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
 
 
 class Where(NamedTuple):
-  """Where runs train: one of LAUNCHERS, how many at a time where that is this machine, and flags of the launcher."""
+  """Where runs train: a place that launch/sweep.py knows, how many at a time on this machine, flags of the launcher."""
 
   on: str = "local"
   at_once: int = 1

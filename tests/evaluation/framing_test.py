@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from sora_jax.clips import Clip
+from sora_jax.data.squares import middle_square
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import framing
 from sora_jax.patches import Grid
+from tests.evaluation.worlds_test import Sampled
 
 WORLD = WorldSource("shapes", 12, [(48, 80), (72, 40), (48, 48)], [5], 8.0, 0)
 
@@ -20,7 +22,7 @@ def test_a_real_clip_shows_its_subject_whole_and_a_crop_may_not():
   for index in range(12):
     frames, state = WORLD[index].frames_THWC, WORLD.state(index)
     whole.append(framing.framing(frames, state, WORLD))
-    cut.append(framing.framing(framing.cropped(frames), state, WORLD))
+    cut.append(framing.framing(middle_square(frames), state, WORLD))
   assert all(each.whole == 1.0 and each.seen > 0.95 for each in whole)
   assert 0 < np.mean([each.whole for each in cut]) < 1 and min(each.seen for each in cut) < 0.5
 
@@ -40,11 +42,6 @@ def test_of_nothing_nothing_is_seen(value):
   state = dataclasses.replace(WORLD.state(0), background="dark", colour="red")
   found = framing.framing(np.full((3, 16, 24, 3), value, np.float32), state, WORLD)
   assert found.whole == 0.0 and np.isnan(found.off_centre)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-  history_level: float = 0.1
 
 
 class Model:

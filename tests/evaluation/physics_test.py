@@ -1,7 +1,5 @@
 """Velocity errors of balls: whose they are, beside which others, at which levels."""
 
-import dataclasses
-
 import ml_collections
 import numpy as np
 import pytest
@@ -11,19 +9,7 @@ from sora_jax.errors import InputError
 from sora_jax.evaluation import physics
 from sora_jax.patches import Grid
 from sora_jax.worlds.physics import LEVELS, RADIUS_RANGES, SPEED_RANGES
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-  history_level: float = 0.1
-
-
-class Codec:
-  def encode(self, frames):
-    return frames
-
-  def decode(self, latent, shape):
-    return latent
+from tests.evaluation.worlds_test import Codec, Sampled
 
 
 class Model:
