@@ -3,9 +3,10 @@
 from absl import flags
 
 from sora_jax.cli.command import Command, Given
+from sora_jax.cli.config import UsageError
 from sora_jax.runtime import process
 
-SUITES = ("worlds", "physics", "framing", "prompting")
+SUITES = ("worlds", "physics", "framing", "fidelity", "prompting")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -13,14 +14,17 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_enum("suite", None, SUITES, "what is measured", flag_values=values)
   flags.DEFINE_integer("clips", None, "held-out clips; the suite's own by default", lower_bound=2, flag_values=values)
   flags.DEFINE_string("out", None, "a file for the JSON; by default one in DIR/evaluations", flag_values=values)
+  flags.DEFINE_string("i3d", None, "of fidelity: I3D's weights in safetensors, for the FVD", flag_values=values)
 
 
 def evaluate(given: Given) -> dict:
+  if given.i3d and given.suite != "fidelity":
+    raise UsageError(f"--i3d is of --suite fidelity, not of {given.suite}")
   process.keep_compiled(process.trusted_programs(given.checkpoint))
   with process.importing():
     from sora_jax.jobs import evaluate as job
 
-  return job.evaluate(given.checkpoint, given.suite, given.clips, given.out)
+  return job.evaluate(given.checkpoint, given.suite, given.clips, given.out, given.i3d)
 
 
 def define_nothing(values: flags.FlagValues) -> None:
@@ -39,7 +43,7 @@ COMMANDS = {
     evaluate,
     define,
     "scores of a trained model on held-out clips, each with its interval, ceiling and chance",
-    "--checkpoint DIR --suite worlds|physics|framing|prompting [--out F.json]",
+    "--checkpoint DIR --suite worlds|physics|framing|fidelity|prompting [--out F.json]",
     ("checkpoint", "suite"),
   ),
   "compare": Command(

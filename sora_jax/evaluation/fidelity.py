@@ -1,8 +1,9 @@
-"""How close decoded clips are to the clips they come from: PSNR, and the best linear code as the thing to beat."""
+"""How close decoded clips are to the clips they come from: PSNR, SSIM, and the best linear code as what to beat."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 PEAK = 2.0  # clips span [-1, 1]
 
@@ -16,6 +17,34 @@ def psnr(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
   total = sum(squared_error(a, b) * b.size for a, b in zip(found, wanted, strict=True))
   mean = total / sum(b.size for b in wanted)
   return float(10 * np.log10(PEAK**2 / max(mean, 1e-12)))
+
+
+WINDOW = 7  # pixels a side of SSIM's windows
+
+
+def ssim(found_THWC: np.ndarray, wanted_THWC: np.ndarray, peak: float = PEAK) -> float:
+  """Structural similarity of two clips of one shape, the mean over frames, colours and windows (Wang et al. 2004).
+
+  Windows are 7x7 pixels, all alike, with the sample's covariances, as scikit-image has them unless told otherwise.
+
+  Args:
+    peak: between black and white.
+
+  Raises:
+    ValueError: frames are smaller than a window.
+  """
+  if min(wanted_THWC.shape[1:3]) < WINDOW:
+    raise ValueError(f"SSIM needs frames of {WINDOW}x{WINDOW} pixels or more, not {wanted_THWC.shape[1:3]}")
+  x, y = found_THWC.astype(np.float64), wanted_THWC.astype(np.float64)
+  half = WINDOW // 2
+  mean = lambda each: ndimage.uniform_filter(each, (0, WINDOW, WINDOW, 0))[:, half:-half, half:-half]
+  sample = WINDOW**2 / (WINDOW**2 - 1)
+  mean_x, mean_y = mean(x), mean(y)
+  var_x, var_y = sample * (mean(x * x) - mean_x**2), sample * (mean(y * y) - mean_y**2)
+  covariance = sample * (mean(x * y) - mean_x * mean_y)
+  small, less = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+  light = (2 * mean_x * mean_y + small) / (mean_x**2 + mean_y**2 + small)
+  return float(np.mean(light * (2 * covariance + less) / (var_x + var_y + less)))
 
 
 class LinearCode:

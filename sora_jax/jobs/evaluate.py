@@ -9,20 +9,24 @@ from etils import epath
 
 from sora_jax import sharding
 from sora_jax.checkpoints.pretrained import is_pretrained
+from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError, path_errors
-from sora_jax.evaluation import drift, framing, physics, prompting, simulation, sizes, worlds
+from sora_jax.evaluation import drift, features, framing, likeness, physics, prompting, simulation, sizes, worlds
 from sora_jax.inference.generator import Generator, Sampling
+from sora_jax.jobs import held_out
 from sora_jax.jobs.demo import exam_source
 from sora_jax.report.plot import Line, plot
 
-SUITES = ("worlds", "physics", "framing", "prompting")
-# Of each world; at each of its levels; at each kind of sizes; in each mode.
-CLIPS = {"worlds": 48, "physics": 32, "framing": 96, "prompting": 48}
+SUITES = ("worlds", "physics", "framing", "fidelity", "prompting")
+# Of each world; at each of its levels; at each kind of sizes; of each world or source; in each mode.
+CLIPS = {"worlds": 48, "physics": 32, "framing": 96, "fidelity": 48, "prompting": 48}
 SIZES_CLIPS = 24  # at each size, duration and rate
 FOLDER = "evaluations"  # in the workdir
 
 
-def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | None = None) -> dict:
+def evaluate(
+  checkpoint: str, suite: str, clips: int | None = None, out: str | None = None, i3d: str | None = None
+) -> dict:
   """Runs a suite on held-out clips of the worlds that the model was trained on.
 
   Args:
@@ -30,6 +34,7 @@ def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | N
     suite: of SUITES.
     clips: how many held-out clips, of each world or in each mode; those of CLIPS by default.
     out: a file for the JSON that is returned; SUITE.json in the workdir's folder of evaluations by default.
+    i3d: a safetensors file of I3D's weights, for the Frechet video distance of the suite "fidelity".
 
   Returns:
     {suite, scores: {name: {mean, low, high, ceiling, chance}}, protocol, about, step, weights_sha256, seconds, ...}.
@@ -42,9 +47,13 @@ def evaluate(checkpoint: str, suite: str, clips: int | None = None, out: str | N
   with path_errors(checkpoint):
     generator = Generator.load(checkpoint)
   count = clips or CLIPS[suite]
-  found = {"worlds": examine, "physics": follow, "framing": frame, "prompting": prompt}[suite](
-    generator, Sampling.of(generator.config), count
-  )
+  sampling = Sampling.of(generator.config)
+  if suite == "fidelity":
+    found = compare(generator, sampling, count, i3d)
+  else:
+    found = {"worlds": examine, "physics": follow, "framing": frame, "prompting": prompt}[suite](
+      generator, sampling, count
+    )
   result = {
     "suite": suite,
     **found,
@@ -103,6 +112,26 @@ def frame(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any
     InputError: the model was not trained on the shapes world alone.
   """
   return {"scores": framing.examine(generator, sampling, count, say), "protocol": f"{count} clips a kind of sizes"}
+
+
+def compare(generator: Generator, sampling: Sampling, count: int, i3d: str | None) -> dict[str, Any]:
+  """How like held-out clips those of the model are; videos alone, where there are any.
+
+  Raises:
+    InputError: there are no held-out clips, or the weights can't be read.
+  """
+  networks: dict[str, features.Features] = {"random 3-D network": features.of_random3d}
+  if i3d:
+    networks["I3D (FVD)"] = features.of_i3d(i3d)
+  config = generator.config.copy_and_resolve_references()
+  most = count * len((config.data.held_out or config.data.source).split(","))
+  config.data.held_out_clips = most
+  source = held_out.source_of(config, generator.grid)
+  for each in getattr(source, "sources", [source]):
+    if isinstance(each, WorldSource) and (videos := each.shapes.only(lambda frames: frames > 1)).usable:
+      each.shapes = videos
+  scores = likeness.examine(generator, sampling, source, most, networks, say)
+  return {"scores": scores, "protocol": "half of the clips are asked for by caption, half compared with"}
 
 
 def prompt(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any]:

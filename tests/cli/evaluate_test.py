@@ -12,7 +12,9 @@ def test_what_is_asked_for_is_measured(capsys, monkeypatch):
   monkeypatch.setattr(job, "evaluate", lambda *given: asked.append(given) or {"suite": given[1]})
   words = ("--checkpoint", "w", "--suite", "prompting", "--clips", "5", "--out", "x.json")
   assert run(capsys, "evaluate", *words).returncode == 0
-  assert asked == [("w", "prompting", 5, "x.json")]
+  assert asked == [("w", "prompting", 5, "x.json", None)]
+  assert run(capsys, "evaluate", "--checkpoint=w", "--suite=fidelity", "--i3d=f.safetensors").returncode == 0
+  assert asked[1] == ("w", "fidelity", None, None, "f.safetensors")
 
 
 def test_the_suites_of_the_command_are_those_of_the_job():
@@ -21,7 +23,11 @@ def test_the_suites_of_the_command_are_those_of_the_job():
 
 @pytest.mark.parametrize(
   ("words", "part"),
-  [(("--suite", "worlds"), "--checkpoint"), (("--checkpoint", "w", "--suite", "magic"), "prompting")],
+  [
+    (("--suite", "worlds"), "--checkpoint"),
+    (("--checkpoint", "w", "--suite", "magic"), "prompting"),
+    (("--checkpoint", "w", "--suite", "worlds", "--i3d", "f"), "--i3d is of --suite fidelity"),
+  ],
   ids=str,
 )
 def test_mistakes_are_named(capsys, words, part):

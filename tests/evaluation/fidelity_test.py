@@ -1,9 +1,9 @@
-"""PSNR against its formula, and the linear code: exact with all values, better with more, better than chance."""
+"""PSNR and SSIM against their formulas, and the linear code: exact with all values, better with more."""
 
 import numpy as np
 import pytest
 
-from sora_jax.evaluation.fidelity import LinearCode, psnr
+from sora_jax.evaluation.fidelity import LinearCode, psnr, ssim
 from sora_jax.worlds.world import get_world
 
 BLOCK = (2, 4, 4)
@@ -33,6 +33,24 @@ def test_psnr_of_equal_clips_is_finite_and_high():
 def test_psnr_needs_as_many_clips_on_both_sides():
   with pytest.raises(ValueError):
     psnr(clips(2), clips(1))
+
+
+def test_ssim_is_its_formula_window_by_window():
+  some, others = clips(2, shape=(2, 9, 11))
+  wanted = []
+  for frame, colour in np.ndindex(2, 3):
+    for top, left in np.ndindex(9 - 6, 11 - 6):
+      x, y = (each[frame, top : top + 7, left : left + 7, colour].astype(np.float64).ravel() for each in (some, others))
+      (var_x, both), (_, var_y) = np.cov(x, y)
+      light = (2 * x.mean() * y.mean() + 4e-4) / (x.mean() ** 2 + y.mean() ** 2 + 4e-4)
+      wanted.append(light * (2 * both + 36e-4) / (var_x + var_y + 36e-4))
+  assert ssim(some, others) == pytest.approx(np.mean(wanted), abs=1e-9)
+  assert ssim(some, some) == pytest.approx(1.0)
+
+
+def test_ssim_needs_a_window():
+  with pytest.raises(ValueError, match="7x7 pixels or more"):
+    ssim(np.zeros((1, 6, 9, 3)), np.zeros((1, 6, 9, 3)))
 
 
 def test_a_code_with_every_value_is_exact():

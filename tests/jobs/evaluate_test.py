@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.evaluation import drift, prompting, sizes
+from sora_jax.evaluation import drift, features, prompting, sizes
 from sora_jax.inference.generator import Generator
 from sora_jax.jobs.evaluate import evaluate
 
@@ -51,6 +51,17 @@ def test_scores_of_prompting_are_by_mode_and_curves_and_sizes_apart(trained, tmp
   }
   assert found["curves"] == {"animate.curve": [1.0]}
   assert found["sizes"]["kinds"]["trained"]["clips"] == 2
+
+
+def test_fidelity_is_of_held_out_videos_by_declared_features(trained, tmp_path, monkeypatch):
+  weights = tmp_path / "i3d.safetensors"
+  monkeypatch.setattr(features, "of_i3d", lambda path: lambda clips: np.array([[clip.mean(), 1.0] for clip in clips]))
+  found = evaluate(str(trained), "fidelity", 6, str(tmp_path / "x.json"), str(weights))["scores"]
+  pairs = {"reconstruction.psnr_db", "reconstruction.ssim", "prediction.psnr_db", "prediction.ssim"}
+  sets = {f"{name}.{kind}" for name in ("random 3-D network", "I3D (FVD)") for kind in ("frechet", "kernel")}
+  assert pairs | sets <= set(found) and "I3D (FVD).frechet" not in evaluate(str(trained), "fidelity", 6)["scores"]
+  assert found["prediction.psnr_db"]["trivial"] > 0  # there are images in training; these were videos
+  assert set(found["I3D (FVD).frechet"]) == {"mean", "low", "high", "floor", "autoencoder", "trivial"}
 
 
 @pytest.mark.parametrize(("suite", "source"), [("worlds", "clips"), ("prompting", "worlds:bites")])
