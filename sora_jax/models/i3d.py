@@ -57,7 +57,7 @@ def logits(weights: Weights, frames_BTHWC: jax.Array) -> jax.Array:
   window = (1, 2, 7, 7, 1)
   x = lax.reduce_window(x, 0.0, lax.add, window, (1,) * 5, "VALID") / np.prod(window)
   kernel, bias = weights["logits.conv3d.weight"], weights["logits.conv3d.bias"]
-  return (x @ jnp.asarray(kernel)[:, :, 0, 0, 0].T + bias).mean((1, 2, 3))
+  return x.mean((1, 2, 3)) @ jnp.asarray(kernel)[:, :, 0, 0, 0].T + jnp.asarray(bias)[None]
 
 
 def _mixed(weights: Weights, block: str, x: jax.Array) -> jax.Array:
@@ -75,8 +75,9 @@ def _mixed(weights: Weights, block: str, x: jax.Array) -> jax.Array:
 
 def _unit(weights: Weights, name: str, x: jax.Array, stride: int = 1) -> jax.Array:
   """Convolution, batch norm with the statistics of training, ReLU; kernels are stored (out, in, T, H, W)."""
-  kernel, gain, bias, mean, variance = (jnp.asarray(weights[f"{name}.{part}"], jnp.float32) for part in UNIT)
+  kernel, *norm = (jnp.asarray(weights[f"{name}.{part}"], jnp.float32) for part in UNIT)
   kernel = kernel.transpose(2, 3, 4, 1, 0)
+  gain, bias, mean, variance = (each.reshape(1, 1, 1, 1, -1) for each in norm)
   layout = ("NDHWC", "DHWIO", "NDHWC")
   x = lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=layout)
   return jax.nn.relu((x - mean) * (gain * lax.rsqrt(variance + EPSILON)) + bias)
