@@ -1,7 +1,8 @@
 """A stand-in for gcloud: a cloud with one queued resource, whose machines are folders.
 
 What is there is in state.json under "resource", and what is to happen under "path" (the states before ACTIVE),
-"workers" (how many), "preempt" (steps of training at which it is taken away), "broken" (ssh calls that fail),
+"workers" (how many), "preempt" (steps of training at which it is taken away), "taken" ({workdir: step}, the same of the
+runs of a sweep), "broken" (ssh calls that fail),
 "failures" (times that it fails instead of becoming active), "forbidden" (it can't be created), "mute" (describe calls
 without an answer) and "unavailable" ({"create": calls that fail, "delete": ...}).
 """
@@ -58,6 +59,11 @@ def describe(argv: list[str], state: dict) -> int:
     return fakes.fail("ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found.")
   if found["path"][0] == "ACTIVE" and state.get("preempt") and trained(state) >= state["preempt"][0]:
     state["preempt"].pop(0)
+    wipe()
+    found["path"] = ["SUSPENDING", "SUSPENDED"]
+  taken = [work for work, step in state.get("taken", {}).items() if fakes.done(pathlib.Path(work)) >= step]
+  if found["path"][0] == "ACTIVE" and taken:
+    del state["taken"][taken[0]]
     wipe()
     found["path"] = ["SUSPENDING", "SUSPENDED"]
   now = found["path"].pop(0) if len(found["path"]) > 1 else found["path"][0]

@@ -99,26 +99,72 @@ def flag(argv: list[str], name: str, default: str = "") -> str:
 
 
 def sora(argv: list[str]) -> int:
-  """Counts to --config.train.steps in the workdir. `faults.json` there: {step: exit code}, each once."""
+  """Counts to --config.train.steps in the workdir. `faults.json` there: {step: exit code}, each once; `slow`: how many
+  times longer its steps take. It leaves the account, metrics and checkpoint by which a sweep's status is told."""
   work = pathlib.Path(flag(argv, "workdir"))
   work.mkdir(parents=True, exist_ok=True)
   steps = int(flag(argv, "config.train.steps", "6"))
   names = ("TPU_WORKER_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX")
   rank = next((int(os.environ[name]) for name in names if name in os.environ), 0)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-  return follow(work, steps) if rank else lead(work, steps, argv)
+  if rank:
+    return follow(work, steps)
+  account = Account(work)
+  try:
+    code = lead(work, steps, argv, account)
+  except SystemExit:
+    account.end("Preempted: SIGTERM")
+    raise
+  account.end("done" if code == 0 else f"SoraError: fault {code}")
+  if code == 0:
+    (work / "logs" / "metrics.jsonl").write_text(json.dumps({"step": steps, "held_out": 1 / steps}) + "\n")
+    (work / "checkpoints" / str(steps)).mkdir(parents=True, exist_ok=True)
+  return code
 
 
-def lead(work: pathlib.Path, steps: int, argv: list[str]) -> int:
+class Account:
+  """What goodput.json says of a run, written at every step; see sora_jax/runtime/goodput.py."""
+
+  def __init__(self, work: pathlib.Path):
+    self.path = work / "logs" / "goodput.json"
+    before = json.loads(self.path.read_text()) if self.path.exists() else {}
+    self.starts, ends = before.get("starts", 0) + 1, before.get("ends", [])
+    self.ends = ends + ["killed"] * (self.starts - 1 - len(ends))
+    self.seconds = before.get("models", {}).get("transformer", {}).get("seconds", 0.0)
+    self.step = done(work)
+
+  def reached(self, step: int, seconds: float) -> None:
+    self.step, self.seconds = step, self.seconds + seconds
+    self.write()
+
+  def end(self, how: str) -> None:
+    self.ends.append(how)
+    self.write()
+
+  def write(self) -> None:
+    phases = ("init", "compile", "data", "step", "eval", "checkpoint", "other", "lost")
+    content = {
+      "wall_seconds": self.seconds, "starts": self.starts, "ends": self.ends, "lost_steps": 0,
+      "seconds": dict.fromkeys(phases, 0.0), "models": {"transformer": {"step": self.step, "seconds": self.seconds}},
+    }  # fmt: skip
+    self.path.parent.mkdir(exist_ok=True)
+    part = self.path.with_suffix(".part")
+    part.write_text(json.dumps(content))
+    part.replace(self.path)
+
+
+def lead(work: pathlib.Path, steps: int, argv: list[str], account: Account) -> int:
   (work / "pid").write_text(str(os.getpid()))
   at = done(work)
   with open(work / "starts.jsonl", "a") as starts:
     starts.write(json.dumps({"step": at, "argv": argv, "mark": os.environ.get("FAKE_MARK")}) + "\n")
+  took = STEP * (int((work / "slow").read_text()) if (work / "slow").exists() else 1)
   while at < steps:
-    time.sleep(STEP)
-    if at >= min(load().get("preempt") or [steps]):
+    time.sleep(took)
+    if at >= min(load().get("preempt") or [steps]) or at >= load().get("taken", {}).get(str(work), steps):
       continue  # the machine is taken away at this step, however late gcloud is asked
     at += 1
+    account.reached(at, took)  # as long as it sleeps: what a loaded machine adds is not the run's
     (work / "step.part").write_text(str(at))
     (work / "step.part").replace(work / "step")
     print(f"step {at} of {steps}", flush=True)
@@ -187,13 +233,20 @@ def sbatch(argv: list[str]) -> int:
   state = load()
   if state.get("refuse"):
     return fail("sbatch: error: invalid partition specified: gold")
-  update(script=argv[-1], chdir=flag(argv, "chdir"), output=flag(argv, "output"), again=True)
+  queue = [*state.get("queue", []), argv[-1]]
+  update(script=argv[-1], chdir=flag(argv, "chdir"), output=flag(argv, "output"), again=True, queue=queue)
   print("77;cluster")
   return 0
 
 
-def run_job(env: dict[str, str], warn_at: list[int] = (), workdir: pathlib.Path | None = None) -> list[int]:
-  """Runs the submitted job, again each time it is requeued, and warns it at those steps; gives its exit codes."""
+def run_job(
+  env: dict[str, str], warn_at: list[int] = (), workdir: pathlib.Path | None = None, dies_at: int | None = None
+) -> list[int]:
+  """Runs the submitted job, again each time it is requeued, and warns it at those steps; gives its exit codes.
+
+  Args:
+    dies_at: the step at which its node is lost with all that runs there.
+  """
   os.environ["FAKE_CLOUD"] = env["FAKE_CLOUD"]
   state, codes, warnings = load(), [], list(warn_at)
   options = [line.split()[1] for line in pathlib.Path(state["script"]).read_text().splitlines() if "#SBATCH" in line]
@@ -206,12 +259,18 @@ def run_job(env: dict[str, str], warn_at: list[int] = (), workdir: pathlib.Path 
       cwd=state["chdir"],
       env=env | {"SLURM_JOB_ID": "77", "SLURM_NTASKS": str(tasks)},
       stderr=subprocess.DEVNULL,
+      start_new_session=dies_at is not None,
     )
     while job.poll() is None:
       time.sleep(0.01)
       if warnings and done(workdir) >= warnings[0]:
         warnings.pop(0)
         job.send_signal(number)
+      if dies_at is not None and done(workdir) >= dies_at:
+        os.killpg(job.pid, signal.SIGKILL)
+        for task in load()["tasks"]:
+          os.kill(task, signal.SIGKILL)
+        job.wait()
     codes.append(job.returncode)
   return codes
 
