@@ -54,7 +54,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   data.fps = 8.0  # frames per second at which clips are sampled; 0 keeps a file's own rate
   data.max_frames = 33  # longer files are cut
   data.max_tokens = 0  # budget of a clip; larger files are shrunk with their aspect ratio kept; 0 = native size
-  data.square = False  # clips lose what is beyond their middle square: to compare with training at native size
+  # "native"; to compare with that, "square" (clips lose what is beyond their middle square) or "buckets" (they are
+  # resized and cut to the nearest of a table of sizes and durations)
+  data.framing = "native"
   data.max_bad = 0.25  # share of a folder's lines that may be unusable; a run that lacks more stops
   data.token_drop = 0.0  # share of a clip's tokens that a step leaves out, drawn anew in each epoch
   data.loops = 0.0  # share of the videos that are shown besides there and back, as loops

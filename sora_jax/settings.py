@@ -132,7 +132,7 @@ RULES: dict[str, Rule] = {
   "data.fps": number(0, 1000),
   "data.max_frames": whole(1),
   "data.max_tokens": whole(0),
-  "data.square": FLAG,
+  "data.framing": choice("native", "square", "buckets"),
   "data.max_bad": SHARE,
   "data.token_drop": below(0, 1),
   "data.loops": number(0, 1),

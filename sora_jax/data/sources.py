@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sora_jax.clips import Clip, to_uint8
-from sora_jax.data import records, world_source
+from sora_jax.data import framings, records, world_source
 from sora_jax.data.files import MISSING, Dropped, FileSource, View
 from sora_jax.data.folder import FolderSource
 from sora_jax.data.gym_source import GymSource
 from sora_jax.data.records import RecordSource
-from sora_jax.data.squares import Squares
 from sora_jax.data.tfds_source import TfdsSource
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
@@ -196,8 +195,8 @@ def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: boo
       opened.append(GymSource(name.removeprefix("gym:"), section.clips, section.frames, view, seed))
     else:
       opened.append(_open(name, view))
-  if section.get("square"):  # configs of older runs have none
-    opened = [Squares(source) for source in opened]
+  if (framing := section.get("framing", framings.NATIVE)) != framings.NATIVE:  # configs of older runs have none
+    opened = [framings.Framed(source, framing) for source in opened]
   return opened[0] if len(opened) == 1 else Mixture(opened)
 
 

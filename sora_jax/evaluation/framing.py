@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.data.squares import middle_square
+from sora_jax.data.framings import middle_square
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from sora_jax import sharding
-from sora_jax.data import conditions, pipeline, sources
+from sora_jax.data import conditions, framings, pipeline, sources
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
@@ -37,6 +37,8 @@ def source_of(config: Any, grid: Any) -> sources.Source:
     InputError: there are files among its sources, and no source of held-out ones is named.
   """
   data = config.data.copy_and_resolve_references()
+  if "framing" in data:  # configs of older runs have none
+    data.framing = framings.NATIVE  # whatever training saw, the same clips
   if data.held_out:
     data.source, data.weights = data.held_out, ()
   names = data.source.split(",")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sora_jax.clips import Clip
-from sora_jax.data.squares import middle_square
+from sora_jax.data.framings import middle_square
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import framing

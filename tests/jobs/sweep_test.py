@@ -46,7 +46,7 @@ def test_a_budget_becomes_steps_and_a_schedule_of_its_own(tiny_config):
     ("sweep_rates.py:part=muon", 24, 0),
     ("sweep_rates.py:part=adam,mup=0", 24, 0),
     ("sweep_compute.py", 2, 0),
-    ("sweep_framing.py", 6, 0),
+    ("sweep_framing.py", 9, 0),
   ],
 )
 def test_the_sweeps_that_come_along_can_be_run(file, runs, sealed):
@@ -205,14 +205,14 @@ def test_a_run_that_diverged_has_ended(tiny_config, tmp_path, monkeypatch):
 
 def test_runs_of_other_data_are_prepared_apart_and_each_once(tiny_config, tmp_path, monkeypatch):
   launched = Launched(monkeypatch, (0, 0, 0, 0))
-  file = make((("data.square", (False, True)), ("seed", (0, 1))))
+  file = make((("data.framing", ("native", "square")), ("seed", (0, 1))))
   for _ in range(2):
     sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
   assert ["precompute" in words for words in launched.calls] == [True, True, False, False]
-  assert ["--config.data.square=True" in words for words in launched.calls] == [False, True, False, False]
+  assert ["--config.data.framing=square" in words for words in launched.calls] == [False, True, False, False]
   words = json.loads((tmp_path / sweep.RUNS).read_text())
   folder = {name: next(w for w in each if w.startswith("data.prepared=")) for name, each in words.items()}
-  assert folder["square=False_seed=0"] == folder["square=False_seed=1"] != folder["square=True_seed=0"]
+  assert folder["framing=native_seed=0"] == folder["framing=native_seed=1"] != folder["framing=square_seed=0"]
 
 
 def test_the_showcase_has_32_times_the_compute_of_base():
