@@ -26,6 +26,7 @@ def define_run(values: flags.FlagValues) -> None:
 def define_report(values: flags.FlagValues) -> None:
   define_sweep(values)
   flags.DEFINE_string("out", "docs/report", "the folder of the figures", flag_values=values)
+  flags.DEFINE_multi_string("beside", [], "a model that stands beside the runs, examined too", flag_values=values)
 
 
 def run(given: Given) -> dict:
@@ -59,10 +60,10 @@ def fit(given: Given) -> dict:
 
 def report(given: Given) -> dict:
   with process.importing():
-    from sora_jax.jobs import scaling as job
+    from sora_jax.jobs import sweep_report as job
 
   with path_errors(given.out):
-    return job.report(given.workdir, given.out, given.config)
+    return job.report(given.workdir, given.out, given.config, tuple(given.beside))
 
 
 COMMANDS = {
@@ -84,8 +85,8 @@ COMMANDS = {
   "sweep report": Command(
     report,
     define_report,
-    "a sweep's fit as JSON and plots",
-    "--workdir DIR [--out docs/report]",
+    "what a sweep has found, its fit or the exams of its runs, as JSON and plots",
+    "--workdir DIR [--out docs/report] [--beside DIR|pretrained:NAME]",
     ("workdir",),
   ),
 }

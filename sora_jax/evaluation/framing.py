@@ -8,7 +8,7 @@ Shape letters: T frames, H height, W width, C colours.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from sora_jax.data.framings import middle_square
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
-from sora_jax.evaluation.marks import interval
+from sora_jax.evaluation.marks import summary
 from sora_jax.evaluation.simulation import requests_of
 from sora_jax.inference import prompting
 from sora_jax.inference.generator import Generator, Sampling
@@ -89,13 +89,13 @@ def sources(generator: Generator, clips: int) -> dict[str, WorldSource]:
 
 def examine(
   generator: Generator, sampling: Sampling, clips: int, progress: Callable[[str], None] = lambda name: None
-) -> dict[str, dict[str, float | None]]:
-  """{KIND.MEASURE: {mean, low, high, ceiling, crops}} of both kinds of sizes and each measure of `Framing`.
+) -> dict[str, Any]:
+  """{scores: {KIND.MEASURE: {mean, low, high, ceiling, crops}}, marks: {the same: a value a clip, or None}}.
 
-  The ceiling is that of real clips; `crops` that of the middle squares of real clips, which is what a model of crops
-  is shown.
+  Of both kinds of sizes and each measure of `Framing`. The ceiling is that of real clips; `crops` that of the middle
+  squares of real clips, which is what a model of crops is shown.
   """
-  scores: dict[str, dict[str, float | None]] = {}
+  scores, marks = {}, {}
   for kind, source in sources(generator, clips).items():
     progress(f"framing, {kind}")
     made = prompting.clips(generator, requests_of(source, "long", SEED), sampling)
@@ -107,9 +107,8 @@ def examine(
     rows = {"made": read([clip.frames_THWC for clip in made]), "ceiling": read(real)}
     rows["crops"] = read([middle_square(frames) for frames in real])
     for name in Framing._fields:
-      values = {row: [v for each in found if not np.isnan(v := getattr(each, name))] for row, found in rows.items()}
-      mean = {row: round(float(np.mean(each)), 4) if each else None for row, each in values.items()}
-      ends = [round(end, 4) for end in interval(values["made"])[1:]] if values["made"] else [None, None]
-      numbers = {"mean": mean["made"], "low": ends[0], "high": ends[1], "ceiling": mean["ceiling"]}
-      scores[f"{kind}.{name}"] = numbers | {"crops": mean["crops"]}
-  return scores
+      values = {row: [getattr(each, name) for each in found] for row, found in rows.items()}
+      real_ones = {row: summary(values[row])["mean"] for row in ("ceiling", "crops")}
+      scores[f"{kind}.{name}"] = summary(values["made"]) | real_ones
+      marks[f"{kind}.{name}"] = [None if np.isnan(value) else round(value, 4) for value in values["made"]]
+  return {"scores": scores, "marks": marks}

@@ -19,7 +19,7 @@ from sora_jax.errors import InputError
 from sora_jax.evaluation import features
 from sora_jax.evaluation.distances import DISTANCES, LEAST, estimate, standardised
 from sora_jax.evaluation.fidelity import psnr, ssim
-from sora_jax.evaluation.marks import interval
+from sora_jax.evaluation.marks import summary
 from sora_jax.evaluation.simulation import given_frames, held_from, through
 from sora_jax.inference import prompting
 from sora_jax.inference.conditions import Condition
@@ -63,7 +63,7 @@ def examine(
   ]
   progress("reconstruction")
   coded = through(generator.codec, frames)
-  scores = {f"reconstruction.{name}": _row(values) for name, values in _paired(coded, frames).items()}
+  scores = {f"reconstruction.{name}": summary(values) for name, values in _paired(coded, frames).items()}
   progress("prediction")
   scores |= predicted(generator, sampling, requests, frames, coded)
   progress("clips from captions")
@@ -118,7 +118,7 @@ def predicted(
     "trivial": _paired(rest([held_from(frames[index], given) for index in long]), wanted),
   }
   return {
-    f"prediction.{name}": _row(values)
+    f"prediction.{name}": summary(values)
     | {kind: round(float(np.mean(rows[kind][name])), 4) for kind in ("ceiling", "trivial")}
     for name, values in rows["mean"].items()
   }
@@ -137,10 +137,6 @@ def distances(name: str, reference_MD: np.ndarray, sets: Mapping[str, np.ndarray
 
 def _paired(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, list[float]]:
   return {name: [float(measure(a, b)) for a, b in zip(found, wanted, strict=True)] for name, measure in PAIRED.items()}
-
-
-def _row(values: list[float]) -> dict[str, float | None]:
-  return dict(zip(("mean", "low", "high"), (round(value, 4) for value in interval(values)), strict=True))
 
 
 def _size(frames_THWC: np.ndarray) -> tuple[int, int, int]:

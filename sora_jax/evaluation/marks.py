@@ -78,3 +78,12 @@ def interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> t
   means = [values_N[rng.integers(0, values_N.size, values_N.size)].mean() for _ in range(resamples)]
   low, high = np.percentile(means, [2.5, 97.5])
   return float(values_N.mean()), float(low), float(high)
+
+
+def summary(values: Sequence[float], digits: int = 4) -> dict[str, float | None]:
+  """{mean, low, high} of a report: `interval`, rounded, without values that are NaN; None where none is left."""
+  there = [value for value in values if not np.isnan(value)]
+  ends = interval(there) if there else (None, None, None)
+  return {
+    name: None if end is None else round(end, digits) for name, end in zip(("mean", "low", "high"), ends, strict=True)
+  }

@@ -14,7 +14,7 @@ import numpy as np
 from sora_jax.clips import Clip
 from sora_jax.data.world_shapes import Rates, WorldShapes
 from sora_jax.errors import InputError
-from sora_jax.evaluation.marks import interval
+from sora_jax.evaluation.marks import summary
 from sora_jax.evaluation.simulation import given_frames, held_from, through
 from sora_jax.inference import prompting
 from sora_jax.inference.conditions import Condition
@@ -118,20 +118,12 @@ def _row(generator: Generator, sampling: Sampling, each: Asked, given: int) -> d
     "linear": errors(moved),
     "chance": _errors(each._replace(states=each.states[1:] + each.states[:1]), given, real),
   }
-  found = dict(zip(("mean", "low", "high"), _interval(errors(made)), strict=True))
-  found |= {name: _interval(values)[0] for name, values in rows.items()}
-  return {name: None if np.isnan(value) else round(value, 4) for name, value in found.items()}
-
-
-def _interval(errors: list[float]) -> tuple[float, float, float]:
-  """NaN where every ball leaves too soon."""
-  return interval(errors) if errors else (float("nan"),) * 3
+  return summary(errors(made)) | {name: summary(values)["mean"] for name, values in rows.items()}
 
 
 def _errors(each: Asked, given: int, clips: list[np.ndarray]) -> list[float]:
-  """Of the clips whose balls stay long enough to have a velocity."""
-  errors = [
+  """Of each clip; NaN where no ball stays long enough to have a velocity."""
+  return [
     each.world.velocity_error(frames, real.fps, state, given)
     for frames, real, state in zip(clips, each.real, each.states, strict=True)
   ]
-  return [error for error in errors if not np.isnan(error)]

@@ -16,6 +16,7 @@ from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs import held_out
 from sora_jax.jobs.demo import exam_source
 from sora_jax.report.plot import Line, plot
+from sora_jax.worlds.physics import LEVELS
 
 SUITES = ("worlds", "physics", "framing", "fidelity", "prompting")
 # Of each world; at each of its levels; at each kind of sizes; of each world or source; in each mode.
@@ -68,6 +69,8 @@ def evaluate(
     path.write_text(json.dumps(result, indent=1) + "\n")
     if "minute.error_by_second" in result.get("curves", {}):
       (path.parent / "drift.svg").write_text(drift_plot(result["curves"]))
+    if suite == "physics":
+      path.with_suffix(".svg").write_text(physics_plot(result["scores"]))
   return result
 
 
@@ -83,6 +86,19 @@ def drift_plot(curves: dict[str, Any]) -> str:
   chance = [(x, curves["minute.chance"]) for x in (0.0, float(len(errors)))]
   lines = [Line("model", seen), Line("another clip (chance)", chance)]
   return plot("Distance from the true place, in short sides", "seconds", lines, zero=True)
+
+
+def physics_plot(scores: dict[str, Any]) -> str:
+  """Velocity errors by level, of each world with its interval, and what reading real clips costs."""
+  levels = list(LEVELS)
+  lines = []
+  for world in dict.fromkeys(name.partition(".")[0] for name in scores):
+    rows = [(place, scores[f"{world}.{level}"]) for place, level in enumerate(levels)]
+    known = [(place, row) for place, row in rows if row["mean"] is not None]
+    bands = [(row["low"], row["high"]) for _, row in known]
+    lines.append(Line(world, [(place, row["mean"]) for place, row in known], bands))
+    lines.append(Line(f"{world}, real", [(place, row["ceiling"]) for place, row in rows if row["ceiling"] is not None]))
+  return plot("Velocity error, world units a second", "what is outside of training", lines, zero=True, names=levels)
 
 
 def say(name: str) -> None:
@@ -111,7 +127,7 @@ def frame(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any
   Raises:
     InputError: the model was not trained on the shapes world alone.
   """
-  return {"scores": framing.examine(generator, sampling, count, say), "protocol": f"{count} clips a kind of sizes"}
+  return framing.examine(generator, sampling, count, say) | {"protocol": f"{count} clips a kind of sizes"}
 
 
 def compare(generator: Generator, sampling: Sampling, count: int, i3d: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`sora sweep fit` and `report`: a law of a sweep's runs, sealed predictions of the large ones, and how these fared."""
+"""`sora sweep fit`: a law of a sweep's runs, sealed predictions of the large ones, and how these fared."""
 
 import itertools
 import json
@@ -13,7 +13,6 @@ from etils import epath
 from sora_jax.errors import InputError
 from sora_jax.jobs.evaluate import folder_of
 from sora_jax.jobs.sweep import DIVERGED, Planned, read, state_of
-from sora_jax.report.plot import Line, plot
 from sora_jax.runtime import storage
 from sora_jax.scaling import law, rates, seal
 
@@ -207,71 +206,3 @@ def _scores(workdir: epath.Path, runs: dict[str, Planned]) -> dict[str, Any]:
     if len(rows) >= 3:
       rises[world] = law.sigmoid(log_flops, scores_N, float(chance.mean())) | {"runs": len(rows)}
   return rises
-
-
-def report(workdir: str | os.PathLike, out: str, sweep: Any = None) -> dict[str, Any]:
-  """Writes a sweep's fit as OUT/scaling.json, and two plots of it: losses by size at each budget, and by budget.
-
-  Raises:
-    InputError: nothing is fitted yet.
-  """
-  read(workdir, sweep)
-  path = epath.Path(workdir) / FILE
-  if not path.exists():
-    raise InputError(f"{workdir} holds no fit: run sora sweep fit --workdir {workdir} first")
-  found = json.loads(path.read_text())
-  folder = epath.Path(out)
-  folder.mkdir(parents=True, exist_ok=True)
-  if "rates" in found:
-    return _report_rates(found, folder)
-  found["command"] = "sora sweep run, fit, run --sealed, fit and report (docs/scaling.md)"
-  (folder / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
-  (folder / "isoflop.svg").write_text(isoflop_plot(found))
-  (folder / "scaling.svg").write_text(frontier_plot(found))
-  return {"out": os.fspath(folder), **{name: found.get(name) for name in ("law", "exponents", "max_error", "sha256")}}
-
-
-def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
-  """rates.json and a plot of each varied rate."""
-  (folder / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
-  for key, each in found["rates"].items():
-    lines = [
-      Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if math.isfinite(loss)])
-      for width, losses in each["losses"].items()
-    ]
-    name = key.rpartition(".")[2]
-    (folder / f"{name}.svg").write_text(plot("Loss on held-out clips", f"log10 of {key}", lines))
-  return {"out": os.fspath(folder), **{key: each["grid_steps"] for key, each in found["rates"].items()}}
-
-
-def isoflop_plot(found: dict[str, Any]) -> str:
-  """Held-out loss by the size of the model, a line a budget, with the range over seeds."""
-  lines = []
-  of_budget = lambda point: float(f"{point['flops']:.1g}")
-  for budget, group in itertools.groupby(sorted(found["points"], key=of_budget), key=of_budget):
-    by_size: dict[int, list[float]] = {}
-    for point in group:
-      by_size.setdefault(point["params"], []).append(point["loss"])
-    sizes = sorted(by_size)
-    means = [(math.log10(size), float(np.mean(by_size[size]))) for size in sizes]
-    lines.append(Line(f"{budget:.0e} FLOPs", means, [(min(by_size[size]), max(by_size[size])) for size in sizes]))
-  return plot("Loss on held-out clips", "log10 of parameters", lines)
-
-
-def frontier_plot(found: dict[str, Any]) -> str:
-  """Held-out loss by budget: the best run of each, the law's frontier, what was sealed and what was measured."""
-  best: dict[float, float] = {}
-  for point in found["points"]:
-    budget = float(f"{point['flops']:.1g}")
-    best[budget] = min(point["loss"], best.get(budget, math.inf))
-  log = math.log10
-  lines = [
-    Line("best of each budget", [(log(budget), loss) for budget, loss in sorted(best.items())]),
-    Line("law", [(log(row["flops"]), row["loss"]) for row in found["frontier"]]),
-  ]
-  if sealed := sorted(found.get("sealed", []), key=lambda row: row["flops"]):
-    ends = [(row["low"], row["high"]) for row in sealed]
-    lines.append(Line("sealed", [(log(row["flops"]), row["predicted"]) for row in sealed], ends))
-    if measured := [(log(row["flops"]), row["measured"]) for row in sealed if row["measured"] is not None]:
-      lines.append(Line("measured", measured))
-  return plot("Loss on held-out clips", "log10 of FLOPs", lines)

@@ -95,7 +95,7 @@ def _planned(name: str, base: Any, chosen: dict[str, Any], is_sealed: bool) -> P
   settings.check(config)
   model = DiTConfig.of(config, config.model.vocabulary)
   like, rows = abstract(DiT, model)[1], rows_of(config)
-  step = counting.count(like, model, rows, "none").model
+  step = flops_of_step(config)
   if budget is not None:
     steps = round(budget / step)
     if steps < LEAST_STEPS:
@@ -104,6 +104,12 @@ def _planned(name: str, base: Any, chosen: dict[str, Any], is_sealed: bool) -> P
   steps = changed(base, chosen).train.steps
   text = counting.size(like["text_encoder"])
   return Planned(chosen, is_sealed, steps * step, steps, counting.size(like) - text, float(steps * rows.tokens))
+
+
+def flops_of_step(config: Any) -> float:
+  """Of the model, forwards and backwards, in one step of a config."""
+  model = DiTConfig.of(config, config.model.vocabulary)
+  return counting.count(abstract(DiT, model)[1], model, rows_of(config), "none").model
 
 
 def matched(config: Any, steps: int) -> dict[str, Any]:

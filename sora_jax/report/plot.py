@@ -19,12 +19,13 @@ class Line(NamedTuple):
   bands: Sequence[tuple[float, float]] = ()
 
 
-def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> str:
+def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False, names: Sequence[str] = ()) -> str:
   """An SVG of the curves, with a legend.
 
   Args:
     across: what is along the horizontal axis, with its unit; the title says what goes upwards.
     zero: the vertical axis begins at 0.
+    names: what stands along the horizontal axis instead of numbers, at 0, 1 and so on.
 
   Raises:
     ValueError: nothing finite to draw.
@@ -35,7 +36,8 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> 
   if not xs:
     raise ValueError(f"{title}: no finite point to draw")
   ys = [y for y in ys if math.isfinite(y)] + ([0.0] if zero else [])
-  x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+  x_ticks = [float(place) for place in range(len(names))] or ticks(min(xs), max(xs))
+  y_ticks = ticks(min(ys), max(ys))
   place_x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
   place_y = _scale(y_ticks, HEIGHT - BOTTOM, TOP)
   parts = [
@@ -48,8 +50,9 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False) -> 
     y = place_y(value)
     parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-  for value in x_ticks:
-    parts.append(f'<text x="{place_x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
+  for value, name in zip(x_ticks, names or [f"{value:g}" for value in x_ticks], strict=True):
+    word = html.escape(name)
+    parts.append(f'<text x="{place_x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{word}</text>')
   for number, (line, points) in enumerate(zip(lines, kept, strict=True)):
     colour = COLOURS[number % len(COLOURS)]
     if line.bands:

@@ -68,7 +68,9 @@ class Model:
 
 
 def test_a_model_of_crops_is_told_from_one_of_native_sizes():
-  native, crops = (framing.examine(Model(kind), Sampled(), 12) for kind in (False, True))
+  found = framing.examine(Model(False), Sampled(), 12)
+  native, crops = found["scores"], framing.examine(Model(True), Sampled(), 12)["scores"]
+  assert found["marks"].keys() == native.keys() and len(found["marks"]["native.seen"]) == 12
   assert set(native) == {f"{kind}.{name}" for kind in ("native", "square") for name in framing.Framing._fields}
   for kind in ("native", "square"):
     assert native[f"{kind}.whole"]["mean"] == native[f"{kind}.whole"]["ceiling"] == 1.0

@@ -59,3 +59,9 @@ def test_interval_holds_the_mean_and_narrows_with_more_values():
   assert marks.interval(values) == (mean, low, high)
   with pytest.raises(ValueError, match="at least one"):
     marks.interval([])
+
+
+def test_a_summary_leaves_out_what_does_not_apply():
+  assert marks.summary([1.0, float("nan"), 1.0]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+  assert marks.summary([float("nan")]) == {"mean": None, "low": None, "high": None}
+  assert marks.summary([1 / 3], digits=2)["mean"] == 0.33

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.evaluation import drift, features, prompting, sizes
+from sora_jax.evaluation import drift, features, physics, prompting, sizes
 from sora_jax.inference.generator import Generator
 from sora_jax.jobs.evaluate import evaluate
+from sora_jax.worlds.physics import LEVELS
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +87,13 @@ def test_the_minute_s_drift_is_drawn_beside_the_json(trained, tmp_path, monkeypa
   evaluate(str(trained), "prompting", 2, str(tmp_path / "x.json"))
   drawn = (tmp_path / "drift.svg").read_text()
   assert drawn.startswith("<svg") and "seconds" in drawn and "another clip (chance)" in drawn
+
+
+def test_velocity_errors_are_drawn_by_level(trained, tmp_path, monkeypatch):
+  row = {"mean": 0.3, "low": 0.2, "high": 0.4, "ceiling": 0.1}
+  gone = dict.fromkeys(row)
+  scores = {f"{world}.{level}": row for world in ("uniform", "collision") for level in LEVELS}
+  monkeypatch.setattr(physics, "examine", lambda *_: scores | {"uniform.both": gone})
+  evaluate(str(trained), "physics", 2, str(tmp_path / "physics.json"))
+  drawn = (tmp_path / "physics.svg").read_text()
+  assert all(f">{word}<" in drawn for word in ("in", "both", "uniform", "collision, real"))

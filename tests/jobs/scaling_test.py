@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.jobs import scaling, sweep
+from sora_jax.jobs import scaling, sweep, sweep_report
 from sora_jax.runtime.goodput import DONE
 from sora_jax.scaling import law, seal
 from tests.jobs.sweep_test import leave, make
@@ -78,19 +78,6 @@ def test_scores_of_exams_are_fitted_too(swept):
   assert scaling.fit(folder, FILE, draws=2)["scores"]["shapes"]["runs"] == 6
 
 
-def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):
-  folder, _ = swept
-  with pytest.raises(InputError, match="holds no fit"):
-    scaling.report(folder, str(tmp_path / "out"))
-  found = scaling.fit(folder, FILE, draws=5)
-  scaling.report(folder, str(tmp_path / "out"), FILE)
-  kept = json.loads((tmp_path / "out" / "scaling.json").read_text())
-  assert kept["law"] == found["law"] and kept["command"].startswith("sora sweep")
-  curves = (tmp_path / "out" / "isoflop.svg").read_text()
-  assert [f"{budget} FLOPs" in curves for budget in ("2e+09", "8e+09", "3e+10")] == [True] * 3
-  assert ">sealed<" in (tmp_path / "out" / "scaling.svg").read_text()
-
-
 def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_path):
   file = make((("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02, 0.04))))
   sweep.begin(tmp_path, file, sweep.planned(file, tiny_config))
@@ -100,5 +87,5 @@ def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_p
     leave(tmp_path / name, steps, steps if loss else 1, ends, 10.0, loss)
   found = scaling.fit(tmp_path, file)["rates"]["train.learning_rate"]
   assert found["best"] == {"16": 0.02, "32": 0.01} and found["grid_steps"] == 1 and found["at_edge"] == [32]
-  assert scaling.report(tmp_path, str(tmp_path / "out"))["train.learning_rate"] == 1
+  assert sweep_report.report(tmp_path, str(tmp_path / "out"))["train.learning_rate"] == 1
   assert ">width 32<" in (tmp_path / "out" / "learning_rate.svg").read_text()

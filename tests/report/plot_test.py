@@ -53,3 +53,11 @@ def test_values_below_zero_tiny_ones_and_bands_without_a_number_are_drawn():
   assert "<polyline" in plot("a", "b", [Line("x", [(0, 1e-14), (1, 3e-14)])])
   drawn = plot("a", "b", [Line("x", [(0, 1.0), (1, 2.0)], [(float("nan"), 2.0), (1.0, 3.0)])])
   assert "nan" not in drawn
+
+
+def test_words_stand_along_the_axis_where_they_are_given():
+  root = ElementTree.fromstring(plot("a", "b", [Line("x", [(0, 1.0), (2, 2.0)])], names=("in", "<out>", "both")))
+  texts = [text.text for text in root.iter(f"{SVG}text")]
+  assert {"in", "<out>", "both"} <= set(texts)
+  (first, last) = points_of(root.find(f"{SVG}polyline"))
+  assert last[0] > first[0]

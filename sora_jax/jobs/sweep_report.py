@@ -1,0 +1,261 @@
+"""`sora sweep report`: what a sweep has found as JSON and plots, a file an experiment.
+
+scaling.json, isoflop.svg, scaling.svg    of a sweep with a law
+rates.json and a plot of each rate        of a sweep of learning rates
+simulation.json, .svg and .png            of runs that `sora evaluate --suite worlds` has examined, by compute
+framing.json                              of runs that `sora evaluate --suite framing` has examined, by framing
+"""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from sora_jax.clips import contact_sheet, to_uint8
+from sora_jax.errors import InputError
+from sora_jax.evaluation import simulation, worlds
+from sora_jax.evaluation.marks import summary
+from sora_jax.inference import prompting
+from sora_jax.inference.generator import Generator, Sampling
+from sora_jax.jobs.evaluate import folder_of
+from sora_jax.jobs.scaling import FILE
+from sora_jax.jobs.sweep import Planned, flops_of_step, read, state_of
+from sora_jax.report.plot import Line, plot
+from sora_jax.runtime import storage
+
+SHOWN = 6  # frames of a clip on a sheet
+
+
+def report(workdir: str | os.PathLike, out: str, sweep: Any = None, beside: Sequence[str] = ()) -> dict[str, Any]:
+  """Writes what a sweep has found into the folder `out`.
+
+  Args:
+    beside: workdirs, or pretrained:NAME, of models that stand beside its runs in simulation.json.
+
+  Returns:
+    {out, files, and the most important figures}.
+
+  Raises:
+    InputError: nothing is fitted or examined yet, or exams are of unlike protocols.
+  """
+  runs = {name: Planned(**each) for name, each in read(workdir, sweep)["runs"].items()}
+  here, folder = epath.Path(workdir), epath.Path(out)
+  path = here / FILE
+  if path.exists():
+    found = json.loads(path.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    return _report_rates(found, folder) if "rates" in found else _report_law(found, folder)
+  if framings := examined(here, runs, "framing"):
+    folder.mkdir(parents=True, exist_ok=True)
+    return _report_framing(here, runs, framings, folder)
+  if exams := examined(here, runs, "worlds"):
+    folder.mkdir(parents=True, exist_ok=True)
+    return _report_simulation(here, runs, exams, beside, folder)
+  raise InputError(
+    f"{workdir} holds no fit and no exams: run sora sweep fit --workdir {workdir}, or sora evaluate on its runs"
+  )
+
+
+def examined(workdir: epath.Path, runs: Mapping[str, Planned], suite: str) -> dict[str, dict[str, Any]]:
+  """The JSON of the runs that `sora evaluate` has examined by a suite."""
+  paths = {name: folder_of(os.fspath(workdir / name)) / f"{suite}.json" for name in runs}
+  return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def _report_law(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
+  found["command"] = "sora sweep run, fit, run --sealed, fit and report (docs/scaling.md)"
+  storage.write_text(folder / "scaling.json", json.dumps(found, indent=1) + "\n")
+  storage.write_text(folder / "isoflop.svg", isoflop_plot(found))
+  storage.write_text(folder / "scaling.svg", frontier_plot(found))
+  return {"out": os.fspath(folder), **{name: found.get(name) for name in ("law", "exponents", "max_error", "sha256")}}
+
+
+# By learning rate and by budget.
+
+
+def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
+  """rates.json and a plot of each varied rate."""
+  storage.write_text(folder / "rates.json", json.dumps(found, indent=1) + "\n")
+  for key, each in found["rates"].items():
+    lines = [
+      Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if math.isfinite(loss)])
+      for width, losses in each["losses"].items()
+    ]
+    name = key.rpartition(".")[2]
+    storage.write_text(folder / f"{name}.svg", plot("Loss on held-out clips", f"log10 of {key}", lines))
+  return {"out": os.fspath(folder), **{key: each["grid_steps"] for key, each in found["rates"].items()}}
+
+
+def isoflop_plot(found: dict[str, Any]) -> str:
+  """Held-out loss by the size of the model, a line a budget, with the range over seeds."""
+  lines = []
+  of_budget = lambda point: float(f"{point['flops']:.1g}")
+  for budget, group in itertools.groupby(sorted(found["points"], key=of_budget), key=of_budget):
+    by_size: dict[int, list[float]] = {}
+    for point in group:
+      by_size.setdefault(point["params"], []).append(point["loss"])
+    sizes = sorted(by_size)
+    means = [(math.log10(size), float(np.mean(by_size[size]))) for size in sizes]
+    lines.append(Line(f"{budget:.0e} FLOPs", means, [(min(by_size[size]), max(by_size[size])) for size in sizes]))
+  return plot("Loss on held-out clips", "log10 of parameters", lines)
+
+
+def frontier_plot(found: dict[str, Any]) -> str:
+  """Held-out loss by budget: the best run of each, the law's frontier, what was sealed and what was measured."""
+  best: dict[float, float] = {}
+  for point in found["points"]:
+    budget = float(f"{point['flops']:.1g}")
+    best[budget] = min(point["loss"], best.get(budget, math.inf))
+  log = math.log10
+  lines = [
+    Line("best of each budget", [(log(budget), loss) for budget, loss in sorted(best.items())]),
+    Line("law", [(log(row["flops"]), row["loss"]) for row in found["frontier"]]),
+  ]
+  if sealed := sorted(found.get("sealed", []), key=lambda row: row["flops"]):
+    ends = [(row["low"], row["high"]) for row in sealed]
+    lines.append(Line("sealed", [(log(row["flops"]), row["predicted"]) for row in sealed], ends))
+    if measured := [(log(row["flops"]), row["measured"]) for row in sealed if row["measured"] is not None]:
+      lines.append(Line("measured", measured))
+  return plot("Loss on held-out clips", "log10 of FLOPs", lines)
+
+
+# By framing.
+
+
+def _report_framing(
+  workdir: epath.Path, runs: Mapping[str, Planned], exams: Mapping[str, dict[str, Any]], folder: epath.Path
+) -> dict[str, Any]:
+  """framing.json: {FRAMING: {KIND.MEASURE: {mean, low, high, ceiling, crops}, held_out, seeds}}, clips of all seeds
+  together."""
+  kinds: dict[str, list[str]] = {}
+  for name in exams:
+    kinds.setdefault(runs[name].settings["data.framing"], []).append(name)
+  found: dict[str, Any] = {
+    "command": "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
+  }
+  for kind, names in kinds.items():
+    first = exams[names[0]]["scores"]
+    measures = {}
+    for measure, score in first.items():
+      values = [value for name in names for value in exams[name]["marks"][measure] if value is not None]
+      measures[measure] = summary(values) | {key: score[key] for key in ("ceiling", "crops")}
+    losses = [state_of(workdir / name, runs[name].steps)["held_out"] for name in names]
+    known = [loss for loss in losses if loss is not None]
+    spread = {"mean": round(float(np.mean(known)), 5), "low": min(known), "high": max(known)} if known else None
+    found[kind] = measures | {"held_out": spread, "seeds": len(names)}
+  storage.write_text(folder / "framing.json", json.dumps(found, indent=1) + "\n")
+  return {"out": os.fspath(folder), **{kind: found[kind].get("native.whole") for kind in kinds}}
+
+
+# By compute.
+
+
+class Examined(NamedTuple):
+  """A model of simulation.json: where it is, its FLOPs, and its exam."""
+
+  checkpoint: str
+  flops: float
+  exam: dict[str, Any]
+
+
+def _report_simulation(
+  workdir: epath.Path,
+  runs: Mapping[str, Planned],
+  exams: Mapping[str, dict[str, Any]],
+  beside: Sequence[str],
+  folder: epath.Path,
+) -> dict[str, Any]:
+  """simulation.json: {base, 4x, ...: {WORLD: {mean, low, high, ceiling, autoencoder, chance}, flops, held_out}}, with a
+  plot, and a sheet of clips of the same seeds.
+
+  Raises:
+    InputError: an exam is missing, or of another protocol.
+  """
+  models = [Examined(os.fspath(workdir / name), runs[name].flops, exam) for name, exam in exams.items()]
+  models = sorted([*models, *map(_beside, beside)], key=lambda each: each.flops)
+  protocols = {each.exam["protocol"] for each in models}
+  if len(protocols) > 1:
+    raise InputError(
+      f"exams are of unlike protocols ({', '.join(sorted(protocols))}): give all of them the same --clips"
+    )
+  named = {_times(each.flops / models[0].flops): each for each in models}
+  found: dict[str, Any] = {
+    "command": "sora sweep run, sora evaluate --suite worlds, sora sweep report (docs/scaling.md)",
+    "protocol": models[0].exam["protocol"],
+    "about": models[0].exam["about"],
+  }
+  for name, each in named.items():
+    found[name] = means(each.exam) | {"flops": float(f"{each.flops:.4g}")}
+  storage.write_text(folder / "simulation.json", json.dumps(found, indent=1) + "\n")
+  storage.write_text(folder / "simulation.svg", simulation_plot(found, list(named)))
+  Image.fromarray(sheet([each.checkpoint for each in named.values()])).save(os.fspath(folder / "simulation.png"))
+  return {"out": os.fspath(folder), **{name: found[name] for name in named}}
+
+
+def _beside(checkpoint: str) -> Examined:
+  """
+  Raises:
+    InputError: it was not examined.
+  """
+  path = folder_of(checkpoint) / "worlds.json"
+  if not path.exists():
+    raise InputError(f"{checkpoint} has no exam: run sora evaluate --suite worlds --checkpoint {checkpoint} first")
+  exam = json.loads(path.read_text())
+  return Examined(checkpoint, exam["step"] * flops_of_step(Generator.load(checkpoint).config), exam)
+
+
+def _times(ratio: float) -> str:
+  return "base" if ratio < 1.01 else f"{ratio:.0f}x"
+
+
+def means(exam: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+  """{WORLD: {mean, low, high, ceiling, autoencoder, chance}} of long prompts: a clip's mark is its attributes' mean."""
+  names = [name for name in exam["scores"] if "," not in name]
+  found = {}
+  for world, group in itertools.groupby(sorted(names), key=lambda name: name.partition(".")[0]):
+    mine = list(group)
+    marks_AN = np.array([[np.nan if mark is None else mark for mark in exam["marks"][name]] for name in mine])
+    clips = [float(np.nanmean(marks)) for marks in marks_AN.T if not np.isnan(marks).all()]
+    others = {
+      kind: summary([v for name in mine if (v := exam["scores"][name][kind]) is not None])["mean"]
+      for kind in ("ceiling", "autoencoder", "chance")
+    }
+    found[world] = summary(clips) | others
+  return found
+
+
+def simulation_plot(found: dict[str, Any], names: Sequence[str]) -> str:
+  """The mean score of each world by compute."""
+  of_world = [name for name, value in found[names[0]].items() if isinstance(value, dict)]
+  lines = []
+  for world in of_world:
+    rows = [(math.log10(found[name]["flops"]), found[name][world]) for name in names]
+    bands = [(row["low"], row["high"]) for _, row in rows]
+    lines.append(Line(world, [(flops, row["mean"]) for flops, row in rows], bands if len(of_world) <= 4 else ()))
+  return plot("Mean score of the exam", "log10 of FLOPs", lines)
+
+
+def sheet(checkpoints: Sequence[str]) -> np.ndarray:
+  """Of each world a held-out clip: the real one, then each model's of the same prompt and seed; (H, W, 3) uint8."""
+  rows: list[list[np.ndarray]] = []
+  for number, checkpoint in enumerate(checkpoints):
+    generator = Generator.load(checkpoint)
+    sampling = Sampling.of(generator.config)
+    for place, source in enumerate(worlds.sources(generator, 1).values()):
+      if number == 0:
+        rows.append([])
+        rows[place] += shown(source[0].frames_THWC)
+      made = prompting.clips(generator, simulation.requests_of(source, "long", worlds.SEED), sampling)
+      rows[place] += shown(made[0].frames_THWC)
+  return contact_sheet(rows)
+
+
+def shown(frames_THWC: np.ndarray) -> list[np.ndarray]:
+  picked = np.linspace(0, len(frames_THWC) - 1, min(SHOWN, len(frames_THWC))).round().astype(int)
+  return list(to_uint8(frames_THWC[picked]))

@@ -1,0 +1,94 @@
+"""Reports of sweeps: the law's files, exams by compute with a sheet of clips, framings with their seeds together."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sora_jax.errors import InputError
+from sora_jax.inference.generator import Generator
+from sora_jax.jobs import scaling, sweep, sweep_report
+from sora_jax.runtime.goodput import DONE
+from tests.jobs.scaling_test import FILE, swept  # noqa: F401  a fixture
+from tests.jobs.sweep_test import leave, make
+
+
+def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):  # noqa: F811
+  folder, _ = swept
+  with pytest.raises(InputError, match="holds no fit and no exams"):
+    sweep_report.report(folder, str(tmp_path / "out"))
+  found = scaling.fit(folder, FILE, draws=5)
+  sweep_report.report(folder, str(tmp_path / "out"), FILE)
+  kept = json.loads((tmp_path / "out" / "scaling.json").read_text())
+  assert kept["law"] == found["law"] and kept["command"].startswith("sora sweep")
+  curves = (tmp_path / "out" / "isoflop.svg").read_text()
+  assert [f"{budget} FLOPs" in curves for budget in ("2e+09", "8e+09", "3e+10")] == [True] * 3
+  assert ">sealed<" in (tmp_path / "out" / "scaling.svg").read_text()
+
+
+def write_exam(folder, suite: str, **content) -> None:
+  (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+  (folder / "evaluations" / f"{suite}.json").write_text(json.dumps(content))
+
+
+def exam(mark: float, protocol: str = "p") -> dict:
+  """Two attributes of one world, on four clips; the second applies to two of them."""
+  marks = {"shapes.colour": [mark, mark, 0.0, 0.0], "shapes.shape": [mark, None, 0.0, None]}
+  marks |= {f"{name}, short prompt": [1.0] * 4 for name in list(marks)}
+  figures = {"mean": 0.0, "low": 0.0, "high": 0.0, "ceiling": 1.0, "autoencoder": 0.9, "chance": 0.2}
+  return {"scores": dict.fromkeys(marks, figures), "marks": marks, "protocol": protocol, "about": "4 clips"}
+
+
+@pytest.fixture
+def compute(tiny_config, tmp_path, monkeypatch, generator):
+  """A sweep of two budgets whose runs were examined, and a model that is to stand beside them."""
+  monkeypatch.setattr(Generator, "load", staticmethod(lambda workdir, step=None: generator))
+  file = make((("flops", (2e9, 8e9)),))
+  runs = sweep.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, runs)
+  for number, (name, each) in enumerate(runs.items(), 1):
+    leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5)
+    write_exam(tmp_path / name, "worlds", **exam(number / 4))
+  step = 16 * round(2e9 / sweep.flops_of_step(generator.config))
+  write_exam(tmp_path / "large", "worlds", step=step, **exam(1.0))
+  return tmp_path
+
+
+def test_exams_stand_beside_each_other_by_compute_with_clips_of_the_same_seeds(compute):
+  out = compute / "out"
+  sweep_report.report(compute, str(out), beside=[str(compute / "large")])
+  found = json.loads((out / "simulation.json").read_text())
+  assert [name for name in found if name.endswith("x") or name == "base"] == ["base", "4x", "16x"]
+  row = found["4x"]["shapes"]
+  assert row["mean"] == 0.25 and row["low"] < 0.25 < row["high"]  # clips of 0.5, 0.5, 0 and 0
+  assert (row["ceiling"], row["autoencoder"], row["chance"]) == (1.0, 0.9, 0.2)
+  assert found["protocol"] == "p" and found["16x"]["flops"] == pytest.approx(3.2e10, rel=0.05)
+  assert ">shapes<" in (out / "simulation.svg").read_text()
+  sheet = np.asarray(Image.open(out / "simulation.png"))
+  assert sheet.ndim == 3 and sheet.shape[1] > 4 * 2 * sheet.shape[0] / 2
+
+
+def test_exams_of_unlike_protocols_and_models_without_one_are_refused(compute):
+  write_exam(compute / "other", "worlds", step=1, **exam(1.0, "q"))
+  with pytest.raises(InputError, match=r"unlike protocols \(p, q\)"):
+    sweep_report.report(compute, str(compute / "out"), beside=[str(compute / "other")])
+  with pytest.raises(InputError, match="has no exam: run sora evaluate --suite worlds"):
+    sweep_report.report(compute, str(compute / "out"), beside=[str(compute / "none")])
+
+
+def test_framings_have_the_clips_of_all_their_seeds(tiny_config, tmp_path):
+  file = make((("data.framing", ("native", "square")), ("seed", (0, 1))))
+  runs = sweep.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, runs)
+  for name, each in runs.items():
+    leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5 if name.endswith("0") else 0.7)
+    marks = [1.0, 1.0, None, 1.0] if "native" in name else [0.0, 1.0, 0.0, 0.0]
+    score = {"mean": 0.0, "low": 0.0, "high": 0.0, "ceiling": 1.0, "crops": 0.4}
+    write_exam(tmp_path / name, "framing", scores={"native.whole": score}, marks={"native.whole": marks})
+  sweep_report.report(tmp_path, str(tmp_path / "out"))
+  found = json.loads((tmp_path / "out" / "framing.json").read_text())
+  native, square = found["native"], found["square"]
+  assert native["native.whole"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0, "crops": 0.4}
+  assert square["native.whole"]["mean"] == 0.25 and square["native.whole"]["high"] < 1.0
+  assert native["held_out"] == {"mean": 0.6, "low": 0.5, "high": 0.7} and square["seeds"] == 2
