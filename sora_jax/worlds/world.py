@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sora_jax.errors import InputError
-from sora_jax.worlds import bites, camera3d, game, groups, occlusion, painter, physics, shapes
+from sora_jax.worlds import bites, camera3d, game, glyphs, groups, occlusion, painter, physics, shapes
 
 # Each world has its own frozen dataclass of floats and strings; dataclasses.asdict makes it JSON.
 State = Any
@@ -67,6 +67,7 @@ _WORLDS: dict[str, World] = {
   "bites": bites.Bites(),
   "game": game.Game(),
   "camera3d": camera3d.Camera3d(),
+  "glyphs": glyphs.Glyphs(),
 }
 
 
