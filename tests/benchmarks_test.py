@@ -282,3 +282,37 @@ def test_the_exam_s_table_says_how_far_each_score_is_on_its_way(tmp_path):
   bites = found["worlds"]["bites"]
   assert bites["way"] == found["way"] == pytest.approx(0.5) and bites["base"] == pytest.approx(0.15 / 0.8, abs=1e-4)
   assert bites["low"] < 0.5 < bites["high"] and bites["attributes"]["mouth"]["way"] is None
+
+
+@pytest.mark.slow
+def test_moving_glyphs_are_predicted_beside_a_convlstm(tmp_path):
+  small = ["autoencoder.steps=2", "autoencoder.stages=(((3,4,4),16,1),)", "autoencoder.batch=2", "data.clips=4"]
+  small += ["train.steps=2", "train.rows=1", "model.width=32", "model.depth=1", "train.eval_every=0", "sample.steps=2"]
+  words = ("--workdir", str(tmp_path / "w"), "--clips", "3", "--samples", "2", "--hidden", "4", "--seconds", "1")
+  found = last_line("moving_glyphs.py", *words, "--set", *small)
+  held, theirs, ours, mean, best = found["rows"].values()
+  assert set(found["rows"]) >= {"last frame held", "ConvLSTM", "ours, mean of 2"} and found["seconds"] > 0
+  assert held["mse"]["mean"] > 100 and held["letters"]["mean"] == 1.0 and held["path"]["mean"] < 0.8
+  assert mean["mse"]["mean"] <= ours["mse"]["mean"] * 1.5 and best["mse"]["mean"] <= ours["mse"]["mean"]
+  assert set(theirs) == {"mse", "mae", "ssim", "letters", "path"}
+
+
+class TestConvLSTM:
+  convlstm = load("convlstm.py")
+
+  def test_a_prediction_sees_what_came_before_alone(self):
+    frames = np.random.default_rng(0).random((2, 6, 16, 16)).astype(np.float32)
+    weights, truth = self.convlstm.init(jax.random.key(0), (8, 8)), np.array([1, 1, 1, 0, 0], np.float32)
+    made = self.convlstm.predict(weights, frames, truth)
+    assert made.shape == (2, 5, 16, 16)
+    hidden = frames.copy()
+    hidden[:, 3:] = 0.0  # not seen: three frames are given
+    np.testing.assert_array_equal(made, self.convlstm.predict(weights, hidden, truth))
+    hidden[:, 1] = 0.0
+    later = self.convlstm.predict(weights, hidden, truth)
+    np.testing.assert_array_equal(made[:, 0], later[:, 0])
+    assert np.abs(made[:, 1:] - later[:, 1:]).max(axis=(0, 2, 3)).min() > 0
+
+  def test_patches_are_put_together_again(self):
+    frames = jnp.arange(2 * 3 * 8 * 12.0).reshape(2, 3, 8, 12)
+    np.testing.assert_array_equal(self.convlstm.unpatched(self.convlstm.patched(frames)), frames)
