@@ -1,6 +1,6 @@
 """Does a trained run hold at other sizes, durations and rates than those of its training?
 
-    python benchmarks/sizes.py --workdir out/demo/run [--clips 24] [--json]
+    python benchmarks/sizes.py --workdir out/demo/run [--clips 24] [--world shapes] [--json]
 
 The exam on held-out combinations at the points of `sora_jax/evaluation/sizes.py`: sizes that were trained on, sizes and
 durations between them that never were, and sides and durations 1.5 times beyond. At most 40 points, an exam each. The
@@ -21,6 +21,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True, help="of a trained transformer, or an exported folder")
   parser.add_argument("--clips", type=int, default=24, help="held-out clips at each point")
+  parser.add_argument("--world", help="which of its worlds, where it was trained on several")
   parser.add_argument("--json", action="store_true", help="print the JSON object alone")
   given = parser.parse_args()
   process.keep_freed_memory()
@@ -32,7 +33,8 @@ def main() -> None:
   generator = Generator.load(given.workdir)
   wanted = sizes.points(generator.config.data, generator.grid)
   told = lambda row: print(f"sizes: {' '.join(map(str, row.point))} done", file=sys.stderr, flush=True)
-  rows = sizes.examine(generator, wanted, Sampling.of(generator.config), given.clips, progress=told)
+  sampling = Sampling.of(generator.config)
+  rows = sizes.examine(generator, wanted, sampling, given.clips, progress=told, world=given.world)
   found = sizes.report(rows)
   if not given.json:
     table(found)

@@ -144,16 +144,21 @@ def examine(
   clips: int,
   seed: int = SEED,
   progress: Callable[[Row], None] = lambda row: None,
+  world: str | None = None,
 ) -> list[Row]:
   """The exam at each point with `clips` held-out states of the generator's world; those of two points differ.
 
+  Args:
+    world: which of its worlds, where it was trained on several.
+
   Raises:
-    InputError: the run's data are no world, or not one alone.
+    InputError: the run's data are no world, or several of which none is chosen, or others than that.
   """
-  source = generator.config.data.source
-  if not source.startswith("worlds:") or "," in source:
+  source, rows = generator.config.data.source, []
+  names = [name.strip() for name in source.split(",")]
+  if f"worlds:{world}" not in names and (world or len(names) > 1 or not source.startswith("worlds:")):
     raise InputError(f"data.source={source!r}: an exam reads clips of one world, worlds:NAME, back")
-  world, rows = source.removeprefix("worlds:"), []
+  world = world or source.removeprefix("worlds:")
   for number, point in enumerate(wanted):
     size = (point.height, point.width)
     states = WorldSource(world, clips, [size], [point.frames], point.fps, seed + number, held_out=True)

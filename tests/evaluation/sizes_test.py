@@ -157,3 +157,10 @@ def test_what_is_no_world_has_no_exam(source):
   generator = Generator(ml_collections.ConfigDict({"data": section(source=source)}), [], ())
   with pytest.raises(InputError, match="one world"):
     sizes.examine(generator, [], None, CLIPS)
+  with pytest.raises(InputError, match="one world"):
+    sizes.examine(generator, [], None, CLIPS, world="bites")
+
+
+def test_of_several_worlds_one_is_chosen():
+  generator = Generator(ml_collections.ConfigDict({"data": section(source="worlds:bites, worlds:shapes")}), [], ())
+  assert sizes.examine(generator, [], None, CLIPS, world="shapes") == []
