@@ -4,6 +4,7 @@ The metadata say all that the weights need to be understood: the whole config, t
 The folder (see `exported`) stands wherever a command takes the workdir of a trained model.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -13,9 +14,10 @@ import numpy as np
 from etils import epath
 
 from sora_jax.checkpoints import checkpoint, exported, safetensors
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, path_errors
 
 SUFFIX = ".safetensors"
+TAKEN_FROM = (("data", "prepared"), ("autoencoder", "checkpoint"), ("train", "init"))  # settings that name workdirs
 CODE_LICENCE = "Apache-2.0"
 LAYOUT = (
   "kernels are (in, out): y = x @ kernel. Joined ones (qkv, key_value, gate_up) are (in, n, out), for n results; "
@@ -30,6 +32,7 @@ def export(
   item: str = "ema",
   licence: str | None = None,
   dtype: str | None = None,
+  card: str | os.PathLike | None = None,
 ) -> dict:
   """Writes `item` ("ema" or "params") of the newest step, or of `step`.
 
@@ -40,22 +43,27 @@ def export(
       tokenizer and config too.
     licence: of the weights, for the metadata.
     dtype: "bfloat16" halves matrices and kernels of float32; vectors stay. None leaves all as they are.
+    card: a text about the model, kept in the folder as README.md.
 
   Returns:
     {out, step, item, tensors, bytes}, the last two of all files.
 
   Raises:
     CheckpointError: there is no such step, or it is damaged.
-    InputError: the folder is in use for something else.
+    InputError: the folder is in use for something else, the card can't be read, or is for a file.
   """
   path = epath.Path(out)
+  if card is not None and path.suffix == SUFFIX:
+    raise InputError(f"a card is of a folder, and --out {out} is a file")
+  with path_errors(str(card)):
+    text = None if card is None else epath.Path(card).read_bytes()
   arrays, meta, step = checkpoint.load_arrays(workdir, item, step)
   arrays = _in(arrays, dtype)
   about = metadata(meta, step, item, licence)
   if path.suffix == SUFFIX:
     count, size = _write(path, arrays, about)
   else:
-    count, size = _write_folder(path, epath.Path(workdir), arrays, about, dtype)
+    count, size = _write_folder(path, epath.Path(workdir), arrays, about, dtype, text)
   return {"out": os.fspath(path), "step": step, "item": item, "tensors": count, "bytes": size}
 
 
@@ -74,7 +82,7 @@ def metadata(meta: dict[str, Any], step: int, item: str, licence: str | None) ->
   """What a file says of its weights, from what their checkpoint says of itself."""
   about = {
     "format": "pt",  # what readers of other libraries ask for: rows first
-    "config": json.dumps(meta.get("config", {}), sort_keys=True),
+    "config": json.dumps(_handed_on(meta.get("config", {})), sort_keys=True),
     "step": str(step),
     "item": item,
     "layout": LAYOUT,
@@ -84,8 +92,22 @@ def metadata(meta: dict[str, Any], step: int, item: str, licence: str | None) ->
   return about | {name: str(meta.get(name, "")) for name in ("task", "config_hash", "sora_jax")}
 
 
+def _handed_on(config: dict[str, Any]) -> dict[str, Any]:
+  """The config without the paths that its run took things from: the folder has them itself, or the run is over."""
+  found = copy.deepcopy(config)
+  for section, name in TAKEN_FROM:
+    if found.get(section, {}).get(name):
+      found[section][name] = None
+  return found
+
+
 def _write_folder(
-  out: epath.Path, workdir: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, str], dtype: str | None
+  out: epath.Path,
+  workdir: epath.Path,
+  arrays: dict[str, np.ndarray],
+  about: dict[str, str],
+  dtype: str | None,
+  card: bytes | None,
 ) -> tuple[int, int]:
   """The tensors and the bytes of an exported folder. It is taken for one from its last file on."""
   if not exported.is_exported(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -99,7 +121,10 @@ def _write_folder(
     inner = _in(inner, dtype)
     count, size = _write(out / "autoencoder" / exported.MODEL, inner, metadata(meta, step, "ema", licence))
     texts["tokenizer.model"] = (workdir / "tokenizer.model").read_bytes()
+  if card is not None:
+    texts[exported.CARD] = card
   out.mkdir(parents=True, exist_ok=True)
+  (out / exported.CARD).unlink(missing_ok=True)  # that of another export
   for name, content in texts.items():
     (out / name).write_bytes(content)
   begun = out / f"{exported.MODEL}.part"

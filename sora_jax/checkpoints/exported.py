@@ -4,6 +4,7 @@
   config.json                     the config again, for people
   tokenizer.model                 of a transformer
   autoencoder/model.safetensors   of a transformer
+  README.md                       what its makers say of it, if anything
   SHA256SUMS                      of all of them
 
 Commands take such a folder wherever they take the workdir of a trained model.
@@ -20,6 +21,7 @@ from sora_jax.checkpoints.manifest import CheckpointError, Folder
 from sora_jax.errors import InputError
 
 MODEL = "model.safetensors"
+CARD = "README.md"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 
 

@@ -28,6 +28,7 @@ def define_export(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_string("weights_licence", None, "the licence of the weights, for the metadata", flag_values=values)
   flags.DEFINE_enum("dtype", None, ["bfloat16"], "halves the matrices; as they are by default", flag_values=values)
+  flags.DEFINE_string("card", None, "a text about the model, for the folder's README.md", flag_values=values)
   flags.DEFINE_enum("item", "ema", ["ema", "params"], "the averaged weights, or the last ones", flag_values=values)
 
 
@@ -79,7 +80,7 @@ def export(given: Given) -> dict:
 
   sharding.all_devices()
   with path_errors(given.out):
-    return export.export(given.DIR, given.out, given.step, given.item, given.weights_licence, given.dtype)
+    return export.export(given.DIR, given.out, given.step, given.item, given.weights_licence, given.dtype, given.card)
 
 
 def pin(given: Given) -> dict:

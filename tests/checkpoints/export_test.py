@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.checkpoints import checkpoint, export, exported, safetensors
+from sora_jax.checkpoints import checkpoint, export, exported, pretrained, safetensors
 from sora_jax.checkpoints.checkpoint import CheckpointError
 from sora_jax.errors import InputError
 from sora_jax.train.state import TrainState
@@ -68,6 +68,13 @@ def test_the_file_says_all_that_its_weights_need(kept, tmp_path):
   assert about == wanted | {"weights_licence": "not stated"}
 
 
+def test_workdirs_that_the_run_took_things_from_are_not_handed_on():
+  config = {"data": {"source": "clips", "prepared": "/home/me/x"}, "autoencoder": {"checkpoint": "/home/me/y"}}
+  about = export.metadata({"config": config | {"train": {"init": None}}}, 1, "ema", None)
+  kept = {"data": {"source": "clips", "prepared": None}, "autoencoder": {"checkpoint": None}, "train": {"init": None}}
+  assert json.loads(about["config"]) == kept and config["data"]["prepared"] == "/home/me/x"
+
+
 def test_the_library_of_the_format_reads_it(kept, tmp_path):
   library = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
   export.export(kept, tmp_path / "x.safetensors")
@@ -113,6 +120,20 @@ class TestFolder:
     with pytest.raises(OSError, match="No space left"):
       export.export(trained, tmp_path / "x")
     assert not exported.is_exported(tmp_path / "x")
+
+  def test_a_card_is_one_of_its_files_until_it_is_exported_without(self, trained, tmp_path):
+    card = tmp_path / "card.md"
+    card.write_text("# About")
+    export.export(trained, tmp_path / "x", card=card)
+    assert (tmp_path / "x" / "README.md").read_text() == "# About"
+    pretrained.verify(tmp_path / "x")
+    export.export(trained, tmp_path / "x")
+    assert not (tmp_path / "x" / "README.md").exists()
+    pretrained.verify(tmp_path / "x")
+    with pytest.raises(InputError, match="a card is of a folder"):
+      export.export(trained, tmp_path / "x.safetensors", card=card)
+    with pytest.raises(InputError, match="absent.md"):
+      export.export(trained, tmp_path / "x", card=tmp_path / "absent.md")
 
   def test_an_autoencoder_is_a_model_too(self, trained, tiny_config, tmp_path):
     found = export.export(trained / "autoencoder", tmp_path / "x")
