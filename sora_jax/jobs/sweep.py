@@ -30,7 +30,7 @@ from sora_jax.models.abstract import abstract
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.plan import flops as counting
 from sora_jax.plan.plan import rows_of
-from sora_jax.runtime import goodput, storage
+from sora_jax.runtime import child, goodput, storage
 from sora_jax.scaling import grid, seal
 from sora_jax.train.loop import NonFiniteLoss
 from sora_jax.train.metrics import read_metrics
@@ -218,7 +218,7 @@ def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") 
       name: texts(each.settings | prepare(base, each.settings, sweep.config, here)) for name, each in left.items()
     }
     storage.write_text(here / RUNS, json.dumps(words, indent=1) + "\n")
-    code = subprocess.call(launch_words(sweep.config, workdir, where))
+    code = child.call(launch_words(sweep.config, workdir, where))
     here_now = where.on in ("local", "tpu_pod")  # elsewhere runs only queue
     missing = [name for name, each in left.items() if state_of(here / name, each.steps)["state"] not in ENDED]
     if code and here_now and missing:
@@ -275,7 +275,7 @@ def prepare(base: Any, chosen: dict[str, Any], config_file: str, workdir: epath.
   if not done.exists():
     words = [f"--config.{each}" for each in texts({"train.eval_every": 1} | made_of | {"seed": seed})]
     command = [sys.executable, "-m", "sora_jax.cli", "precompute", f"--config={config_file}", f"--workdir={folder}"]
-    if code := subprocess.call([*command, *words], stdout=subprocess.DEVNULL):
+    if code := child.call([*command, *words], stdout=subprocess.DEVNULL):
       raise SweepFailed(f"preparing {folder} ended with status {code}: the lines above say why")
     folder.mkdir(parents=True, exist_ok=True)
     done.write_text("")

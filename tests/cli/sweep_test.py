@@ -31,7 +31,7 @@ def file(tmp_path) -> str:
 
 
 def test_status_is_one_json_object(sora, file, tmp_path, monkeypatch):
-  monkeypatch.setattr(job.subprocess, "call", lambda words, **_: 0)
+  monkeypatch.setattr(job.child, "call", lambda words, **_: 0)
   done = sora("sweep", "run", "--config", file, "--workdir", str(tmp_path / "w"), "--json")
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)

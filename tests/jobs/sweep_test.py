@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 
 import ml_collections
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from sora_jax.cli.config import load_config
 from sora_jax.errors import InputError
 from sora_jax.jobs import sweep
+from sora_jax.runtime import child
 from sora_jax.runtime.goodput import DONE, KILLED
 from sora_jax.scaling import seal
 
@@ -144,7 +144,7 @@ class Launched:
 
   def __init__(self, monkeypatch, codes=(0, 0)):
     self.calls, codes = [], list(codes)
-    monkeypatch.setattr(subprocess, "call", lambda words, **_: self.calls.append(words) or codes.pop(0))
+    monkeypatch.setattr(child, "call", lambda words, **_: self.calls.append(words) or codes.pop(0))
 
 
 def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny_config, tmp_path, monkeypatch):
