@@ -2,9 +2,7 @@
 
 sora train --config configs/scaling.py --workdir W
 
-Rates are those of width 64, and change with the width (muP). The weights pretrained:worlds are not in the package yet:
-until they are, name a workdir with configs/showcase.py's autoencoder in autoencoder.checkpoint (of a sweep, in its
-settings).
+Rates are those of width 64, and change with the width (muP).
 """
 
 import pathlib

@@ -44,8 +44,8 @@ def fenced(language: str, page: str = "README.md") -> list[str]:
 
 
 def commands(page: str = "README.md") -> list[list[str]]:
-  """Every command line of the bash blocks, as words."""
-  lines = (line for block in fenced("bash", page) for line in block.splitlines())
+  """Every command of the bash blocks, as words; a line that ends with a backslash goes on."""
+  lines = (line for block in fenced("bash", page) for line in block.replace("\\\n", " ").splitlines())
   return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -53,8 +53,10 @@ def sora_commands(*pages: str) -> list[list[str]]:
   return [words for page in pages or PAGES for words in commands(page) if words[0] == "sora"]
 
 
-def test_the_first_two_commands_are_the_demo_and_the_tests():
-  assert commands()[:2] == [["make", "demo"], ["make", "test"]]
+def test_the_first_commands_make_clips_and_then_everything_from_nothing():
+  first = commands()
+  assert first[0] == ["make", "install"] and first[2][:4] == ["sora", "sample", "--checkpoint", "pretrained:worlds"]
+  assert first.index(["make", "demo"]) == 3 and first[4] == ["make", "test"]
 
 
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "make"], ids=" ".join)

@@ -1,6 +1,8 @@
 """Weights that come with the package: found by name, checked, and used like a workdir."""
 
+import dataclasses
 import hashlib
+import json
 import pathlib
 import shutil
 
@@ -92,3 +94,26 @@ def test_matrices_take_half_the_room(exported, trained, tmp_path):
   small = sum(path.stat().st_size for path in exported.rglob("*.safetensors"))
   assert small < 0.7 * sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*.safetensors"))
   assert whole["tensors"] > 0
+
+
+class TestWorlds:
+  """The weights in this checkout."""
+
+  FOLDER = pretrained.FOLDER / "worlds"
+
+  def test_they_are_whole_small_and_from_nowhere(self):
+    assert pretrained.names() == ["worlds"]
+    pretrained.verify(self.FOLDER)
+    assert sum(path.stat().st_size for path in self.FOLDER.rglob("*") if path.is_file()) <= 15 * 2**20
+    config = json.loads((self.FOLDER / "config.json").read_text())
+    assert config["data"]["prepared"] is config["autoencoder"]["checkpoint"] is None
+    assert "worlds:camera3d" in config["data"]["source"]
+
+  def test_they_show_what_is_asked_for(self):
+    """Two colours at 64x64: no exam, but weights that were damaged or read wrongly would fail."""
+    generator = Generator.load("pretrained:worlds")
+    sampling = dataclasses.replace(Sampling.of(generator.config), steps=8)
+    prompts = [f"A large {colour} circle near the centre of a dark background." for colour in ("red", "blue")]
+    clips = generator.sample([Request(prompt, 64, 64, 1, 8.0, 0) for prompt in prompts], sampling)
+    red, blue = (clip.frames_THWC[0, 20:44, 20:44].mean((0, 1)) for clip in clips)
+    assert red[0] > red[2] + 0.3 and blue[2] > blue[0] + 0.3

@@ -116,6 +116,9 @@ def test_the_whole_demo_writes_its_page_and_goes_on_where_it_was(tmp_path, monke
   assert page.lower().startswith("<!doctype html")
   assert page.count("data:image/webp") >= 12
   assert (tmp_path / "out" / "clips" / "text_to_video.png").is_file()
+  assert (
+    "The weights that come along" in page and len(list((tmp_path / "out" / "clips").glob("*come_along*.mp4"))) == 10
+  )
   assert sorted(path.name for path in (tmp_path / "out" / "run" / "logs").glob("preview_*")) == ["preview_0000006.png"]
   again = demo.run(tmp_path / "out")
   kept = ("alignment", "alignment_short_captions", "psnr_db", "useful_tokens", "tokens_per_second")
