@@ -39,7 +39,7 @@ def report(workdir: str | os.PathLike, out: str, sweep: Any = None, beside: Sequ
     beside: workdirs, or pretrained:NAME, of models that stand beside its runs in simulation.json.
 
   Returns:
-    {out, files, and the most important figures}.
+    {out, and the most important figures}.
 
   Raises:
     InputError: nothing is fitted or examined yet, or exams are of unlike protocols.
@@ -47,15 +47,13 @@ def report(workdir: str | os.PathLike, out: str, sweep: Any = None, beside: Sequ
   runs = {name: Planned(**each) for name, each in read(workdir, sweep)["runs"].items()}
   here, folder = epath.Path(workdir), epath.Path(out)
   path = here / FILE
+  folder.mkdir(parents=True, exist_ok=True)
   if path.exists():
     found = json.loads(path.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
     return _report_rates(found, folder) if "rates" in found else _report_law(found, folder)
   if framings := examined(here, runs, "framing"):
-    folder.mkdir(parents=True, exist_ok=True)
     return _report_framing(here, runs, framings, folder)
   if exams := examined(here, runs, "worlds"):
-    folder.mkdir(parents=True, exist_ok=True)
     return _report_simulation(here, runs, exams, beside, folder)
   raise InputError(
     f"{workdir} holds no fit and no exams: run sora sweep fit --workdir {workdir}, or sora evaluate on its runs"
@@ -171,8 +169,8 @@ def _report_simulation(
   beside: Sequence[str],
   folder: epath.Path,
 ) -> dict[str, Any]:
-  """simulation.json: {base, 4x, ...: {WORLD: {mean, low, high, ceiling, autoencoder, chance}, flops, held_out}}, with a
-  plot, and a sheet of clips of the same seeds.
+  """simulation.json: {base, 4x, ...: {WORLD: {mean, low, high, ceiling, autoencoder, chance}, flops}}, with a plot and
+  a sheet of clips of the same seeds.
 
   Raises:
     InputError: an exam is missing, or of another protocol.
