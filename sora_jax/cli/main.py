@@ -39,6 +39,7 @@ def main() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   process.keep_freed_memory()
   process.compile_sooner()
+  process.enough_threads()
   flags.FLAGS(["sora"])  # libraries, such as Grain in its workers, read absl's global flags
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 import stat
 import sys
 import time
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 # Parameter numbers of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 _LEVEL = "xla_backend_optimization_level"
+_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+THREADS = 4  # of XLA's pool for each device that a CPU stands for
 MADE_HERE = "made-here"  # a file in a folder of programs that this user's process has made
 MAX_COMPILED = 2**32  # bytes of compiled programs kept on disk
 # glibc reads its tunables when a process starts and never again. With this one it asks the kernel for pages of 2 MiB.
@@ -158,6 +161,20 @@ def compile_sooner() -> bool:
   if _LEVEL in flags or not _cpu_alone():
     return False
   os.environ["XLA_FLAGS"] = f"{flags} --{_LEVEL}=1".strip()
+  return True
+
+
+def enough_threads() -> bool:
+  """Gives XLA's pool THREADS threads a device where one CPU stands for several; call it before any JAX code.
+
+  A collective holds its thread until all devices have come to it. In a pool of as many threads as there are cores, each
+  device can hold one at another collective, and none is left on which they would meet.
+  True where it was set; a number of threads that NPROC names already stays.
+  """
+  devices = max((int(count) for count in _DEVICES.findall(os.environ.get("XLA_FLAGS", ""))), default=1)
+  if devices == 1 or os.environ.get("NPROC") or THREADS * devices <= (os.cpu_count() or 1):
+    return False
+  os.environ["NPROC"] = str(THREADS * devices)
   return True
 
 

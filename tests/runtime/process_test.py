@@ -321,3 +321,28 @@ def test_xla_takes_the_flag():
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
   assert found.stdout.split() == ["True", "2"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "given", "threads"),
+  [
+    ("--xla_force_host_platform_device_count=2", None, "8"),
+    ("--a=1 --xla_force_host_platform_device_count=8 --b", None, "32"),
+    ("--xla_force_host_platform_device_count=2", "3", "3"),
+    ("--xla_force_host_platform_device_count=1", None, None),
+    ("", None, None),
+  ],
+)
+def test_several_devices_of_one_cpu_have_threads_for_their_collectives(environment, monkeypatch, flags, given, threads):
+  environment("cpu", flags)
+  monkeypatch.setattr(os, "cpu_count", lambda: 2)
+  monkeypatch.setenv("NPROC", given or "")
+  assert process.enough_threads() is (threads is not None and given is None)
+  assert (os.environ["NPROC"] or None) == threads
+
+
+def test_a_machine_with_enough_cores_is_left_as_it_is(environment, monkeypatch):
+  environment("cpu", "--xla_force_host_platform_device_count=2")
+  monkeypatch.setattr(os, "cpu_count", lambda: 64)
+  monkeypatch.setenv("NPROC", "")
+  assert not process.enough_threads() and not os.environ["NPROC"]
