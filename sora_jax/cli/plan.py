@@ -5,7 +5,7 @@ import functools
 from absl import flags
 
 from sora_jax.cli.command import Command, Given, define_config
-from sora_jax.cli.config import UsageError
+from sora_jax.cli.config import UsageError, load_config
 
 
 def define(values: flags.FlagValues) -> None:
@@ -20,6 +20,8 @@ def define(values: flags.FlagValues) -> None:
 
 
 def plan(given: Given) -> dict:
+  if "grid" in given.config:
+    return _plan_sweep(given)
   from sora_jax.plan import plan as planning
   from sora_jax.plan import sampling
 
@@ -30,11 +32,19 @@ def plan(given: Given) -> dict:
   return planning.plan(given.config, given.topology, given.price, given.tokens)
 
 
+def _plan_sweep(given: Given) -> dict:
+  from sora_jax.jobs import sweep_plan
+
+  if given.sample is not None or given.tokens is not None:
+    raise UsageError("sora plan of a sweep is of all its runs, with budgets of their own: leave out --sample, --tokens")
+  return sweep_plan.plan(given.config, load_config(str(given.config.get("config", ""))), given.topology, given.price)
+
+
 COMMANDS = {
   "plan": Command(
     plan,
     define,
-    "memory, time and money of a run, or of sampling a clip, before it; no TPU is needed",
+    "memory, time and money of a run, of a sweep, or of sampling a clip, before it; no TPU is needed",
     "--config FILE [--topology v5p-128] [--price DOLLARS] [--tokens N] | --config FILE --sample 1920x1080x97",
     ("config",),
   ),

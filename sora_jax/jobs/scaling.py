@@ -189,20 +189,30 @@ def _frontier(found: law.Law, cost: law.Cost, flops_N: np.ndarray) -> list[dict[
 
 
 def _scores(workdir: epath.Path, runs: dict[str, Planned]) -> dict[str, Any]:
-  """The rise with compute of each world's mean score, of the runs that `sora evaluate --suite worlds` has examined."""
+  """`rises` of the runs that `sora evaluate --suite worlds` has examined."""
+  paths = {name: folder_of(os.fspath(workdir / name)) / "worlds.json" for name in runs}
+  return rises([(runs[name].flops, json.loads(path.read_text())) for name, path in paths.items() if path.exists()])
+
+
+def rises(exams: Sequence[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
+  """The rise with compute of each world's mean score with long prompts, where three models or more have one.
+
+  Args:
+    exams: (FLOPs, what `sora evaluate --suite worlds` wrote) of each model.
+
+  Returns:
+    {WORLD: {slope, middle, rms, runs}}, see `law.sigmoid`.
+  """
   found: dict[str, list[tuple[float, float, float]]] = {}
-  for name, each in runs.items():
-    path = folder_of(os.fspath(workdir / name)) / "worlds.json"
-    if not path.exists():
-      continue
-    scores = {key: row for key, row in json.loads(path.read_text())["scores"].items() if "," not in key}
+  for flops, exam in exams:
+    scores = {key: row for key, row in exam["scores"].items() if "," not in key}
     for world, group in itertools.groupby(sorted(scores), key=lambda key: key.partition(".")[0]):
       rows = [scores[key] for key in group]
       mean = lambda kind, rows=rows: float(np.mean([row[kind] for row in rows if row[kind] is not None]))
-      found.setdefault(world, []).append((math.log10(each.flops), mean("mean"), mean("chance")))
-  rises: dict[str, Any] = {}
+      found.setdefault(world, []).append((math.log10(flops), mean("mean"), mean("chance")))
+  fitted: dict[str, Any] = {}
   for world, rows in found.items():
     log_flops, scores_N, chance = np.array(rows).T
     if len(rows) >= 3:
-      rises[world] = law.sigmoid(log_flops, scores_N, float(chance.mean())) | {"runs": len(rows)}
-  return rises
+      fitted[world] = law.sigmoid(log_flops, scores_N, float(chance.mean())) | {"runs": len(rows)}
+  return fitted

@@ -211,8 +211,9 @@ def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") 
   if stage == "sealed":
     must_be_sealed(here, runs)
   mine = {name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}
-  left = {name: each for name, each in mine.items() if state_of(here / name, each.steps)["state"] not in ENDED}
-  tell(mine, left, rate(here, runs))
+  states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
+  left = {name: each for name, each in mine.items() if states[name]["state"] not in ENDED}
+  tell(len(mine), left, seconds_left(left, runs, states), where.at_once if where.on == "local" else 1)
   if left:
     words = {
       name: texts(each.settings | prepare(base, each.settings, sweep.config, here)) for name, each in left.items()
@@ -282,23 +283,32 @@ def prepare(base: Any, chosen: dict[str, Any], config_file: str, workdir: epath.
   return {"data.prepared": os.fspath(folder), "data.seed": seed}
 
 
-def rate(workdir: epath.Path, runs: dict[str, Planned]) -> float | None:
-  """FLOPs a second of all runs that have ended here; None before the first."""
-  ended = [(each, state_of(workdir / name, each.steps)) for name, each in runs.items()]
-  done = [(each.flops, found["seconds"]) for each, found in ended if found["state"] == DONE and found["seconds"]]
-  return sum(flops for flops, _ in done) / sum(seconds for _, seconds in done) if done else None
+def seconds_left(left: dict[str, Planned], runs: dict[str, Planned], states: dict[str, dict[str, Any]]) -> float | None:
+  """What is left of some runs takes one after another; None before the first run has ended.
+
+  A step takes as long as other runs of the same model took, and of a model that has not been trained yet as long a
+  FLOP as that of all runs that have ended.
+
+  Args:
+    states: of `state_of`, of all runs.
+  """
+  took = {name: found["step_seconds"] * found["steps"] for name, found in states.items() if found["step_seconds"]}
+  done = [name for name in took if states[name]["state"] == DONE]
+  total = 0.0
+  for name, each in left.items():
+    alike = [other for other in done if runs[other].params == each.params] or done
+    if not alike:
+      return None
+    flops = each.flops * (1 - states[name]["step"] / each.steps)
+    total += flops * sum(took[other] for other in alike) / sum(runs[other].flops for other in alike)
+  return total
 
 
-def tell(mine: dict[str, Planned], left: dict[str, Planned], flops_per_second: float | None) -> None:
-  """On stderr: what is there to do, and how long that takes as far as the runs that have ended tell."""
-  total = sum(each.flops for each in left.values())
-  hours = (
-    f"about {total / flops_per_second / 3600:.2f} hours at {flops_per_second:.3g} a second" if flops_per_second else ""
-  )
-  print(
-    f"sweep: {len(left)} of {len(mine)} runs are left, {total:.3g} FLOPs; {hours or 'no run has told its speed yet'}",
-    file=sys.stderr,
-  )
+def tell(count: int, left: dict[str, Planned], seconds: float | None, at_once: int) -> None:
+  """On stderr: what there is to do, and how long that takes (`seconds_left`) with so many runs at once."""
+  flops = sum(each.flops for each in left.values())
+  time = "no run has told its speed yet" if seconds is None else f"about {seconds / at_once / 3600:.2f} hours"
+  print(f"sweep: {len(left)} of {count} runs are left, {flops:.3g} FLOPs; {time}", file=sys.stderr)
 
 
 def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
@@ -306,9 +316,10 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
 
   Returns:
     {runs: {name: {state, step, steps, starts, ends, seconds, held_out, slow}}, counts: {state: how many}, flops,
-    seconds}: `state` is "waiting", "begun" (it runs, or waits for its turn to go on), "done" or "diverged" (its loss is
-    not finite, which another start would not change); `ends` says how its starts ended; `slow` is how many times longer
-    its steps take than those of the same run with other seeds, where that is more than SLOW.
+    seconds, flops_left, seconds_left}: `seconds` is what all starts took, `seconds_left` what is left at that speed,
+    both one run after another. `state` is "waiting", "begun" (it runs, or waits for its turn to go on), "done" or
+    "diverged" (its loss is not finite, which another start would not change); `ends` says how its starts ended; `slow`
+    is how many times longer its steps take than those of the same run with other seeds, where that is more than SLOW.
 
   Raises:
     InputError: there is no sweep.
@@ -322,11 +333,15 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
     mine = found[name]["step_seconds"]
     found[name]["slow"] = round(mine / usual, 2) if mine and mine > SLOW * usual else None
   states = [each["state"] for each in found.values()]
+  left = {name: each for name, each in runs.items() if found[name]["state"] not in ENDED}
+  more = seconds_left(left, runs, found)
   return {
     "runs": found,
     "counts": {state: states.count(state) for state in STATES},
     "flops": sum(each.flops for name, each in runs.items() if found[name]["state"] == DONE),
     "seconds": round(sum(each["seconds"] for each in found.values()), 1),
+    "flops_left": sum(each.flops for each in left.values()),
+    "seconds_left": None if more is None else round(more, 1),
   }
 
 

@@ -24,7 +24,7 @@ from sora_jax.evaluation.marks import summary
 from sora_jax.inference import prompting
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.evaluate import folder_of
-from sora_jax.jobs.scaling import FILE
+from sora_jax.jobs.scaling import FILE, rises
 from sora_jax.jobs.sweep import Planned, flops_of_step, read, state_of
 from sora_jax.report.plot import Line, plot
 from sora_jax.runtime import storage
@@ -169,8 +169,8 @@ def _report_simulation(
   beside: Sequence[str],
   folder: epath.Path,
 ) -> dict[str, Any]:
-  """simulation.json: {base, 4x, ...: {WORLD: {mean, low, high, ceiling, autoencoder, chance}, flops}}, with a plot and
-  a sheet of clips of the same seeds.
+  """simulation.json: {base, 4x, ...: {WORLD: {mean, low, high, ceiling, autoencoder, chance}, flops}, rises}, with a
+  plot and a sheet of clips of the same seeds.
 
   Raises:
     InputError: an exam is missing, or of another protocol.
@@ -190,6 +190,7 @@ def _report_simulation(
   }
   for name, each in named.items():
     found[name] = means(each.exam) | {"flops": float(f"{each.flops:.4g}")}
+  found["rises"] = rises([(each.flops, each.exam) for each in models])
   storage.write_text(folder / "simulation.json", json.dumps(found, indent=1) + "\n")
   storage.write_text(folder / "simulation.svg", simulation_plot(found, list(named)))
   Image.fromarray(sheet([each.checkpoint for each in named.values()])).save(os.fspath(folder / "simulation.png"))

@@ -14,6 +14,7 @@ from tests.cli.runs import complaint, run
     (("--config", "configs/dit.py", "--workdir", "w"), ("--workdir",)),
     (("--config", "configs/dit.py", "--sample", "64x64x1", "--price", "2"), ("--sample", "--price")),
     (("--config", "configs/dit.py", "--sample", "64x64x1", "--tokens", "0"), ("--sample", "--tokens")),
+    (("--config", "configs/sweep_isoflop.py", "--tokens", "9"), ("a sweep", "--tokens")),
   ],
   ids=str,
 )

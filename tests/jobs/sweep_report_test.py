@@ -63,6 +63,7 @@ def test_exams_stand_beside_each_other_by_compute_with_clips_of_the_same_seeds(c
   row = found["4x"]["shapes"]
   assert row["mean"] == 0.25 and row["low"] < 0.25 < row["high"]  # clips of 0.5, 0.5, 0 and 0
   assert (row["ceiling"], row["autoencoder"], row["chance"]) == (1.0, 0.9, 0.2)
+  assert found["rises"]["shapes"]["runs"] == 3
   assert found["protocol"] == "p" and found["16x"]["flops"] == pytest.approx(3.2e10, rel=0.05)
   assert ">shapes<" in (out / "simulation.svg").read_text()
   sheet = np.asarray(Image.open(out / "simulation.png"))

@@ -220,3 +220,27 @@ def test_the_showcase_has_32_times_the_compute_of_base():
   whole = sweep.planned(make((("seed", (0,)),)), load_config(file.config))["run"].flops
   base, four = sweep.planned(file, load_config(file.config)).values()
   assert (whole / base.flops, whole / four.flops) == pytest.approx((32, 8), rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ("seconds", "at_once", "time"),
+  [(7200.0, 1, "about 2.00 hours"), (7200.0, 2, "about 1.00 hours"), (None, 1, "no run")],
+)
+def test_what_is_left_is_told_with_its_time(tiny_config, capsys, seconds, at_once, time):
+  runs = sweep.planned(make(GRID), tiny_config)
+  sweep.tell(9, runs, seconds, at_once)
+  said = capsys.readouterr().err
+  assert said.startswith("sweep: 8 of 9 runs are left, 2.4") and time in said
+
+
+def test_a_run_takes_as_long_as_others_of_its_model_or_as_all_others(tiny_config, tmp_path):
+  runs = sweep.planned(make(GRID), tiny_config)
+  sweep.begin(tmp_path, make(GRID), runs)
+  assert sweep.status(str(tmp_path))["seconds_left"] is None
+  small, large = "width=16_heads=2_flops=2e+09_seed=0", "width=32_heads=4_flops=2e+09_seed=0"
+  leave(tmp_path / small, runs[small].steps, runs[small].steps, [DONE], 10.0, 0.5)
+  found = sweep.status(str(tmp_path))
+  assert found["seconds_left"] == pytest.approx(10.0 * 11, rel=0.1)  # budgets of 1 + 2 x 2 and 2 x 1 + 2 x 2 times
+  assert found["flops_left"] == pytest.approx(2.2e10, rel=0.1)
+  leave(tmp_path / large, runs[large].steps, runs[large].steps, [DONE], 30.0, 0.5)
+  assert sweep.status(str(tmp_path))["seconds_left"] == pytest.approx(10.0 * 5 + 30.0 * 5, rel=0.1)
