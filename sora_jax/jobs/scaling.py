@@ -62,12 +62,13 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
   """
   grid = {name: each for name, each in runs.items() if not each.sealed and name in losses}
   rows = [(float(each.params), each.tokens, losses[name]) for name, each in grid.items()]
-  points = law.Points(*np.array(rows).reshape(-1, 3).T)
+  params, tokens, loss = np.array(rows).reshape(-1, 3).T
+  flops_N = np.array([each.flops for each in grid.values()])
+  points = law.Points(params, tokens, loss, law.weights(params, flops_N, loss))
   try:
     found = law.fit(points)
   except ValueError as error:
     raise InputError(f"{workdir}: {error}") from error
-  flops_N = np.array([each.flops for each in grid.values()])
   cost = law.Cost.of(points.params, flops_N / points.tokens)
   laws, gaps = law.resampled(points, found, draws), law.spread(points, found)
   naive = float(points.loss[np.isclose(flops_N, flops_N.max(), rtol=0.05)].min())

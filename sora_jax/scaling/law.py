@@ -3,7 +3,7 @@
   L(N, D) = E + A N^-a + B D^-b      (Hoffmann et al. 2022, "Chinchilla", eq. 2)
 
 N is a model's parameters, D the tokens it was trained on. The fit is theirs too (section 3.3, eq. 3): the Huber loss of
-log L, from many starts.
+log L, from many starts. Short runs differ more from seed to seed than long ones, and count less for it.
 """
 
 from collections.abc import Sequence
@@ -38,14 +38,44 @@ class Law(NamedTuple):
 
 
 class Points(NamedTuple):
-  """Runs, one an entry: parameters, tokens, loss."""
+  """Runs, one an entry: parameters, tokens, loss, and how much each counts (`weights`)."""
 
   params: np.ndarray
   tokens: np.ndarray
   loss: np.ndarray
+  weight: np.ndarray
 
   def pick(self, which: np.ndarray) -> "Points":
     return Points(*(values[which] for values in self))
+
+
+def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
+  """How much each run counts: the spread of log loss over seeds at the largest budget over that at its own.
+
+  A budget's spread is the standard deviation over runs of one size, pooled over sizes. 1 for all where a budget has no
+  two runs of one size, or they are equal.
+
+  Args:
+    flops: budgets; those of one budget agree within 5 %.
+  """
+  log_l, budgets = np.log(loss), _levels(flops)
+  spread = np.zeros(len(loss))
+  for budget in np.unique(budgets):
+    mine = budgets == budget
+    sizes = [log_l[mine & (params == size)] for size in np.unique(params[mine])]
+    variances = [np.var(values, ddof=1) for values in sizes if len(values) > 1]
+    spread[mine] = np.sqrt(np.mean(variances)) if variances else 0.0
+  if not spread.all():
+    return np.ones(len(loss))
+  return spread[np.argmax(budgets)] / spread
+
+
+def _levels(flops: np.ndarray) -> np.ndarray:
+  """Each budget as the lowest one that agrees with it."""
+  levels = np.asarray(flops, np.float64).copy()
+  for value in np.sort(levels):
+    levels[(levels >= value) & (levels < 1.05 * value)] = value
+  return levels
 
 
 def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
@@ -56,7 +86,7 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
   """
   if len(points.loss) < len(Law._fields):
     raise ValueError(f"a law of {len(Law._fields)} numbers can't be fitted to {len(points.loss)} runs")
-  log_n, log_d, log_l = (np.log(np.asarray(values, np.float64)) for values in points)
+  log_n, log_d, log_l = (np.log(np.asarray(values, np.float64)) for values in points[:3])
   # Centred, so that the numbers that are searched for hardly depend on each other.
   middle_n, middle_d = log_n.mean(), log_d.mean()
   x, y = log_n - middle_n, log_d - middle_d
@@ -69,7 +99,8 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
     total = shares.sum(0)
     gap = most + np.log(total) - log_l
     shares /= total
-    slope = np.clip(gap, -HUBER, HUBER)
+    gap *= points.weight
+    slope = np.clip(gap, -HUBER, HUBER) * points.weight
     huber = np.where(np.abs(gap) <= HUBER, gap**2 / 2, HUBER * (np.abs(gap) - HUBER / 2))
     by = np.stack([shares[0], shares[1], -x * shares[1], shares[2], -y * shares[2]])
     return huber.sum() / HUBER, by @ slope / HUBER
@@ -112,12 +143,14 @@ def resampled(points: Points, law: Law, draws: int, seed: int = 0) -> list[Law]:
 
 
 def spread(points: Points, law: Law) -> np.ndarray:
-  """log(measured / fitted) of every run: what of a loss no law of N and D tells."""
-  return np.log(points.loss) - np.log(law.loss(points.params, points.tokens))
+  """log(measured / fitted) of every run times its weight: what of a loss no law of N and D tells, as of a run of the
+  largest budget."""
+  return points.weight * (np.log(points.loss) - np.log(law.loss(points.params, points.tokens)))
 
 
 def interval(laws: Sequence[Law], gaps: np.ndarray, params: float, tokens: float, seed: int = 0) -> tuple[float, float]:
-  """95 % interval of the loss that one more run will have: the laws', with a residual of the fitted runs added.
+  """95 % interval of the loss that one more run of the largest budget or more will have: the laws', with a residual of
+  the fitted runs added.
 
   Args:
     laws: of `resampled`.

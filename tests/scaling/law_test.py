@@ -15,7 +15,8 @@ def runs(noise: float = 0.0, seeds: int = 3, seed: int = 0) -> law.Points:
   params, budgets = np.array([3e4, 1e5, 2e5, 5e5, 1e6]), np.array([3e11, 1e12, 3e12, 1e13])
   params_N = np.repeat(params, len(budgets) * seeds)
   tokens_N = np.tile(np.repeat(budgets, seeds), len(params)) / (6 * params_N)
-  return law.Points(params_N, tokens_N, TRUE.loss(params_N, tokens_N) * np.exp(noise * rng.normal(size=len(params_N))))
+  loss_N = TRUE.loss(params_N, tokens_N) * np.exp(noise * rng.normal(size=len(params_N)))
+  return law.Points(params_N, tokens_N, loss_N, np.ones_like(loss_N))
 
 
 def test_a_law_without_noise_is_found():
@@ -44,6 +45,30 @@ def test_one_run_gone_wrong_hardly_changes_the_law():
   points.loss[7] *= 3
   found, size = law.fit(points), 2e6
   assert float(found.loss(size, 8e6)) == pytest.approx(float(TRUE.loss(size, 8e6)), rel=0.02)
+
+
+def test_runs_count_by_how_little_their_budget_differs_from_seed_to_seed():
+  points = runs(seeds=40)
+  flops = 6 * points.params * points.tokens * np.random.default_rng(0).uniform(1.0, 1.02, len(points.loss))
+  rng, noise = np.random.default_rng(1), {3e11: 0.08, 1e12: 0.04, 3e12: 0.02, 1e13: 0.01}
+  of_N = np.array([noise[min(noise, key=lambda budget: abs(budget - each))] for each in flops])
+  loss = points.loss * np.exp(of_N * rng.normal(size=len(of_N)))
+  np.testing.assert_allclose(law.weights(points.params, flops, loss), 0.01 / of_N, rtol=0.15)
+
+
+def test_without_seeds_all_runs_count_the_same():
+  points = runs(seeds=1)
+  assert (law.weights(points.params, 6 * points.params * points.tokens, points.loss) == 1).all()
+
+
+def test_short_runs_that_went_wrong_hardly_change_the_law():
+  points = runs(seeds=3)
+  short = points.tokens * points.params < 1e11
+  weight = np.where(short, 0.01, 1.0)
+  bent = points._replace(loss=np.where(short, 1.1 * points.loss, points.loss), weight=weight)
+  size, tokens = 2e6, 1e14 / (6 * 2e6)
+  error = lambda found: abs(float(found.loss(size, tokens)) / float(TRUE.loss(size, tokens)) - 1)
+  assert error(law.fit(bent)) < 0.003 < error(law.fit(bent._replace(weight=np.ones_like(weight))))
 
 
 def test_the_best_size_for_a_budget_is_where_the_law_is_lowest():
