@@ -1,8 +1,8 @@
-"""Five widths at four budgets, three seeds each, and three runs of ten times the largest, predicted before they begin.
+"""Five widths at four budgets, three seeds each, and three models at ten times the largest, predicted first.
 
 sora sweep run --config configs/sweep_isoflop.py --workdir runs/isoflop             the grid
-sora sweep fit --config configs/sweep_isoflop.py --workdir runs/isoflop             the law; seals three predictions
-sora sweep run --config configs/sweep_isoflop.py --workdir runs/isoflop --sealed    the three
+sora sweep fit --config configs/sweep_isoflop.py --workdir runs/isoflop             the law; seals its predictions
+sora sweep run --config configs/sweep_isoflop.py --workdir runs/isoflop --sealed    the large ones
 sora sweep fit ...; sora sweep report --workdir runs/isoflop                        docs/report/scaling.json
 """
 
@@ -21,5 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     ("flops", (6e11, 2e12, 6e12, 2e13)),
     ("seed", (0, 1, 2)),
   )
-  sweep.sealed = (("model.width,model.heads", ((96, 6), (128, 8), (192, 12))), ("flops", (2e14,)))
+  large = ("model.width,model.heads", ((96, 6), (128, 8), (192, 12)))
+  sweep.sealed = (("seed", (0, 1, 2)), large, ("flops", (2e14,)))  # one of each model first
   return sweep

@@ -27,10 +27,11 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
   A sweep of learning rates has no law: what is found is how far the best rate moves with the width (`rates.transfer`).
 
   Returns:
-    {rates, runs} of a sweep of rates, else {law, exponents, runs, residual, sealed: [{name, flops, predicted, low,
-    high, naive, measured, error, naive_error, error_of_change, covered}], max_error, largest_fitted_flops, sha256,
-    scores, frontier}, which fit.json keeps. Errors are shares of the measured loss; `naive` is the lowest loss of the
-    largest fitted budget, `error_of_change` the error as a share of what that guess misses.
+    {rates, runs} of a sweep of rates, else {law, exponents, runs, residual, sealed: [{runs, flops, predicted, low,
+    high, naive, losses, measured, error, naive_error, error_of_change, covered}], max_error, largest_fitted_flops,
+    sha256, scores, frontier}, which fit.json keeps. `measured` is the mean of the `losses` of a model's seeds; errors
+    are shares of it; `naive` is the lowest loss of the largest fitted budget, `error_of_change` the error as a share of
+    what that guess misses.
 
   Raises:
     InputError: there is no sweep, or runs of its grid are not done.
@@ -90,7 +91,10 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
   if large := {name: each for name, each in runs.items() if each.sealed}:
     sealed = seal.read(workdir) or _seal(workdir, large, result, (found, laws, gaps, naive))
     result |= {"sha256": sealed["sha256"], "sealed_at": sealed["sealed_at"]}
-    result["sealed"] = [_fared(name, sealed["predictions"][name], losses.get(name)) for name in large]
+    models: dict[tuple[int, float], list[str]] = {}
+    for name, each in large.items():
+      models.setdefault((each.params, each.flops), []).append(name)
+    result["sealed"] = [_fared(names, sealed["predictions"], losses) for names in models.values()]
     errors = [each["error"] for each in result["sealed"] if each["error"] is not None]
     result["max_error"] = max(errors) if errors else None
   return result
@@ -138,9 +142,11 @@ def _seal(
   return seal.write(workdir, {"predictions": predictions, **kept})
 
 
-def _fared(name: str, prediction: dict[str, Any], measured: float | None) -> dict[str, Any]:
-  """A prediction beside what was measured."""
-  row = {"name": name, **prediction, "measured": measured}
+def _fared(names: Sequence[str], predictions: dict[str, Any], losses: dict[str, float]) -> dict[str, Any]:
+  """A prediction beside what the runs of its seeds, those that are done, have measured."""
+  prediction, known = predictions[names[0]], [losses[name] for name in names if name in losses]
+  measured = float(np.mean(known)) if known else None
+  row = {"runs": list(names), **prediction, "losses": known, "measured": measured}
   more: dict[str, Any] = dict.fromkeys(("error", "naive_error", "error_of_change", "covered"))
   if measured is not None:
     gap, missed = abs(prediction["predicted"] - measured), abs(prediction["naive"] - measured)

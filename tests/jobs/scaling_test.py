@@ -14,7 +14,7 @@ from tests.jobs.sweep_test import leave, make
 TRUE = law.Law(0.2, 4.0, 0.3, 30.0, 0.4)
 FILE = make(
   (("model.width,model.heads", ((16, 2), (32, 4), (64, 8))), ("flops", (2e9, 8e9, 3.2e10)), ("seed", (0, 1))),
-  (("model.width,model.heads", ((32, 4), (64, 8))), ("flops", (3.2e11,))),
+  (("model.width,model.heads", ((32, 4), (64, 8))), ("flops", (3.2e11,)), ("seed", (0, 1))),
 )
 
 
@@ -41,13 +41,15 @@ def test_predictions_are_sealed_before_the_large_runs_and_judged_after(swept):
   sealed = seal.read(folder)
   assert sealed["sha256"] == first["sha256"] and len(sealed["points"]) == 18
   large = {name: each for name, each in runs.items() if each.sealed}
-  for name, each in large.items():
-    leave(folder / name, each.steps, each.steps, [DONE], 10.0, float(TRUE.loss(each.params, each.tokens)))
+  for number, (name, each) in enumerate(large.items()):
+    loss = float(TRUE.loss(each.params, each.tokens)) + 0.01 * (-1) ** number
+    leave(folder / name, each.steps, each.steps, [DONE], 10.0, loss)
   second = scaling.fit(folder, FILE, draws=20)
   assert seal.read(folder) == sealed and second["law"] == first["law"]  # the large ones are no part of the fit
-  assert [row["name"] for row in second["sealed"]] == list(large)
+  assert [name for row in second["sealed"] for name in row["runs"]] == list(large) and len(second["sealed"]) == 2
   for row in second["sealed"]:
-    assert row["predicted"] == sealed["predictions"][row["name"]]["predicted"]
+    assert {sealed["predictions"][name]["predicted"] for name in row["runs"]} == {row["predicted"]}
+    assert row["measured"] == pytest.approx(np.mean(row["losses"])) and np.ptp(row["losses"]) == pytest.approx(0.02)
     assert row["error"] == pytest.approx(abs(row["predicted"] - row["measured"]) / row["measured"], abs=1e-5)
     assert row["naive"] == pytest.approx(min(point["loss"] for point in second["points"] if point["flops"] > 2e10))
     assert row["error"] < 0.02 and row["error"] < row["naive_error"] and 0 <= row["error_of_change"] < 1

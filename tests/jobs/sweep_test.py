@@ -42,7 +42,7 @@ def test_a_budget_becomes_steps_and_a_schedule_of_its_own(tiny_config):
 @pytest.mark.parametrize(
   ("file", "runs", "sealed"),
   [
-    ("sweep_isoflop.py", 60, 3),
+    ("sweep_isoflop.py", 60, 9),
     ("sweep_rates.py:part=muon", 24, 0),
     ("sweep_rates.py:part=adam,mup=0", 24, 0),
     ("sweep_compute.py", 2, 0),
