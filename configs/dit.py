@@ -101,7 +101,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   model.attention = "auto"  # what computes attention: the fastest there is for these devices, or one by name
 
   config.diffusion = diffusion = ml_collections.ConfigDict()
-  diffusion.prediction = "x"  # "x" (clean patches) or "v"; the loss is on velocity either way
+  # "x" (clean patches), "filtered" (clean patches, joined with the noisy ones by how much noise these have) or "v"; the
+  # loss is on velocity
+  diffusion.prediction = "x"
   diffusion.weighting = "clip"  # mean over clips of each clip's mean, or "token"
   diffusion.time_logit = (0.8, 0.8)  # mean and std of the logit of the noise level (0 clean, 1 noise)
   diffusion.uniform_share = 0.1  # share of clips whose noise level is uniform: sampling visits the ends too

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data.held_out = config.data.source  # new states of what training has: a law is of one distribution
   config.autoencoder.checkpoint = "pretrained:worlds"
   config.model.update(width=64, depth=4, heads=4, base_width=64, text_width=64, text_depth=1, text_heads=2)
-  config.diffusion.condition_share = 0.2
+  config.diffusion.update(condition_share=0.2, prediction="filtered")
   config.train.update(rows=2, row_tokens=512, row_text=400, row_segments=16, warmup=100, decay_share=0.5)
   config.train.update(preview_every=0, checkpoint_every=1000, keep=1)
   return config

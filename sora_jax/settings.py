@@ -166,7 +166,7 @@ RULES: dict[str, Rule] = {
   "model.dtype": choice("float32", "bfloat16"),
   "model.remat": choice("none", "full", "attention", "offload"),
   "model.attention": choice("auto", "dense", "blocks", "flash"),
-  "diffusion.prediction": choice("x", "v"),
+  "diffusion.prediction": choice("x", "v", "filtered"),
   "diffusion.weighting": choice("clip", "token"),
   "diffusion.time_logit": Rule(
     lambda x: exactly(number(-20, 20), 2).accepts(x) and x[1] > 0, "a mean from -20 to 20 and a std above 0, at most 20"

@@ -18,7 +18,7 @@ from sora_jax.train.state import Metrics, Params
 
 
 class DiffusionConfig(NamedTuple):
-  prediction: str  # what the network's output means: "x" or "v"
+  prediction: str  # what the network's output means, see `clean_from`
   weighting: str  # "clip" or "token"
   levels: objective.NoiseLevels
   caption_drop: float  # the share of clips that train without their caption

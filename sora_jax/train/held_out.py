@@ -45,7 +45,7 @@ def evaluator(
 
   Args:
     call: the network: (params, x_t_BLC, t_BL, batch) -> its output (B, L, C), captions kept.
-    prediction: what the output means, "x" or "v".
+    prediction: what the output means, see `clean_from`.
     mesh: that the parameters lie on.
 
   Returns:

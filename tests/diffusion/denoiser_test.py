@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sora_jax.diffusion.denoiser import clean_from, guided, velocity
+from sora_jax.diffusion.denoiser import ESTIMATE_ERROR, clean_from, guided, velocity
 
 
 def draw(seed: int = 0):
@@ -21,6 +21,24 @@ def test_every_prediction_of_the_truth_is_the_clean_value():
   x, e, t, x_t = draw()
   np.testing.assert_array_equal(clean_from(x, x_t, t, "x"), x)
   np.testing.assert_allclose(clean_from(e - x, x_t, t, "v"), x, atol=1e-5)
+
+
+def test_no_other_linear_mix_of_an_estimate_and_a_noisy_token_is_closer():
+  rng = np.random.default_rng(0)
+  x, e, error = rng.normal(size=(3, 1, 1, 200_000)).astype(np.float32)
+  for level in (0.06, 0.3, 0.7):
+    t = np.full((1, 1), level, np.float32)
+    x_t, estimate = (1 - level) * x + level * e, x + ESTIMATE_ERROR * error
+    missed = lambda found, x=x: float(np.mean((np.asarray(found) - x) ** 2))
+    parts = np.stack([estimate.ravel(), (x_t - (1 - level) * estimate).ravel()], -1)
+    best = parts[:, 0] + parts[:, 1] * np.linalg.lstsq(parts[:, 1:], (x.ravel() - parts[:, 0]), rcond=None)[0]
+    assert missed(clean_from(estimate, x_t, t, "filtered")) == pytest.approx(missed(best.reshape(x.shape)), rel=1e-3)
+    assert missed(clean_from(estimate, x_t, t, "filtered")) < ESTIMATE_ERROR**2
+
+
+def test_a_filtered_token_without_noise_is_itself():
+  x, _, _, _ = draw()
+  np.testing.assert_array_equal(clean_from(0 * x + 7, x, np.zeros(x.shape[:2], np.float32), "filtered"), x)
 
 
 def test_velocity_inverts_the_v_prediction():
