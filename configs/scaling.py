@@ -2,7 +2,8 @@
 
 sora train --config configs/scaling.py --workdir W
 
-Rates are those of width 64, and change with the width (muP).
+Rates are those of width 64, and change with the width (muP). They fall from the first step on: where they stayed for half
+of a run, longer runs went wrong at times.
 """
 
 import pathlib
@@ -19,6 +20,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.autoencoder.checkpoint = "pretrained:worlds"
   config.model.update(width=64, depth=4, heads=4, base_width=64, text_width=64, text_depth=1, text_heads=2)
   config.diffusion.update(condition_share=0.2, prediction="filtered")
-  config.train.update(rows=2, row_tokens=512, row_text=400, row_segments=16, warmup=100, decay_share=0.5)
+  config.train.update(rows=2, row_tokens=512, row_text=400, row_segments=16, warmup=100, decay_share=1.0)
   config.train.update(preview_every=0, checkpoint_every=1000, keep=1)
   return config
