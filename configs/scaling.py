@@ -2,8 +2,8 @@
 
 sora train --config configs/scaling.py --workdir W
 
-Rates are those of width 64, and change with the width (muP). They fall from the first step on: where they stayed for half
-of a run, longer runs went wrong at times.
+Rates are those of width 64, and change with the width (muP). They fall from the first step on: long
+runs whose rates stayed for half of their steps went wrong at times.
 """
 
 import pathlib
