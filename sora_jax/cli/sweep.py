@@ -1,5 +1,7 @@
 """`sora sweep run`, `status`, `fit` and `report`."""
 
+import os
+
 from absl import flags
 
 from sora_jax.cli.command import Command, Given, define_config
@@ -33,6 +35,8 @@ def run(given: Given) -> dict:
   if "grid" not in given.config:
     raise UsageError("--config of sora sweep run is a sweep's file, with config and grid: see configs/sweep_isoflop.py")
   base = load_config(str(given.config.get("config", "")))
+  if given.on == "local":  # seeds of one model and budget run the same programs
+    process.keep_compiled(os.path.join(given.workdir, "compiled"))
   with process.importing():
     from sora_jax.jobs import sweep as job
 

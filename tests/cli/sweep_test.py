@@ -1,6 +1,7 @@
 """`sora sweep`: its words and flags, and what it refuses, in one line."""
 
 import json
+import os
 import pathlib
 
 import pytest
@@ -43,6 +44,17 @@ def test_status_is_one_json_object(sora, file, tmp_path, monkeypatch):
   leave(tmp_path / "w" / "seed=1", 20, 20, ["done"], 4.0, 0.5)
   done = sora("sweep", "status", "--workdir", str(tmp_path / "w"), "--json")
   assert json.loads(done.stdout)["runs"]["seed=1"]["held_out"] == 0.5
+
+
+@pytest.mark.parametrize(("on", "kept"), [("local", True), ("slurm", False)])
+def test_runs_on_this_machine_share_their_compiled_programs(sora, file, tmp_path, monkeypatch, on, kept):
+  seen = []
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  monkeypatch.setattr(
+    job.child, "call", lambda words, **_: seen.append(os.environ.get("JAX_COMPILATION_CACHE_DIR")) or 0
+  )
+  sora("sweep", "run", "--config", file, "--workdir", str(tmp_path / "w"), "--on", on)
+  assert set(seen) == {str(tmp_path / "w" / "compiled") if kept else None}
 
 
 @pytest.mark.parametrize(
