@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model.update(base_width=64, seconds=(0.3, 6.0), pixels=(16.0, 128.0), dtype="float32", remat="none")
   # First frames alone, up to seven latent ones of eight.
   config.diffusion.update(base_tokens=256, caption_drop=1.0, condition_share=1.0, condition_kinds=(0, 1, 0, 0, 0))
-  config.diffusion.update(condition_noise=(0.0, 0.0))
+  config.diffusion.update(condition_noise=(0.0, 0.0), prediction="filtered")
   config.train.update(steps=6000, rows=4, ranks=1, row_tokens=1024, row_text=64, row_segments=2)
   config.train.update(learning_rate=1e-2, adam_learning_rate=6e-3, warmup=100, decay_share=0.8, ema_decay=0.995)
   config.train.update(weight_decay=0.01, checkpoint_every=500, log_every=50, preview_every=0, eval_every=1000)
