@@ -21,6 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     ("flops", (1e12, 2e12, 4e12, 9e12)),
     ("seed", (0, 1, 2)),
   )
-  large = ("model.width,model.heads", ((128, 8), (192, 12), (256, 16)))
+  large = ("model.width,model.heads", ((96, 6), (128, 8), (192, 12)))
   sweep.sealed = (("seed", (0, 1, 2)), large, ("flops", (9e13,)))  # one of each model first
   return sweep
