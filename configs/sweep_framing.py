@@ -14,8 +14,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   sweep = ml_collections.ConfigDict()
   sweep.config = str(pathlib.Path(__file__).with_name("scaling.py"))
-  sweep.settings = (("data.source", "worlds:shapes"), ("data.held_out", "worlds:shapes"), ("data.weights", (1.0,)))
-  sweep.settings += (("data.clips", 12_000), ("flops", 2e13))
+  sweep.settings = (("data.clips", 12_000), ("flops", 9e12))
   sweep.grid = (("data.framing", ("native", "square", "buckets")), ("seed", (0, 1, 2)))
   sweep.sealed = ()
   return sweep
