@@ -3,8 +3,8 @@
 sora train --config configs/scaling.py --workdir W
 
 Rates are those of width 64, and change with the width (muP). They fall from the first step on: long runs whose rates
-stayed for half of their steps went wrong at times. Of one world a run of a minute has learnt what words are for, and
-its loss falls as a law from there; of all worlds that takes ten times as long.
+stayed for half of their steps went wrong at times. Of one world the loss falls ever more slowly from 1e12 FLOPs on, as
+a law's does; of all worlds it still fell ever faster at 9e12.
 """
 
 import pathlib
