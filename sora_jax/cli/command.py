@@ -162,5 +162,14 @@ def nearest_name(word: str, names: Sequence[str]) -> str:
 
 
 def printed(result: dict[str, Any]) -> str:
-  """A result as lines for people."""
-  return "\n".join(f"{name}: {value}" for name, value in result.items())
+  """A result as lines for people: one for each value, and one for each row of a table, which is a dict of dicts."""
+  lines = []
+  for name, value in result.items():
+    if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+      lines.append(f"{name}:")
+      lines.extend(
+        f"  {key}: {', '.join(f'{column}={cell}' for column, cell in row.items())}" for key, row in value.items()
+      )
+    else:
+      lines.append(f"{name}: {value}")
+  return "\n".join(lines)

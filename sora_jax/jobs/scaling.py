@@ -72,6 +72,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
     raise InputError(f"{workdir}: {error}") from error
   cost = law.Cost.of(points.params, flops_N / points.tokens)
   laws, gaps = law.resampled(points, found, draws), law.spread(points, found)
+  kinds = np.unique(np.stack([flops_N, params]), axis=1, return_inverse=True)[1].ravel()
   naive = float(points.loss[np.isclose(flops_N, flops_N.max(), rtol=0.05)].min())
   result: dict[str, Any] = {
     "law": {name: float(f"{value:.5g}") for name, value in found._asdict().items()},
@@ -80,7 +81,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
     "exponents_intervals": _exponent_intervals(laws, cost),
     "runs": len(grid),
     "residual": round(float(np.sqrt(np.mean(gaps**2))), 5),
-    "seed_spread": _seed_spread(grid, losses),
+    "seed_spread": round(law.seed_spread(kinds, np.log(loss)), 5),
     "largest_fitted_flops": float(flops_N.max()),
     "points": [
       {"name": name, "flops": each.flops, "params": each.params, "tokens": each.tokens, "loss": losses[name]}
@@ -173,15 +174,6 @@ def _exponent_intervals(laws: Sequence[law.Law], cost: law.Cost) -> dict[str, li
     name: [round(float(end), 4) for end in np.percentile([each[name] for each in found], [2.5, 97.5])]
     for name in (found[0] if found else ())
   }
-
-
-def _seed_spread(grid: dict[str, Planned], losses: dict[str, float]) -> float | None:
-  """The standard deviation of log loss over runs that differ in their seeds alone, pooled; None without such."""
-  by_kind: dict[tuple[float, int], list[float]] = {}
-  for name, each in grid.items():
-    by_kind.setdefault((each.flops, each.params), []).append(math.log(losses[name]))
-  variances = [np.var(values, ddof=1) for values in by_kind.values() if len(values) > 1]
-  return round(float(np.sqrt(np.mean(variances))), 5) if variances else None
 
 
 def _frontier(found: law.Law, cost: law.Cost, flops_N: np.ndarray) -> list[dict[str, float]]:

@@ -52,8 +52,7 @@ class Points(NamedTuple):
 def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
   """How much each run counts: the spread of log loss over seeds at the largest budget over that at its own.
 
-  A budget's spread is the standard deviation over runs of one size, pooled over sizes. 1 for all where a budget has no
-  two runs of one size, or they are equal.
+  1 for all where a budget has no two runs of one size, or they are equal.
 
   Args:
     flops: budgets; those of one budget agree within 5 %.
@@ -62,12 +61,21 @@ def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarr
   spread = np.zeros(len(loss))
   for budget in np.unique(budgets):
     mine = budgets == budget
-    sizes = [log_l[mine & (params == size)] for size in np.unique(params[mine])]
-    variances = [np.var(values, ddof=1) for values in sizes if len(values) > 1]
-    spread[mine] = np.sqrt(np.mean(variances)) if variances else 0.0
+    spread[mine] = seed_spread(params[mine], log_l[mine])
   if not spread.all():
     return np.ones(len(loss))
   return spread[np.argmax(budgets)] / spread
+
+
+def seed_spread(kinds: np.ndarray, log_loss: np.ndarray) -> float:
+  """The standard deviation of log loss over runs of one kind, pooled over kinds; 0 where no two are of one kind.
+
+  Args:
+    kinds: a number for each run, the same for those that differ in their seeds alone.
+  """
+  groups = [log_loss[kinds == kind] for kind in np.unique(kinds)]
+  variances = [np.var(values, ddof=1) for values in groups if len(values) > 1]
+  return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
 
 def _levels(flops: np.ndarray) -> np.ndarray:

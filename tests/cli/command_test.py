@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 
 from sora_jax.cli import main
-from sora_jax.cli.command import Command, Given, define_config, help_of, parse
+from sora_jax.cli.command import Command, Given, define_config, help_of, parse, printed
 from sora_jax.cli.config import UsageError
 
 CONFIG = """
@@ -128,6 +128,18 @@ def test_help_shows_usage_flags_and_defaults():
   assert text.startswith("usage: sora run SRC\n\ndoes it\n")
   for part in ("--config ", "--[no]fast", "--count", "how many (default: 1)", "--json"):
     assert part in text
+
+
+def test_a_result_is_a_line_for_each_value_and_for_each_row_of_a_table():
+  table = {"a": {"state": "done", "ends": ["done"]}, "b": {"state": "waiting", "ends": []}}
+  shown = printed({"runs": table, "counts": {"done": 1}, "empty": {}})
+  assert shown.splitlines() == [
+    "runs:",
+    "  a: state=done, ends=['done']",
+    "  b: state=waiting, ends=[]",
+    "counts: {'done': 1}",
+    "empty: {}",
+  ]
 
 
 def test_no_flag_of_any_command_hides_in_another_s_usage():

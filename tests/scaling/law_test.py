@@ -56,6 +56,12 @@ def test_runs_count_by_how_little_their_budget_differs_from_seed_to_seed():
   np.testing.assert_allclose(law.weights(points.params, flops, loss), 0.01 / of_N, rtol=0.15)
 
 
+def test_the_spread_over_seeds_is_pooled_over_kinds_that_have_two():
+  kinds, log_loss = np.array([0, 0, 1, 1, 2]), np.array([0.0, 0.2, 5.0, 5.4, 9.0])
+  assert law.seed_spread(kinds, log_loss) == pytest.approx(np.sqrt((0.02 + 0.08) / 2))
+  assert law.seed_spread(np.arange(3), log_loss[:3]) == 0
+
+
 def test_without_seeds_all_runs_count_the_same():
   points = runs(seeds=1)
   assert (law.weights(points.params, 6 * points.params * points.tokens, points.loss) == 1).all()
