@@ -161,23 +161,25 @@ def joins(
   }
 
 
-def _given(subject: Subject, places: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-  """Clips made from real frames at these places, and the real clips."""
+def _given(subject: Subject, places: Sequence[int]) -> tuple[list[Request], list[np.ndarray]]:
+  """Requests of clips from real frames at these places, and the real clips."""
   real = [subject.real(number, subject.frames) for number in range(len(subject))]
   at = lambda clip: tuple(Condition(clip[place : place + 1], place / subject.fps) for place in places)
-  return subject.sample([subject.request(number, conditions=at(clip)) for number, clip in enumerate(real)]), real
+  return [subject.request(number, conditions=at(clip)) for number, clip in enumerate(real)], real
 
 
 def animate(subject: Subject) -> dict[str, Measure]:
-  made, real = _given(subject, [0])
-  clips = [np.concatenate([own[:1], new[1:]]) for own, new in zip(real, made, strict=True)]
-  return {**kept(subject, [0], made, real), **joins(subject, clips, 1, real, slice(1, None))}
+  """The given frame as the model has it; the join as it is in the clip that a user gets."""
+  requests, real = _given(subject, [0])
+  clips = [clip.frames_THWC for clip in prompting.sampled(subject.generator, requests, subject.sampling)]
+  return {**kept(subject, [0], subject.sample(requests), real), **joins(subject, clips, 1, real, slice(1, None))}
 
 
 def keyframes(subject: Subject) -> dict[str, Measure]:
   """A first, a middle and a last frame at once."""
   places = [0, subject.frames // 2, subject.frames - 1]
-  return kept(subject, places, *_given(subject, places))
+  requests, real = _given(subject, places)
+  return kept(subject, places, subject.sample(requests), real)
 
 
 def extend(subject: Subject, backward: bool) -> dict[str, Measure]:

@@ -15,11 +15,13 @@ import numpy as np
 from sora_jax.clips import Clip
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
+from sora_jax.inference import detail
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
 
 SEEDS = 2**31  # there are so many
 NEXT_SEED = 1_000_003  # from one window's seed to the next one's
+CLOSE = 0.1  # of a frame: so far from it a condition may be and still be it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,28 @@ def context(generator: Generator, frames: int) -> int:
   return 1 + (2 ** ((max(latent_frames, 2) // 2).bit_length() - 1) - 1) * generator.grid.compression[0]
 
 
+def sampled(generator: Generator, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
+  """The generator's clips with the frames that they were made from as these were given, and with their detail.
+
+  Not so with conditions that hold in a part of the frame, fall between two frames, or have less than the strength of a
+  window's history.
+  """
+
+  def given(request: Request) -> list[detail.Given]:
+    found = []
+    for each in request.conditions:
+      start = round(each.seconds * request.fps)
+      close = abs(each.seconds * request.fps - start) < CLOSE
+      if close and each.mask_HW is None and each.strength >= 1.0 - sampling.history_level:
+        found.append(detail.Given(start, each.frames_THWC))
+    return found
+
+  return [
+    dataclasses.replace(clip, frames_THWC=detail.restored(clip.frames_THWC, given(request), request.loop))
+    for clip, request in zip(generator.sample(requests, sampling), requests, strict=True)
+  ]
+
+
 def roll_out(
   generator: Generator, extensions: Sequence[Extension], sampling: Sampling, backward: bool = False
 ) -> Iterator[list[np.ndarray]]:
@@ -115,7 +139,7 @@ def roll_out(
       height, width = history.shape[1:3]
       requests.append(Request(each.prompt, width, height, len(history) + new, each.fps, seed, conditions))
     made = [np.zeros((0, *each.frames_THWC.shape[1:]), np.float32) for each in extensions]
-    for number, clip in zip(numbers, generator.sample(requests, sampling), strict=True):
+    for number, clip in zip(numbers, sampled(generator, requests, sampling), strict=True):
       new = len(clip.frames_THWC) - len(known[number])
       made[number] = clip.frames_THWC[:new] if backward else clip.frames_THWC[-new:]
       joined = [made[number], known[number]] if backward else [known[number], made[number]]
@@ -161,6 +185,8 @@ def extend(generator: Generator, extensions: Sequence[Extension], sampling: Samp
 def clips(generator: Generator, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
   """Clips of any duration: those within the durations of training at once, longer ones window by window; all together.
 
+  The first window is as it was decoded: exams see what the model makes of given frames.
+
   Raises:
     InputError: a longer clip that is to be changed.
   """
@@ -173,8 +199,8 @@ def clips(generator: Generator, requests: Sequence[Request], sampling: Sampling)
 
 
 def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator[np.ndarray]:
-  """The frames of one clip of any duration, some at a time, in order: float32 (T, H, W, 3); see `clips`."""
-  (begun,) = generator.sample([_begun(request, window(generator))], sampling)
+  """The frames of one clip of any duration, some at a time, in order: float32 (T, H, W, 3); see `clips`, `sampled`."""
+  (begun,) = sampled(generator, [_begun(request, window(generator))], sampling)
   yield begun.frames_THWC
   for (made,) in roll_out(generator, [_rest(request, begun)], sampling):
     yield made
@@ -236,7 +262,7 @@ def close(generator: Generator, extensions: Sequence[Extension], sampling: Sampl
   """
   most = longest_loop(generator)
   if all(len(each.frames_THWC) + each.forward <= most for each in extensions):
-    made = [clip.frames_THWC for clip in generator.sample([_turn(generator, each) for each in extensions], sampling)]
+    made = [clip.frames_THWC for clip in sampled(generator, [_turn(generator, each) for each in extensions], sampling)]
     news = [whole[len(each.frames_THWC) :] for whole, each in zip(made, extensions, strict=True)]
   else:
     clips = [each.frames_THWC for each in extensions]

@@ -124,7 +124,7 @@ def _animate(order: Order, generator: Generator, frame: Frame, sampling: Samplin
 def _made(generator: Generator, requests: list[Request], sampling: Sampling) -> list[Iterator[np.ndarray]]:
   """Clips within the durations of training packed together, longer ones window by window as they are written."""
   if requests[0].frames <= prompting.window(generator):
-    return whole(generator.sample(requests, sampling))
+    return whole(prompting.sampled(generator, requests, sampling))
   return [prompting.make(generator, each, sampling) for each in requests]
 
 

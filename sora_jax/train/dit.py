@@ -70,7 +70,8 @@ class DiTTask:
     return objective.segment_weights(batch, self.diffusion.weighting).sum()
 
   def _captioned(self, params: Params, x_t: jax.Array, t_BL: jax.Array, batch: PackedBatch) -> jax.Array:
-    return nnx.merge(self.graph, params)(x_t, t_BL, batch, batch.weight_BS > 0)
+    """The network's output, with captions unless training shows none."""
+    return nnx.merge(self.graph, params)(x_t, t_BL, batch, (batch.weight_BS > 0) & (self.diffusion.caption_drop < 1.0))
 
   def evaluate(self, params: Params) -> dict[str, float]:
     return self._evaluate(params)

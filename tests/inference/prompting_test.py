@@ -21,7 +21,7 @@ SAMPLING = types.SimpleNamespace(history_level=0.25)
 
 
 class Counting:
-  """Makes clips whose every frame holds its own number within the clip's window; it notes the requests."""
+  """Makes clips whose frames hold their numbers in the window, so nothing stands still; it notes the requests."""
 
   def __init__(self, frames: int = 9, time: int = 2, **data):
     self.grid = Grid((time, 4, 4), (1, 1, 1))
@@ -30,7 +30,7 @@ class Counting:
 
   def sample(self, requests, sampling):
     self.requests += requests
-    return [Clip(ramp(request.frames) / 100, request.fps, request.prompt, "") for request in requests]
+    return [Clip(ramp(request.frames), request.fps, request.prompt, "") for request in requests]
 
 
 def ramp(frames: int, start: float = 0.0) -> np.ndarray:
@@ -66,6 +66,24 @@ class TestContext:
       np.testing.assert_array_equal(found, clip[: len(found)] if first else clip[-len(found) :])
 
 
+class TestSampled:
+  @pytest.mark.parametrize(
+    ("more", "as_given"),
+    [
+      ({}, True),
+      ({"strength": 0.75}, True),  # a window's history, see SAMPLING
+      ({"strength": 0.5}, False),
+      ({"seconds": 2.4 / FPS}, False),
+      ({"mask_HW": np.ones((4, 4), bool)}, False),
+    ],
+  )
+  def test_whole_frames_of_the_clip_come_back_as_they_were_given(self, more, as_given):
+    condition = Condition(ramp(2, 50), **({"seconds": 3 / FPS} | more))
+    (clip,) = prompting.sampled(Counting(), [Request("x", 4, 4, 9, FPS, 0, conditions=(condition,))], SAMPLING)
+    wanted = [0, 1, 2, 50, 51, 5, 6, 7, 8] if as_given else range(9)
+    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, atol=1e-5)
+
+
 class TestExtend:
   @hypothesis.given(st.integers(1, 12), st.integers(0, 25), st.integers(0, 25))
   @hypothesis.settings(max_examples=40, deadline=None)
@@ -79,20 +97,20 @@ class TestExtend:
     generator = Counting()
     found = extended(generator, 5, forward=14)
     assert [request.frames for request in generator.requests] == [9, 9, 5]
-    np.testing.assert_allclose(found[5:] * 100, [3, 4, 5, 6, 7, 8, 3, 4, 5, 6, 7, 8, 3, 4], rtol=1e-5)
+    np.testing.assert_allclose(found[5:], [3, 4, 5, 6, 7, 8, 3, 4, 5, 6, 7, 8, 3, 4], rtol=1e-5)
     known = [request.conditions[0] for request in generator.requests]
     np.testing.assert_array_equal(known[0].frames_THWC, ramp(3, 1002))
-    np.testing.assert_allclose(known[1].frames_THWC, ramp(9)[6:] / 100)
+    np.testing.assert_allclose(known[1].frames_THWC, ramp(9)[6:])
     assert [each.strength for each in known] == [1.0, 0.75, 0.75] and {each.seconds for each in known} == {0.0}
     assert len({request.seed for request in generator.requests}) == 3
 
   def test_backward_windows_end_with_the_first_frames_of_the_one_after(self):
     generator = Counting()
     found = extended(generator, 5, backward=8)
-    np.testing.assert_allclose(found[:8] * 100, [0, 1, 0, 1, 2, 3, 4, 5], atol=1e-4)
+    np.testing.assert_allclose(found[:8], [0, 1, 0, 1, 2, 3, 4, 5], atol=1e-4)
     first, second = (request.conditions[0] for request in generator.requests)
     np.testing.assert_array_equal(first.frames_THWC, ramp(3, 1000))
-    np.testing.assert_allclose(second.frames_THWC, ramp(3) / 100)
+    np.testing.assert_allclose(second.frames_THWC, ramp(3))
     assert (first.seconds, second.seconds) == (6 / FPS, 2 / FPS)
 
   def test_clips_that_need_fewer_windows_are_done_earlier(self):
@@ -159,7 +177,7 @@ class TestConnect:
     np.testing.assert_array_equal(onward.conditions[0].frames_THWC, ramp(3, 104))
     np.testing.assert_array_equal(before.conditions[0].frames_THWC, ramp(3, 200))
     assert (onward.conditions[0].seconds, before.conditions[0].seconds) == (0.0, 4 / FPS)
-    fade = prompting.faded(ramp(4, 3) / 100, ramp(4, 0) / 100)[:, 0, 0, 0]
+    fade = prompting.faded(ramp(4, 3), ramp(4, 0))[:, 0, 0, 0]
     np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], [*range(100, 107), *fade, *range(200, 206)], rtol=1e-5)
 
   @pytest.mark.parametrize("loops", [0.0, 0.1])
@@ -180,7 +198,7 @@ class TestConnect:
     assert request.loop and request.frames == 12 and (start.seconds, end.seconds) == (0.0, 4 / FPS)
     np.testing.assert_array_equal(start.frames_THWC, ramp(3, 100))
     np.testing.assert_array_equal(end.frames_THWC, ramp(3, 104))
-    wanted = [*range(100, 107), 0.07, 0.08, 0.09, 0.1, 0.11]
+    wanted = [*range(100, 107), 7, 8, 9, 10, 11]
     np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, rtol=1e-5)
 
   def test_an_image_is_one_condition_of_its_loop(self):

@@ -13,6 +13,7 @@ from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.packing.batch import PackedBatch, RowShape, Segment, pack_row, stack
 from sora_jax.train.dit import DiffusionConfig, DiTTask
+from sora_jax.train.held_out import HeldOut
 from sora_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sora_jax.train.state import make_state, make_step
 
@@ -88,6 +89,18 @@ def test_captions_count_unless_all_are_dropped(params):
   kept, dropped = loss_of(), loss_of(caption_drop=1.0)
   assert float(kept(params, batch)[0]) != pytest.approx(float(kept(params, renamed(batch))[0]), rel=1e-4)
   assert float(dropped(params, batch)[0]) == pytest.approx(float(dropped(params, renamed(batch))[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("caption_drop", "counts"), [(0.1, True), (1.0, False)])
+def test_held_out_clips_have_captions_if_training_shows_any(params, caption_drop, counts):
+  def held_out_loss(batch: PackedBatch) -> float:
+    mesh = sharding.make_mesh()
+    held_out = HeldOut([batch], ("all",), [np.ones((*batch.weight_BS.shape, 1), np.float32)])
+    diffusion = DiffusionConfig("x", "clip", NoiseLevels(0.0, 1.0, 4), caption_drop)
+    return DiTTask(CONFIG, diffusion, held_out=(held_out, mesh)).evaluate(params)["held_out"]
+
+  losses = [held_out_loss(batch) for batch in (packed([0, 1, 2]), renamed(packed([0, 1, 2])))]
+  assert (losses[0] != pytest.approx(losses[1], rel=1e-6)) == counts
 
 
 def test_what_the_output_means_changes_the_loss(params):
