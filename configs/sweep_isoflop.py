@@ -17,10 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
   sweep.settings = ()  # (key, value) of all runs
   # (key, values), or several keys whose values go together; flops is a run's budget, from which its steps follow
   sweep.grid = (
-    ("model.width,model.heads", ((16, 1), (32, 2), (48, 3), (64, 4), (96, 6))),
-    ("flops", (1e12, 2e12, 4e12, 9e12)),
+    ("model.width,model.heads", ((16, 1), (32, 2), (48, 3), (64, 4), (80, 5))),
+    ("flops", (1.2e12, 2e12, 3.4e12, 5.6e12)),
     ("seed", (0, 1, 2)),
   )
-  large = ("model.width,model.heads", ((64, 4), (96, 6), (128, 8)))
-  sweep.sealed = (("seed", (0, 1, 2)), large, ("flops", (9e13,)))  # one of each model first
+  large = ("model.width,model.heads", ((48, 3), (64, 4), (96, 6)))
+  sweep.sealed = (("seed", (0, 1, 2)), large, ("flops", (5.6e13,)))  # one of each model first
   return sweep

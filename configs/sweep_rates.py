@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Standard parametrisation: each width's rates are its own, the same for all.
   base = lambda width: BASE if given["mup"] == "1" else width
   models = tuple((width, width // HEAD, base(width)) for width in (BASE, 2 * BASE, 4 * BASE, 8 * BASE))
-  name, middle = ("learning_rate", 2e-2) if given["part"] == "muon" else ("adam_learning_rate", 1e-2)
+  name, middle = ("learning_rate", 8e-3) if given["part"] == "muon" else ("adam_learning_rate", 4e-3)
   sweep.grid = (
     ("model.width,model.heads,model.base_width", models),
     (f"train.{name}", tuple(middle * 2.0**power for power in (-3, -2, -1, 0, 1, 2))),
