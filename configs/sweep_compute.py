@@ -1,8 +1,8 @@
 """The showcase with a 32nd and with an eighth of its compute: base and 4x beside 32x.
 
 sora sweep run --config configs/sweep_compute.py --workdir runs/compute
-sora evaluate --suite worlds --checkpoint runs/compute/flops=2.73e+13     and the other, and the showcase
-sora compare runs/compute/flops=2.73e+13 SHOWCASE
+sora evaluate --suite worlds --checkpoint runs/compute/flops=2.72697e+13     and the other, and the showcase
+sora compare runs/compute/flops=2.72697e+13 SHOWCASE
 """
 
 import pathlib

@@ -55,6 +55,8 @@ def examine(
   picked = sorted(set(np.linspace(0, len(source) - 1, min(len(source), most)).round().astype(int).tolist()))
   if len(picked) < 2 * LEAST:
     raise InputError(f"{len(picked)} held-out clips: sets of {LEAST} or more are compared, give --clips {2 * LEAST}")
+  # In an order by chance: by number shapes take turns, and even and odd clips would have others.
+  picked = np.random.default_rng(SEED).permutation(picked).tolist()
   real = [source[index] for index in picked]
   frames = [clip.frames_THWC for clip in real]
   requests = [

@@ -8,6 +8,7 @@ Shape letters: T frames, H height, W width.
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
+from sora_jax.errors import InputError
 from sora_jax.evaluation.fidelity import psnr
 from sora_jax.evaluation.marks import interval
 from sora_jax.evaluation.simulation import through
@@ -26,6 +28,7 @@ from sora_jax.worlds import shapes
 
 EDIT_STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 SEED = 5000  # of the first clip
+SAME = 3  # clips of a size, at least: each has others to be compared with
 
 
 class Measure(NamedTuple):
@@ -48,7 +51,9 @@ class Measure(NamedTuple):
 
   def rounded(self) -> dict[str, float | None]:
     """As JSON."""
-    return {name: None if value is None else round(value, 4) for name, value in self._asdict().items()}
+    return {
+      name: None if value is None or math.isnan(value) else round(value, 4) for name, value in self._asdict().items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +70,18 @@ class Subject:
 
   @classmethod
   def of(cls, generator: Generator, sampling: Sampling, source: WorldSource) -> "Subject":
-    """On clips of the longest duration of `source`."""
+    """On clips of the longest duration of `source`, at so few sizes that three or more clips are of each.
+
+    Raises:
+      InputError: fewer than three clips.
+    """
+    if len(source) < SAME:
+      raise InputError(f"{len(source)} clips: prompting is measured on {SAME} or more, give --clips {SAME}")
     shapes = source.shapes.distinct()
     longest = max(frames for frames, _, _ in shapes)
     sizes = [(height, width) for frames, height, width in shapes if frames == longest]
     same = copy.copy(source)
-    same.shapes = WorldShapes.every(sizes, (longest,))
+    same.shapes = WorldShapes.every(sizes[:: -(-len(sizes) * SAME // len(source))], (longest,))
     return cls(generator, sampling, same)
 
   @property
@@ -339,7 +350,7 @@ def edit(subject: Subject) -> dict[str, Measure]:
     for state, size in zip(wanted, sizes, strict=True)
   ]
   ceiling = marks(through(subject.generator.codec, recoloured))
-  chance = marks([(unrelated(real, number) or [clip])[0] for number, clip in enumerate(real)])
+  chance = marks([unrelated(real, number)[0] for number in range(len(real))])
   for strength in EDIT_STRENGTHS:
     for name, *values in zip(
       ("follows_prompt", "stays_in_place"), marks(edited(strength)), ceiling, chance, strict=True

@@ -27,7 +27,7 @@ def restored(frames_THWC: np.ndarray, given: Sequence[Given], loop: bool = False
   Between two given frames the detail of one fades into that of the other.
 
   Args:
-    frames_THWC: as decoded, float32 in [-1, 1].
+    frames_THWC: as decoded, float32 in [-1, 1]; so is what comes back.
     given: frames at its size.
     loop: the clip's end runs into its start.
   """
@@ -49,4 +49,4 @@ def restored(frames_THWC: np.ndarray, given: Sequence[Given], loop: bool = False
       change_HW1 = np.abs(frames_THWC[frame] - decoded_HWC).max(-1, keepdims=True)
       same_HW1 = np.exp(-np.square(change_HW1 / STILL))
       found[frame] += share * same_HW1 * (known[place % length] - decoded_HWC)
-  return found
+  return np.clip(found, -1.0, 1.0)

@@ -112,9 +112,12 @@ def sampled(generator: Generator, requests: Sequence[Request], sampling: Samplin
 
 
 def roll_out(
-  generator: Generator, extensions: Sequence[Extension], sampling: Sampling, backward: bool = False
+  generator: Generator, extensions: Sequence[Extension], sampling: Sampling, backward: bool = False, made: int = 0
 ) -> Iterator[list[np.ndarray]]:
   """Makes what comes after (or before) clips, window by window, all clips together.
+
+  Args:
+    made: windows of the clips that the model has made before; what it made itself it is given at a slight noise level.
 
   Yields:
     For each clip the frames (T, H, W, 3) of the window, in the clip's order: of backward windows each comes before
@@ -125,7 +128,7 @@ def roll_out(
   left = [each.backward if backward else each.forward for each in extensions]
   known = [cut(each.frames_THWC, most, generator, backward) for each in extensions]
   done = [len(each.frames_THWC) for each in extensions]
-  turn = 0
+  turn = made
   while any(left):
     numbers = [number for number, frames in enumerate(left) if frames]
     strength = 1.0 if turn == 0 else 1.0 - sampling.history_level  # of what was given, and of what was made
@@ -138,16 +141,16 @@ def roll_out(
       seed = (each.seed + (2 * turn + backward) * NEXT_SEED) % SEEDS
       height, width = history.shape[1:3]
       requests.append(Request(each.prompt, width, height, len(history) + new, each.fps, seed, conditions))
-    made = [np.zeros((0, *each.frames_THWC.shape[1:]), np.float32) for each in extensions]
+    news = [np.zeros((0, *each.frames_THWC.shape[1:]), np.float32) for each in extensions]
     for number, clip in zip(numbers, sampled(generator, requests, sampling), strict=True):
       new = len(clip.frames_THWC) - len(known[number])
-      made[number] = clip.frames_THWC[:new] if backward else clip.frames_THWC[-new:]
-      joined = [made[number], known[number]] if backward else [known[number], made[number]]
+      news[number] = clip.frames_THWC[:new] if backward else clip.frames_THWC[-new:]
+      joined = [news[number], known[number]] if backward else [known[number], news[number]]
       known[number] = cut(np.concatenate(joined), most, generator, backward)
       left[number] -= new
       done[number] += new
     turn += 1
-    yield made
+    yield news
 
 
 def cut(frames_THWC: np.ndarray, most: int, generator: Generator, first: bool) -> np.ndarray:
@@ -168,14 +171,18 @@ def shown_in(conditions: Sequence[Condition], start: int, frames: int, fps: floa
   return found
 
 
-def extend(generator: Generator, extensions: Sequence[Extension], sampling: Sampling) -> list[Clip]:
-  """Clips extended forward and backward by any duration; their own frames are as they were given."""
+def extend(generator: Generator, extensions: Sequence[Extension], sampling: Sampling, made: int = 0) -> list[Clip]:
+  """Clips extended forward and backward by any duration; their own frames are as they were given.
+
+  Args:
+    made: see `roll_out`.
+  """
   before: list[list[np.ndarray]] = [[] for _ in extensions]
   after: list[list[np.ndarray]] = [[] for _ in extensions]
-  for made in roll_out(generator, extensions, sampling, backward=True):
-    before = [[new, *found] for new, found in zip(made, before, strict=True)]
-  for made in roll_out(generator, extensions, sampling):
-    after = [[*found, new] for new, found in zip(made, after, strict=True)]
+  for news in roll_out(generator, extensions, sampling, True, made):
+    before = [[new, *found] for new, found in zip(news, before, strict=True)]
+  for news in roll_out(generator, extensions, sampling, False, made):
+    after = [[*found, new] for new, found in zip(news, after, strict=True)]
   return [
     Clip(np.concatenate([*early, each.frames_THWC, *late]), each.fps, each.prompt, f"extended-seed-{each.seed}")
     for each, early, late in zip(extensions, before, after, strict=True)
@@ -194,7 +201,7 @@ def clips(generator: Generator, requests: Sequence[Request], sampling: Sampling)
   rest = [_rest(*both) for both in zip(requests, begun, strict=True)]
   return [
     dataclasses.replace(clip, frames_THWC=whole.frames_THWC)
-    for clip, whole in zip(begun, extend(generator, rest, sampling), strict=True)
+    for clip, whole in zip(begun, extend(generator, rest, sampling, 1), strict=True)
   ]
 
 
@@ -202,8 +209,15 @@ def make(generator: Generator, request: Request, sampling: Sampling) -> Iterator
   """The frames of one clip of any duration, some at a time, in order: float32 (T, H, W, 3); see `clips`, `sampled`."""
   (begun,) = sampled(generator, [_begun(request, window(generator))], sampling)
   yield begun.frames_THWC
-  for (made,) in roll_out(generator, [_rest(request, begun)], sampling):
-    yield made
+  for (new,) in roll_out(generator, [_rest(request, begun)], sampling, made=1):
+    yield new
+
+
+def onward(generator: Generator, extension: Extension, sampling: Sampling) -> Iterator[np.ndarray]:
+  """The frames of a clip that is extended forward, some at a time, in order: float32 (T, H, W, 3); see `extend`."""
+  yield extension.frames_THWC
+  for (new,) in roll_out(generator, [extension], sampling):
+    yield new
 
 
 def _begun(request: Request, most: int) -> Request:

@@ -143,6 +143,8 @@ def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling
     Extension(clip, prompt, frame.fps, order.seed + number, after, before)
     for number, prompt in enumerate(order.prompts)
   ]
+  if after > prompting.window(generator):
+    return [prompting.onward(generator, each, sampling) for each in extensions]
   return whole(prompting.extend(generator, extensions, sampling))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from sora_jax import __version__
+from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.errors import InputError, path_errors
 from sora_jax.inference.generator import Sampling
 
@@ -182,7 +183,7 @@ def describe(order: Order, number: int, sampling: Sampling, about: dict[str, Any
   """
   resolved = dataclasses.replace(
     order,
-    checkpoint=str(pathlib.Path(order.checkpoint).absolute()),
+    checkpoint=_whole(order.checkpoint),
     given=_absolute(order.given),
     fps=about["fps"],
     overrides=dataclasses.asdict(sampling),
@@ -196,6 +197,11 @@ def describe(order: Order, number: int, sampling: Sampling, about: dict[str, Any
     "files": {path: sha256(path) for path in resolved.files()},
     "versions": {"sora_jax": __version__, "jax": jax.__version__},
   }
+
+
+def _whole(checkpoint: str) -> str:
+  """The whole path of a folder; names of what comes along and addresses of buckets are whole."""
+  return checkpoint if is_pretrained(checkpoint) or "://" in checkpoint else str(pathlib.Path(checkpoint).absolute())
 
 
 def _absolute(given: dict[str, Any]) -> dict[str, Any]:

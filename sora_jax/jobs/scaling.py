@@ -12,7 +12,7 @@ from etils import epath
 
 from sora_jax.errors import InputError
 from sora_jax.jobs.evaluate import folder_of
-from sora_jax.jobs.sweep import DIVERGED, Planned, read, state_of
+from sora_jax.jobs.sweep import DIVERGED, Planned, must_be_sealed, read, state_of
 from sora_jax.runtime import storage
 from sora_jax.scaling import law, rates, seal
 
@@ -34,7 +34,7 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
     what that guess misses.
 
   Raises:
-    InputError: there is no sweep, or runs of its grid are not done.
+    InputError: there is no sweep, runs of its grid are not done or too few, or a large one has no sealed prediction.
   """
   here = epath.Path(workdir)
   runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
@@ -47,7 +47,10 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
       " run the same sora sweep run again"
     )
   if trials := rate_trials(grid, losses):
-    result = {"rates": {key: rates.transfer(each) for key, each in trials.items()}, "runs": len(grid)}
+    try:
+      result = {"rates": {key: rates.transfer(each) for key, each in trials.items()}, "runs": len(grid)}
+    except ValueError as error:
+      raise InputError(f"{workdir}: {error}") from error
   else:
     known = {name: loss for name, loss in losses.items() if loss is not None}
     result = fit_law(here, runs, known, draws) | {"scores": _scores(here, runs)}
@@ -59,7 +62,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
   """The law of the grid's runs, and how what was sealed fared; see `fit`.
 
   Raises:
-    InputError: too few runs.
+    InputError: too few runs, or a large one has no sealed prediction.
   """
   grid = {name: each for name, each in runs.items() if not each.sealed and name in losses}
   rows = [(float(each.params), each.tokens, losses[name]) for name, each in grid.items()]
@@ -91,6 +94,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
   }
   if large := {name: each for name, each in runs.items() if each.sealed}:
     sealed = seal.read(workdir) or _seal(workdir, large, result, (found, laws, gaps, naive))
+    must_be_sealed(workdir, large)
     result |= {"sha256": sealed["sha256"], "sealed_at": sealed["sealed_at"]}
     models: dict[tuple[int, float], list[str]] = {}
     for name, each in large.items():
@@ -102,15 +106,22 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
 
 
 def rate_trials(grid: dict[str, Planned], losses: dict[str, float | None]) -> dict[str, list[rates.Trial]]:
-  """The runs of each learning rate that a grid varies; a run without a finite loss has diverged."""
-  found: dict[str, list[rates.Trial]] = {}
-  for key in RATES:
-    if len({each.settings.get(key) for each in grid.values()}) > 1:
-      found[key] = [
-        rates.Trial(each.settings["model.width"], each.settings[key], losses[name] or math.inf)
-        for name, each in grid.items()
-      ]
-  return found
+  """The runs of the learning rate that a grid varies with the width; a run without a finite loss has diverged.
+
+  Raises:
+    InputError: it varies both rates.
+  """
+  varied = [key for key in ("model.width", *RATES) if len({each.settings.get(key) for each in grid.values()}) > 1]
+  if "model.width" not in varied or varied == ["model.width"]:
+    return {}
+  if len(varied) > 2:
+    raise InputError(f"a sweep of rates varies one of {' and '.join(RATES)}: give each a sweep of its own")
+  return {
+    varied[1]: [
+      rates.Trial(each.settings["model.width"], each.settings[varied[1]], losses[name] or math.inf)
+      for name, each in grid.items()
+    ]
+  }
 
 
 def _seal(
@@ -122,11 +133,13 @@ def _seal(
   """Writes the predictions down.
 
   Raises:
-    InputError: a run that is to be predicted has begun.
+    InputError: a run that is to be predicted has begun, or too few of the grid have ended.
   """
   if begun := [name for name, each in large.items() if state_of(workdir / name, each.steps)["state"] != "waiting"]:
     raise InputError(f"{workdir / begun[0]} has begun: what is predicted must not have been run; use another workdir")
   found, laws, gaps, naive = fitted
+  if not laws:
+    raise InputError(f"{workdir}: {result['runs']} runs are too few for intervals of what is sealed")
   predictions = {}
   for name, each in large.items():
     low, high = law.interval(laws, gaps, each.params, each.tokens)

@@ -16,6 +16,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,11 +36,11 @@ from sora_jax.scaling import grid, seal
 from sora_jax.train.loop import NonFiniteLoss
 from sora_jax.train.metrics import read_metrics
 
-FILE, RUNS, PREPARED = "sweep.json", "runs.json", "prepared"
+FILE, PREPARED = "sweep.json", "prepared"
 FIELDS = ("config", "settings", "grid", "sealed")  # of a sweep's file
 WARMUP, MEMORY = 0.05, 0.02  # shares of a run's steps: most of its warm-up, and what its averaged weights remember
 # Settings that change what is prepared.
-SHARED = ("data.", "autoencoder.", "model.patch", "model.vocabulary", "train.row_text", "diffusion.condition_share")
+SHARED = ("data.", "autoencoder.", "model.patch", "model.vocabulary", "train.row_", "diffusion.condition_share")
 LEAST_STEPS = 20
 STATES = WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
 ENDED = DONE, DIVERGED
@@ -127,7 +128,7 @@ def changed(base: Any, chosen: dict[str, Any]) -> Any:
   """The config with these settings.
 
   Raises:
-    InputError: a key is no setting, or a value is of another type than it has.
+    InputError: a key is no setting.
   """
   config = copy.deepcopy(base)
   for key, value in chosen.items():
@@ -145,24 +146,34 @@ def texts(chosen: dict[str, Any]) -> list[str]:
   return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in chosen.items()]
 
 
-def begin(workdir: epath.Path, sweep: Any, runs: dict[str, Planned]) -> None:
-  """Writes the sweep's runs, or sees that those there are the same; a sweep may get more of them.
+def begin(workdir: epath.Path, sweep: Any, base: Any, runs: dict[str, Planned]) -> None:
+  """Writes the sweep's runs, or sees that those there are the same; a sweep may get more of them, and lose some.
 
   Raises:
-    InputError: a run there has other settings.
+    InputError: a run there has other settings, or what all of them change was another config.
   """
-  path = workdir / FILE
-  before = read(workdir, sweep)["runs"] if path.exists() else {}
+  path, digest = workdir / FILE, digest_of(base)
   mine = json.loads(json.dumps({name: each._asdict() for name, each in runs.items()}))
-  for name in mine.keys() & before.keys():
-    if mine[name]["settings"] != before[name]["settings"]:
-      raise InputError(f"{workdir} holds another sweep (its run {name} has other settings): use another --workdir")
+  if path.exists():
+    there = read(workdir, sweep)
+    if there["base"] != digest:
+      raise InputError(f"{sweep.config} has changed since the sweep in {workdir} began: use another --workdir")
+    alike = mine.keys() & there["runs"].keys()
+    other = sorted(name for name in alike if mine[name]["settings"] != there["runs"][name]["settings"])
+    if other or not alike:
+      why = f"its run {other[0]} has other settings" if other else "none of its runs are these"
+      raise InputError(f"{workdir} holds another sweep ({why}): use another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
-  storage.write_text(path, json.dumps({"config": sweep.config, "runs": before | mine}, indent=1) + "\n")
+  storage.write_text(path, json.dumps({"config": sweep.config, "base": digest, "runs": mine}, indent=1) + "\n")
+
+
+def digest_of(config: Any) -> str:
+  """The same for equal values."""
+  return hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()
 
 
 def read(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
-  """What `begin` wrote: {config, runs}.
+  """What `begin` wrote: {config, base, runs}; `base` is the digest of the config that the runs change.
 
   Args:
     sweep: a sweep's file, where it is to be of the same config.
@@ -177,7 +188,7 @@ def read(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
     )
   try:
     found = json.loads(path.read_text())
-    config, _ = found["config"], [Planned(**each) for each in found["runs"].values()]
+    config, _, _ = found["config"], found["base"], [Planned(**each) for each in found["runs"].values()]
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f"{path} is no sweep's file: {error!r}") from error
   if sweep is not None and pathlib.Path(sweep.config).name != pathlib.Path(config).name:
@@ -207,19 +218,27 @@ def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") 
     SweepFailed: some runs did not end.
   """
   here, runs = epath.Path(workdir), planned(sweep, base)
-  begin(here, sweep, runs)
+  begin(here, sweep, base, runs)
   if stage == "sealed":
     must_be_sealed(here, runs)
   mine = {name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}
   states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
   left = {name: each for name, each in mine.items() if states[name]["state"] not in ENDED}
-  tell(len(mine), left, seconds_left(left, runs, states), where.at_once if where.on == "local" else 1)
+  tell(
+    len(mine),
+    len(left),
+    flops_left(left, states),
+    seconds_left(left, runs, states),
+    where.at_once if where.on == "local" else 1,
+  )
   if left:
     words = {
       name: texts(each.settings | prepare(base, each.settings, sweep.config, here)) for name, each in left.items()
     }
-    storage.write_text(here / RUNS, json.dumps(words, indent=1) + "\n")
-    code = child.call(launch_words(sweep.config, workdir, where))
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as listed:  # here, wherever the workdir is
+      json.dump(words, listed)
+      listed.flush()
+      code = child.call(launch_words(sweep.config, listed.name, workdir, where))
     here_now = where.on in ("local", "tpu_pod")  # elsewhere runs only queue
     missing = [name for name, each in left.items() if state_of(here / name, each.steps)["state"] not in ENDED]
     if code and here_now and missing:
@@ -245,7 +264,7 @@ def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned]) -> None:
       raise InputError(f"{workdir / seal.FILE} has no prediction of the run {name} with {each.flops:g} FLOPs")
 
 
-def launch_words(config_file: str, workdir: str, where: Where) -> list[str]:
+def launch_words(config_file: str, runs_file: str, workdir: str, where: Where) -> list[str]:
   """The command that trains the runs that are left.
 
   Raises:
@@ -256,7 +275,7 @@ def launch_words(config_file: str, workdir: str, where: Where) -> list[str]:
     raise InputError(
       f"{script} is missing: a sweep needs a checkout of the repository, installed with pip install -e ."
     )
-  words = [f"--config={config_file}", f"--runs={epath.Path(workdir) / RUNS}", f"--workdir={workdir}"]
+  words = [f"--config={config_file}", f"--runs={runs_file}", f"--workdir={workdir}"]
   return [sys.executable, str(script), *words, f"--on={where.on}", f"--at_once={where.at_once}", "--", *where.flags]
 
 
@@ -266,9 +285,9 @@ def prepare(base: Any, chosen: dict[str, Any], config_file: str, workdir: epath.
   Raises:
     SweepFailed: that did not end.
   """
-  if base.data.prepared or chosen.get("data.prepared"):
-    return {}
   seed = chosen.get("data.seed", sources.seed_of(base))
+  if base.data.prepared or chosen.get("data.prepared"):
+    return {"data.seed": seed}
   made_of = {key: value for key, value in chosen.items() if key.startswith(SHARED)} | {"data.seed": seed}
   name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
   folder = workdir / f"{PREPARED}-{name}"
@@ -299,16 +318,21 @@ def seconds_left(left: dict[str, Planned], runs: dict[str, Planned], states: dic
     alike = [other for other in done if runs[other].params == each.params] or done
     if not alike:
       return None
-    flops = each.flops * (1 - states[name]["step"] / each.steps)
-    total += flops * sum(took[other] for other in alike) / sum(runs[other].flops for other in alike)
+    total += (
+      flops_left({name: each}, states) * sum(took[other] for other in alike) / sum(runs[other].flops for other in alike)
+    )
   return total
 
 
-def tell(count: int, left: dict[str, Planned], seconds: float | None, at_once: int) -> None:
+def flops_left(left: dict[str, Planned], states: dict[str, dict[str, Any]]) -> float:
+  """Of the steps that some runs have still to do."""
+  return sum(each.flops * (1 - states[name]["step"] / each.steps) for name, each in left.items())
+
+
+def tell(runs: int, left: int, flops: float, seconds: float | None, at_once: int) -> None:
   """On stderr: what there is to do, and how long that takes (`seconds_left`) with so many runs at once."""
-  flops = sum(each.flops for each in left.values())
   time = "no run has told its speed yet" if seconds is None else f"about {seconds / at_once / 3600:.2f} hours"
-  print(f"sweep: {len(left)} of {count} runs are left, {flops:.3g} FLOPs; {time}", file=sys.stderr)
+  print(f"sweep: {left} of {runs} runs are left, {flops:.3g} FLOPs; {time}", file=sys.stderr)
 
 
 def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
@@ -328,10 +352,10 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
   runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
   found = {name: state_of(here / name, each.steps) for name, each in runs.items()}
   for name, each in runs.items():
-    alike = [found[other]["step_seconds"] for other, one in runs.items() if _alike(each, one)]
+    alike = [found[other]["step_seconds"] for other, one in runs.items() if other != name and _alike(each, one)]
     usual = float(np.median([seconds for seconds in alike if seconds] or [0.0]))
     mine = found[name]["step_seconds"]
-    found[name]["slow"] = round(mine / usual, 2) if mine and mine > SLOW * usual else None
+    found[name]["slow"] = round(mine / usual, 2) if mine and mine > SLOW * usual > 0 else None
   states = [each["state"] for each in found.values()]
   left = {name: each for name, each in runs.items() if found[name]["state"] not in ENDED}
   more = seconds_left(left, runs, found)
@@ -340,14 +364,15 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
     "counts": {state: states.count(state) for state in STATES},
     "flops": sum(each.flops for name, each in runs.items() if found[name]["state"] == DONE),
     "seconds": round(sum(each["seconds"] for each in found.values()), 1),
-    "flops_left": sum(each.flops for each in left.values()),
+    "flops_left": flops_left(left, found),
     "seconds_left": None if more is None else round(more, 1),
   }
 
 
 def _alike(one: Planned, other: Planned) -> bool:
   """Whether they differ in their seeds alone."""
-  return (one.flops, one.params) == (other.flops, other.params)
+  kinds = [{key: value for key, value in each.settings.items() if key != "seed"} for each in (one, other)]
+  return kinds[0] == kinds[1] and one.sealed == other.sealed
 
 
 def state_of(folder: epath.Path, steps: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def plan(sweep: Any, base: Any, topology: str | None, dollars: float | None) -> 
   runs = planned(sweep, base)
   groups: dict[tuple[int, float], list[str]] = {}
   for name, each in runs.items():
-    groups.setdefault((each.params, each.flops / each.steps), []).append(name)
+    groups.setdefault((each.params, float(f"{each.flops / each.steps:.9g}")), []).append(name)
   models = []
   for (params, _), names in groups.items():
     mine = [runs[name] for name in names]

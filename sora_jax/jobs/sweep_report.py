@@ -28,6 +28,7 @@ from sora_jax.jobs.scaling import FILE, rises
 from sora_jax.jobs.sweep import Planned, flops_of_step, read, state_of
 from sora_jax.report.plot import Line, plot
 from sora_jax.runtime import storage
+from sora_jax.scaling import law
 
 SHOWN = 6  # frames of a clip on a sheet
 
@@ -82,7 +83,7 @@ def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
   storage.write_text(folder / "rates.json", json.dumps(found, indent=1) + "\n")
   for key, each in found["rates"].items():
     lines = [
-      Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if math.isfinite(loss)])
+      Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if loss is not None])
       for width, losses in each["losses"].items()
     ]
     name = key.rpartition(".")[2]
@@ -93,26 +94,31 @@ def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
 def isoflop_plot(found: dict[str, Any]) -> str:
   """Held-out loss by the size of the model, a line a budget, with the range over seeds."""
   lines = []
-  of_budget = lambda point: float(f"{point['flops']:.1g}")
-  for budget, group in itertools.groupby(sorted(found["points"], key=of_budget), key=of_budget):
+  for budget, group in by_budget(found["points"]).items():
     by_size: dict[int, list[float]] = {}
     for point in group:
       by_size.setdefault(point["params"], []).append(point["loss"])
     sizes = sorted(by_size)
     means = [(math.log10(size), float(np.mean(by_size[size]))) for size in sizes]
-    lines.append(Line(f"{budget:.0e} FLOPs", means, [(min(by_size[size]), max(by_size[size])) for size in sizes]))
+    lines.append(Line(f"{budget:.3g} FLOPs", means, [(min(by_size[size]), max(by_size[size])) for size in sizes]))
   return plot("Loss on held-out clips", "log10 of parameters", lines)
+
+
+def by_budget(points: Sequence[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+  """Runs by budget, the smallest first: what was asked for is met to within a step, so budgets agree within 5 %."""
+  groups: dict[float, list[dict[str, Any]]] = {}
+  budgets = law.levels(np.array([point["flops"] for point in points]))
+  for budget, point in sorted(zip(budgets.tolist(), points, strict=True), key=lambda pair: pair[0]):
+    groups.setdefault(budget, []).append(point)
+  return groups
 
 
 def frontier_plot(found: dict[str, Any]) -> str:
   """Held-out loss by budget: the best run of each, the law's frontier, what was sealed and what was measured."""
-  best: dict[float, float] = {}
-  for point in found["points"]:
-    budget = float(f"{point['flops']:.1g}")
-    best[budget] = min(point["loss"], best.get(budget, math.inf))
   log = math.log10
+  best = [min(group, key=lambda point: point["loss"]) for group in by_budget(found["points"]).values()]
   lines = [
-    Line("best of each budget", [(log(budget), loss) for budget, loss in sorted(best.items())]),
+    Line("best of each budget", [(log(point["flops"]), point["loss"]) for point in best]),
     Line("law", [(log(row["flops"]), row["loss"]) for row in found["frontier"]]),
   ]
   if sealed := sorted(found.get("sealed", []), key=lambda row: row["flops"]):
@@ -173,7 +179,7 @@ def _report_simulation(
   plot and a sheet of clips of the same seeds.
 
   Raises:
-    InputError: an exam is missing, or of another protocol.
+    InputError: an exam is missing or of another protocol, or two models have the same compute.
   """
   models = [Examined(os.fspath(workdir / name), runs[name].flops, exam) for name, exam in exams.items()]
   models = sorted([*models, *map(_beside, beside)], key=lambda each: each.flops)
@@ -183,6 +189,8 @@ def _report_simulation(
       f"exams are of unlike protocols ({', '.join(sorted(protocols))}): give all of them the same --clips"
     )
   named = {_times(each.flops / models[0].flops): each for each in models}
+  if len(named) < len(models):
+    raise InputError(f"two models of {', '.join(each.checkpoint for each in models)} have the same compute: give one")
   found: dict[str, Any] = {
     "command": "sora sweep run, sora evaluate --suite worlds, sora sweep report (docs/scaling.md)",
     "protocol": models[0].exam["protocol"],

@@ -6,6 +6,7 @@ N is a model's parameters, D the tokens it was trained on. The fit is theirs too
 log L, from many starts. Short runs differ more from seed to seed than long ones, and count less for it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ SEARCH = 1000  # looks from a start
 HUBER = 1e-3  # beyond this distance in log L a point pulls no harder
 STARTS = [
   (e, a, alpha, b, beta)
-  for e in (-3.0, -1.5, -0.5)  # log E
+  for e in (-3.0, -1.5, -0.5)  # log E, like the others relative to the mean of log L
   for a in (-1.0, 2.0, 5.0)  # log A
   for alpha in (0.2, 0.5, 0.8)
   for b in (-1.0, 2.0, 5.0)  # log B
@@ -57,7 +58,7 @@ def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarr
   Args:
     flops: budgets; those of one budget agree within 5 %.
   """
-  log_l, budgets = np.log(loss), _levels(flops)
+  log_l, budgets = np.log(loss), levels(flops)
   spread = np.zeros(len(loss))
   for budget in np.unique(budgets):
     mine = budgets == budget
@@ -78,16 +79,16 @@ def seed_spread(kinds: np.ndarray, log_loss: np.ndarray) -> float:
   return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
 
-def _levels(flops: np.ndarray) -> np.ndarray:
-  """Each budget as the lowest one that agrees with it."""
+def levels(flops: np.ndarray) -> np.ndarray:
+  """Each budget as the lowest one that agrees with it, within 5 %."""
   levels = np.asarray(flops, np.float64).copy()
   for value in np.sort(levels):
     levels[(levels >= value) & (levels < 1.05 * value)] = value
   return levels
 
 
-def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
-  """The law of the least error over all starts.
+def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS, near: Law | None = None) -> Law:
+  """The law of the least error over all starts, of which `near` is one where it is given.
 
   Raises:
     ValueError: fewer points than numbers to find.
@@ -117,9 +118,13 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
   # TNC calls no BLAS: L-BFGS-B's small products hung where a pool of BLAS threads had to share two busy cores.
   middle, options = log_l.mean(), {"maxfun": SEARCH}
   search = lambda start: optimize.minimize(
-    error, _inside(start, bounds, middle), jac=True, bounds=bounds, method="TNC", options=options
+    error, np.clip(start, *np.array(bounds).T), jac=True, bounds=bounds, method="TNC", options=options
   )
-  best = min(map(search, starts), key=lambda found: found.fun).x
+  begin = [(middle + e, middle + a - 4, alpha, middle + b - 4, beta) for e, a, alpha, b, beta in starts]
+  if near is not None:
+    e, a, b = (math.log(max(value, 1e-9)) for value in (near.E, near.A, near.B))
+    begin.append((e, a - near.alpha * middle_n, near.alpha, b - near.beta * middle_d, near.beta))
+  best = min(map(search, begin), key=lambda found: found.fun).x
   e, a, alpha, b, beta = best
   return Law(
     float(np.exp(e)),
@@ -130,14 +135,8 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS) -> Law:
   )
 
 
-def _inside(start: Sequence[float], bounds: list[tuple[float, float]], middle: float) -> np.ndarray:
-  """A start, its logarithms taken relative to the mean loss."""
-  e, a, alpha, b, beta = start
-  return np.clip([middle + e, middle + a - 4, alpha, middle + b - 4, beta], *np.array(bounds).T)
-
-
 def resampled(points: Points, law: Law, draws: int, seed: int = 0) -> list[Law]:
-  """Laws of bootstrap samples of the runs; each search begins at `law` and a few other starts.
+  """Laws of bootstrap samples of the runs; each search begins at `law`, that of all runs, and a few other starts.
 
   A sample that has too few different runs is left out.
   """
@@ -146,7 +145,7 @@ def resampled(points: Points, law: Law, draws: int, seed: int = 0) -> list[Law]:
   for _ in range(draws):
     which = rng.integers(0, len(points.loss), len(points.loss))
     if len(set(which.tolist())) > len(Law._fields):
-      laws.append(fit(points.pick(which), STARTS[:: len(STARTS) // 6]))
+      laws.append(fit(points.pick(which), STARTS[:: len(STARTS) // 6], law))
   return laws
 
 

@@ -16,8 +16,8 @@ class Trial(NamedTuple):
 def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
   """The best rate of each width, and how far the best ones are apart.
 
-  Seeds are averaged. A width whose best rate is the lowest or highest tried may have a better one beyond, which
-  `at_edge` says.
+  Seeds are averaged; the mean of runs of which one diverged is None. A width whose best rate is the lowest or highest
+  tried may have a better one beyond, which `at_edge` says.
 
   Returns:
     {best: {width: rate}, losses: {width: [[rate, mean loss], ...]}, grid_steps: most steps of the grid between two best
@@ -38,7 +38,12 @@ def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
   places = [rates.index(rate) for rate in best.values()]
   return {
     "best": {str(width): rate for width, rate in best.items()},
-    "losses": {str(width): [[rate, round(mean[width, rate], 6)] for rate in rates] for width in widths},
+    "losses": {str(width): [[rate, _finite(mean[width, rate])] for rate in rates] for width in widths},
     "grid_steps": max(places) - min(places),
     "at_edge": [width for width, rate in best.items() if rate in (rates[0], rates[-1])],
   }
+
+
+def _finite(loss: float) -> float | None:
+  """As JSON can hold it."""
+  return round(loss, 6) if math.isfinite(loss) else None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data.world_source import WorldSource
+from sora_jax.errors import InputError
 from sora_jax.evaluation import prompting
 from sora_jax.evaluation.prompting import SUITE, Measure, Subject, changes, jump
 from sora_jax.inference.generator import Sampling
@@ -36,6 +37,21 @@ def test_a_measure_leaves_out_what_does_not_apply():
   found = Measure.of([1.0, 3.0, float("nan")], [4.0, float("nan")], None)
   assert (found.mean, found.ceiling, found.chance) == (2.0, 4.0, None) and 1 <= found.low <= found.high <= 3
   assert found.rounded()["ceiling"] == 4.0
+
+
+def test_nan_is_none_in_json():
+  assert Measure.of([1.0], [float("nan")]).rounded()["ceiling"] is None
+
+
+def test_few_clips_are_of_few_sizes_so_that_each_has_others(generator):
+  sizes = [(16, 16), (16, 24), (24, 16), (24, 24)]
+  of = lambda count: Subject.of(generator, None, WorldSource("shapes", count, sizes, (5,), 8.0, 1, held_out=True))
+  for count in (3, 7, 12):
+    found = of(count)
+    shapes = [found.source.shape(number) for number in range(count)]
+    assert min(shapes.count(shape) for shape in shapes) >= 3
+  with pytest.raises(InputError, match="2 clips: prompting is measured on 3 or more"):
+    of(2)
 
 
 def test_the_subject_is_of_the_longest_clips_and_knows_what_comes_after(subject):

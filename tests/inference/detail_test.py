@@ -29,6 +29,11 @@ def test_what_moves_stays_as_it_was_decoded():
   np.testing.assert_allclose(found[3:, 4:], real[3:, 4:], atol=1e-6)
 
 
+def test_detail_takes_no_pixel_out_of_its_range():
+  decoded = np.full((2, 2, 2, 3), 0.95, np.float32)
+  assert restored(decoded, [Given(0, np.ones((1, 2, 2, 3), np.float32))]).max() == 1.0
+
+
 def test_between_two_frames_the_detail_of_one_fades_into_that_of_the_other():
   decoded = np.zeros((5, 2, 2, 3), np.float32)
   given = [Given(0, decoded[:1] + 0.1), Given(4, decoded[:1] - 0.1)]

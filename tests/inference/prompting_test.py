@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from sora_jax.clips import Clip
 from sora_jax.errors import InputError
-from sora_jax.inference import prompting
+from sora_jax.inference import detail, prompting
 from sora_jax.inference.conditions import Condition, Edit
 from sora_jax.inference.generator import Request
 from sora_jax.inference.prompting import Connection, Extension
 from sora_jax.patches import Grid
 
 FPS = 8.0
+SCALE = 2048
 SAMPLING = types.SimpleNamespace(history_level=0.25)
 
 
 class Counting:
-  """Makes clips whose frames hold their numbers in the window, so nothing stands still; it notes the requests."""
+  """Makes clips whose every frame holds its own number within the clip's window; it notes the requests."""
 
   def __init__(self, frames: int = 9, time: int = 2, **data):
     self.grid = Grid((time, 4, 4), (1, 1, 1))
@@ -34,13 +35,22 @@ class Counting:
 
 
 def ramp(frames: int, start: float = 0.0) -> np.ndarray:
-  """Frames that hold `start`, `start` + 1, ..."""
-  return (start + np.arange(frames, dtype=np.float32)).reshape(-1, 1, 1, 1) * np.ones((1, 4, 4, 3), np.float32)
+  """Frames that hold `start`, `start` + 1, ... of SCALE."""
+  return (start + np.arange(frames, dtype=np.float32)).reshape(-1, 1, 1, 1) / SCALE * np.ones((1, 4, 4, 3), np.float32)
+
+
+def numbers(frames_THWC: np.ndarray) -> np.ndarray:
+  return frames_THWC[:, 0, 0, 0] * SCALE
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stands_still(monkeypatch):
+  monkeypatch.setattr(detail, "STILL", 1e-9)
 
 
 def extended(generator: Counting, frames: int, **count) -> np.ndarray:
   extension = Extension(ramp(frames, 1000), "x", FPS, 5, **count)
-  return prompting.extend(generator, [extension], SAMPLING)[0].frames_THWC[:, 0, 0, 0]
+  return numbers(prompting.extend(generator, [extension], SAMPLING)[0].frames_THWC)
 
 
 class TestWindow:
@@ -81,7 +91,7 @@ class TestSampled:
     condition = Condition(ramp(2, 50), **({"seconds": 3 / FPS} | more))
     (clip,) = prompting.sampled(Counting(), [Request("x", 4, 4, 9, FPS, 0, conditions=(condition,))], SAMPLING)
     wanted = [0, 1, 2, 50, 51, 5, 6, 7, 8] if as_given else range(9)
-    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, atol=1e-5)
+    np.testing.assert_allclose(numbers(clip.frames_THWC), wanted, atol=1e-5)
 
 
 class TestExtend:
@@ -146,6 +156,21 @@ class TestMake:
     np.testing.assert_array_equal(shown[2][0].frames_THWC, ramp(3, 500))
     assert (shown[1][0].seconds, shown[2][0].seconds) == (7 / FPS, 1 / FPS)
 
+  def test_later_windows_have_noise_of_their_own_and_a_history_that_was_made(self):
+    generator = Counting()
+    self.made(generator, 21)
+    history = [request.conditions[0].strength for request in generator.requests[1:]]
+    assert history == [0.75, 0.75] and len({request.seed for request in generator.requests}) == 3
+    clips, alone = Counting(), generator.requests
+    prompting.clips(clips, [Request("x", 4, 4, 21, FPS, 3)], SAMPLING)
+    assert [request.seed for request in clips.requests] == [request.seed for request in alone]
+
+  def test_a_clip_goes_on_as_it_is_extended(self):
+    extension = Extension(ramp(5, 1000), "x", FPS, 5, forward=14)
+    pieces = list(prompting.onward(Counting(), extension, SAMPLING))
+    assert len(pieces) == 4
+    np.testing.assert_array_equal(numbers(np.concatenate(pieces)), extended(Counting(), 5, forward=14))
+
   def test_a_longer_clip_to_change_is_refused(self):
     with pytest.raises(InputError, match="20 frames.*at most 9"):
       self.made(Counting(), 20, edit=Edit(ramp(20), 0.5))
@@ -177,8 +202,8 @@ class TestConnect:
     np.testing.assert_array_equal(onward.conditions[0].frames_THWC, ramp(3, 104))
     np.testing.assert_array_equal(before.conditions[0].frames_THWC, ramp(3, 200))
     assert (onward.conditions[0].seconds, before.conditions[0].seconds) == (0.0, 4 / FPS)
-    fade = prompting.faded(ramp(4, 3), ramp(4, 0))[:, 0, 0, 0]
-    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], [*range(100, 107), *fade, *range(200, 206)], rtol=1e-5)
+    fade = numbers(prompting.faded(ramp(4, 3), ramp(4, 0)))
+    np.testing.assert_allclose(numbers(clip.frames_THWC), [*range(100, 107), *fade, *range(200, 206)], rtol=1e-5)
 
   @pytest.mark.parametrize("loops", [0.0, 0.1])
   def test_a_clip_longer_than_known_loops_leads_from_its_last_frames_to_its_first(self, loops):
@@ -199,7 +224,7 @@ class TestConnect:
     np.testing.assert_array_equal(start.frames_THWC, ramp(3, 100))
     np.testing.assert_array_equal(end.frames_THWC, ramp(3, 104))
     wanted = [*range(100, 107), 7, 8, 9, 10, 11]
-    np.testing.assert_allclose(clip.frames_THWC[:, 0, 0, 0], wanted, rtol=1e-5)
+    np.testing.assert_allclose(numbers(clip.frames_THWC), wanted, rtol=1e-5)
 
   def test_an_image_is_one_condition_of_its_loop(self):
     generator = Counting(loops=0.1)

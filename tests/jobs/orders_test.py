@@ -47,6 +47,15 @@ def test_a_sidecar_names_files_by_their_whole_path_and_digest(tmp_path, monkeypa
   assert boxes["order"]["given"]["mask"] == "0,0,4,4"
 
 
+def test_a_sidecar_names_its_weights_so_that_another_folder_finds_them(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  about = {"width": 1, "height": 1, "frames": 1, "fps": 8.0, "step": 3, "weights_sha256": "0"}
+  kept = {"runs/w": str(tmp_path / "runs" / "w"), "pretrained:worlds": "pretrained:worlds", "gs://b/run": "gs://b/run"}
+  for checkpoint, wanted in kept.items():
+    order = dataclasses.replace(order_of("sample"), checkpoint=checkpoint)
+    assert describe(order, 0, SETTINGS(5), about)["order"]["checkpoint"] == wanted
+
+
 def test_of_the_files_that_are_still_used_none_may_have_changed(tmp_path):
   path = tmp_path / "a.png"
   path.write_text("a")

@@ -1,5 +1,6 @@
 """Fits of sweeps: the law, sealed predictions and how they fared, the figures of the report."""
 
+import copy
 import json
 
 import numpy as np
@@ -22,7 +23,7 @@ FILE = make(
 def swept(tiny_config, tmp_path):
   """A sweep whose runs are done, its large ones waiting."""
   runs = sweep.planned(FILE, tiny_config)
-  sweep.begin(tmp_path, FILE, runs)
+  sweep.begin(tmp_path, FILE, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items()):
     if not each.sealed:
       loss = float(TRUE.loss(each.params, each.tokens)) * (1 + 0.002 * (number % 2))
@@ -65,8 +66,29 @@ def test_what_has_begun_can_t_be_sealed(swept):
     scaling.fit(folder, FILE, draws=2)
 
 
+def test_a_large_run_that_joins_later_has_no_prediction(swept, tiny_config):
+  folder, _ = swept
+  scaling.fit(folder, FILE, draws=5)
+  more = copy.deepcopy(FILE)
+  more.sealed = (*FILE.sealed[:2], ("seed", (0, 1, 2)))
+  sweep.begin(folder, more, tiny_config, sweep.planned(more, tiny_config))
+  with pytest.raises(InputError, match="has no prediction of the run sealed_width=32_heads=4_seed=2"):
+    scaling.fit(folder, more, draws=5)
+
+
+def test_few_runs_seal_nothing(tiny_config, tmp_path):
+  file = make((("flops", (2e9, 3e9, 4e9, 6e9, 8e9)),), (("flops", (8e10,)),))
+  runs = sweep.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, tiny_config, runs)
+  for number, (name, each) in enumerate(runs.items()):
+    if not each.sealed:
+      leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 1.0 - 0.1 * number)
+  with pytest.raises(InputError, match="5 runs are too few for intervals"):
+    scaling.fit(tmp_path, file, draws=5)
+
+
 def test_a_grid_that_is_not_done_is_not_fitted(tiny_config, tmp_path):
-  sweep.begin(tmp_path, FILE, sweep.planned(FILE, tiny_config))
+  sweep.begin(tmp_path, FILE, tiny_config, sweep.planned(FILE, tiny_config))
   with pytest.raises(InputError, match="18 of 18 runs of the grid are not done or lack a held-out loss"):
     scaling.fit(tmp_path)
 
@@ -82,7 +104,7 @@ def test_scores_of_exams_are_fitted_too(swept):
 
 def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_path):
   file = make((("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02, 0.04))))
-  sweep.begin(tmp_path, file, sweep.planned(file, tiny_config))
+  sweep.begin(tmp_path, file, tiny_config, sweep.planned(file, tiny_config))
   steps = tiny_config.train.steps
   for name, loss in zip(sweep.planned(file, tiny_config), (3.0, 1.0, 2.0, 1.0, 2.0, None), strict=True):
     ends = [DONE] if loss else ["NonFiniteLoss: step 2"]
@@ -91,3 +113,13 @@ def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_p
   assert found["best"] == {"16": 0.02, "32": 0.01} and found["grid_steps"] == 1 and found["at_edge"] == [32]
   assert sweep_report.report(tmp_path, str(tmp_path / "out"))["train.learning_rate"] == 1
   assert ">width 32<" in (tmp_path / "out" / "learning_rate.svg").read_text()
+  assert "Infinity" not in (tmp_path / "fit.json").read_text()
+
+
+def test_two_rates_in_one_sweep_are_refused_and_one_width_is_no_sweep_of_rates(tiny_config):
+  models, rates = ("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02))
+  both = sweep.planned(make((models, rates, ("train.adam_learning_rate", (0.01, 0.02)))), tiny_config)
+  with pytest.raises(InputError, match="varies one of train.learning_rate and train.adam_learning_rate"):
+    scaling.rate_trials(both, dict.fromkeys(both, 1.0))
+  alone = sweep.planned(make((rates, ("seed", (0, 1)))), tiny_config)
+  assert scaling.rate_trials(alone, dict.fromkeys(alone, 1.0)) == {}

@@ -23,7 +23,9 @@ def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):  # noqa: F811
   kept = json.loads((tmp_path / "out" / "scaling.json").read_text())
   assert kept["law"] == found["law"] and kept["command"].startswith("sora sweep")
   curves = (tmp_path / "out" / "isoflop.svg").read_text()
-  assert [f"{budget} FLOPs" in curves for budget in ("2e+09", "8e+09", "3e+10")] == [True] * 3
+  budgets = list(sweep_report.by_budget(found["points"]))
+  assert budgets == pytest.approx([2e9, 8e9, 3.2e10], rel=0.05)
+  assert all(f"{budget:.3g} FLOPs" in curves for budget in budgets)
   assert ">sealed<" in (tmp_path / "out" / "scaling.svg").read_text()
 
 
@@ -46,7 +48,7 @@ def compute(tiny_config, tmp_path, monkeypatch, generator):
   monkeypatch.setattr(Generator, "load", staticmethod(lambda workdir, step=None: generator))
   file = make((("flops", (2e9, 8e9)),))
   runs = sweep.planned(file, tiny_config)
-  sweep.begin(tmp_path, file, runs)
+  sweep.begin(tmp_path, file, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items(), 1):
     leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5)
     write_exam(tmp_path / name, "worlds", **exam(number / 4))
@@ -70,6 +72,19 @@ def test_exams_stand_beside_each_other_by_compute_with_clips_of_the_same_seeds(c
   assert sheet.ndim == 3 and sheet.shape[1] > 4 * 2 * sheet.shape[0] / 2
 
 
+def test_two_models_of_the_same_compute_are_refused(compute):
+  with pytest.raises(InputError, match="have the same compute: give one"):
+    sweep_report.report(compute, str(compute / "out"), beside=[str(compute / "large")] * 2)
+
+
+def test_budgets_that_were_met_to_within_a_step_are_one(tmp_path):
+  points = [
+    {"flops": flops, "params": 10, "loss": loss} for flops, loss in ((2e12, 0.4), (1.2e12, 0.5), (1.22e12, 0.6))
+  ]
+  groups = sweep_report.by_budget(points)
+  assert {budget: len(group) for budget, group in groups.items()} == {1.2e12: 2, 2e12: 1}
+
+
 def test_exams_of_unlike_protocols_and_models_without_one_are_refused(compute):
   write_exam(compute / "other", "worlds", step=1, **exam(1.0, "q"))
   with pytest.raises(InputError, match=r"unlike protocols \(p, q\)"):
@@ -81,7 +96,7 @@ def test_exams_of_unlike_protocols_and_models_without_one_are_refused(compute):
 def test_framings_have_the_clips_of_all_their_seeds(tiny_config, tmp_path):
   file = make((("data.framing", ("native", "square")), ("seed", (0, 1))))
   runs = sweep.planned(file, tiny_config)
-  sweep.begin(tmp_path, file, runs)
+  sweep.begin(tmp_path, file, tiny_config, runs)
   for name, each in runs.items():
     leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5 if name.endswith("0") else 0.7)
     marks = [1.0, 1.0, None, 1.0] if "native" in name else [0.0, 1.0, 0.0, 0.0]

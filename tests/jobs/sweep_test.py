@@ -1,5 +1,6 @@
 """Sweeps: from a grid to runs with budgets of their own, what is refused, and what became of each run."""
 
+import copy
 import json
 import pathlib
 
@@ -81,14 +82,23 @@ def test_what_is_no_sweep_is_refused(tiny_config, file, words):
     sweep.planned(file, tiny_config)
 
 
-def test_a_workdir_keeps_to_one_sweep_which_may_grow(tiny_config, tmp_path):
+def test_a_workdir_keeps_to_one_sweep_which_may_grow_and_shrink(tiny_config, tmp_path):
   file, more = make((("seed", (0, 1)),)), make((("seed", (0, 1, 2)),))
   for each in (file, more):
-    sweep.begin(tmp_path, each, sweep.planned(each, tiny_config))
+    sweep.begin(tmp_path, each, tiny_config, sweep.planned(each, tiny_config))
   assert list(sweep.read(tmp_path)["runs"]) == ["seed=0", "seed=1", "seed=2"]
+  sweep.begin(tmp_path, file, tiny_config, sweep.planned(file, tiny_config))
+  assert list(sweep.read(tmp_path)["runs"]) == ["seed=0", "seed=1"]
   other = make((("seed", (0, 1)),), **{"train.learning_rate": 0.5})
-  with pytest.raises(InputError, match="holds another sweep"):
-    sweep.begin(tmp_path, other, sweep.planned(other, tiny_config))
+  with pytest.raises(InputError, match=r"holds another sweep \(its run seed=0 has other settings\)"):
+    sweep.begin(tmp_path, other, tiny_config, sweep.planned(other, tiny_config))
+  apart = make((("data.framing", ("native", "square")),))
+  with pytest.raises(InputError, match=r"holds another sweep \(none of its runs are these\)"):
+    sweep.begin(tmp_path, apart, tiny_config, sweep.planned(apart, tiny_config))
+  changed = copy.deepcopy(tiny_config)
+  changed.train.learning_rate = 0.5
+  with pytest.raises(InputError, match="configs/tiny.py has changed since the sweep in .* began"):
+    sweep.begin(tmp_path, file, changed, sweep.planned(file, changed))
   renamed = make((("seed", (0, 1)),))
   renamed.config = "configs/other.py"
   with pytest.raises(InputError, match="holds a sweep of configs/tiny.py, not of configs/other.py"):
@@ -113,7 +123,7 @@ def leave(folder, steps: int, step: int, ends: list[str], seconds: float, held_o
 def test_status_tells_what_became_of_each_run(tiny_config, tmp_path):
   file = make((("flops", (2e9,)), ("seed", (0, 1, 2, 3, 4))))
   runs = sweep.planned(file, tiny_config)
-  sweep.begin(tmp_path, file, runs)
+  sweep.begin(tmp_path, file, tiny_config, runs)
   steps = next(iter(runs.values())).steps
   preempted = "Preempted: SIGTERM"
   leave(tmp_path / "seed=0", steps, steps, [preempted, preempted, DONE], 10.0, 0.5)
@@ -125,7 +135,7 @@ def test_status_tells_what_became_of_each_run(tiny_config, tmp_path):
   states = {name: (each["state"], each["starts"], each["ends"], each["slow"]) for name, each in found["runs"].items()}
   assert states["seed=0"] == ("done", 3, [preempted, preempted, DONE], None)
   assert states["seed=1"] == ("done", 2, [KILLED, DONE], None)
-  assert states["seed=2"][3] == pytest.approx(31 / 10.5, rel=0.1)
+  assert states["seed=2"][3] == pytest.approx(31 / 10.5, rel=0.1)  # the median of the others
   assert states["seed=3"][:2] == ("begun", 1) and states["seed=4"][0] == "waiting"
   assert found["runs"]["seed=1"]["held_out"] == 0.6 and found["runs"]["seed=3"]["held_out"] is None
   assert found["flops"] == pytest.approx(3 * runs["seed=0"].flops)
@@ -143,8 +153,15 @@ class Launched:
   """Takes the place of the processes that a sweep starts."""
 
   def __init__(self, monkeypatch, codes=(0, 0)):
-    self.calls, codes = [], list(codes)
-    monkeypatch.setattr(child, "call", lambda words, **_: self.calls.append(words) or codes.pop(0))
+    self.calls, self.runs, self.codes = [], {}, list(codes)
+    monkeypatch.setattr(child, "call", self.call)
+
+  def call(self, words, **_) -> int:
+    self.calls.append(words)
+    for word in words:
+      if word.startswith("--runs="):
+        self.runs = json.loads(pathlib.Path(word.partition("=")[2]).read_text())
+    return self.codes.pop(0)
 
 
 def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny_config, tmp_path, monkeypatch):
@@ -158,7 +175,7 @@ def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny
   assert prepared[2:4] == ["sora_jax.cli", "precompute"] and f"--workdir={folder}" in prepared
   assert f"--config.seed={tiny_config.seed}" in prepared and "--config.train.eval_every=1" in prepared
   assert launch[1].endswith("launch/sweep.py") and launch[-2:] == ["--", "--nodes=2"] and "--on=slurm" in launch
-  words = json.loads((tmp_path / sweep.RUNS).read_text())
+  words = launched.runs
   assert list(words) == ["seed=0"] and f"data.prepared={folder}" in words["seed=0"]
   assert {"seed=0", f"data.seed={tiny_config.seed}", f"train.steps={steps}"} <= set(words["seed=0"])
   assert found["counts"] == {"waiting": 1, "begun": 0, "done": 1, "diverged": 0}
@@ -197,7 +214,7 @@ def test_a_run_that_diverged_has_ended(tiny_config, tmp_path, monkeypatch):
   leave(tmp_path / "learning_rate=1", 2, 1, ["NonFiniteLoss: step 2: loss nan"], 3.0)
   with pytest.raises(sweep.SweepFailed, match=r"1 of 1 runs did not end \(learning_rate=0.1\)"):
     sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
-  assert list(json.loads((tmp_path / sweep.RUNS).read_text())) == ["learning_rate=0.1"] and len(launched.calls) == 2
+  assert list(launched.runs) == ["learning_rate=0.1"] and len(launched.calls) == 2
   leave(tmp_path / "learning_rate=0.1", tiny_config.train.steps, tiny_config.train.steps, [DONE], 3.0, 0.5)
   found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
   assert found["counts"] == {"waiting": 0, "begun": 0, "done": 1, "diverged": 1}
@@ -210,9 +227,17 @@ def test_runs_of_other_data_are_prepared_apart_and_each_once(tiny_config, tmp_pa
     sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
   assert ["precompute" in words for words in launched.calls] == [True, True, False, False]
   assert ["--config.data.framing=square" in words for words in launched.calls] == [False, True, False, False]
-  words = json.loads((tmp_path / sweep.RUNS).read_text())
+  words = launched.runs
   folder = {name: next(w for w in each if w.startswith("data.prepared=")) for name, each in words.items()}
   assert folder["framing=native_seed=0"] == folder["framing=native_seed=1"] != folder["framing=square_seed=0"]
+
+
+def test_runs_of_data_that_is_prepared_have_its_seed(tiny_config, tmp_path, monkeypatch):
+  launched = Launched(monkeypatch, (0,))
+  file = make((("seed", (0, 1)),), **{"data.prepared": str(tmp_path / "there")})
+  sweep.run(file, tiny_config, str(tmp_path / "w"), sweep.Where())
+  assert len(launched.calls) == 1
+  assert all(f"data.seed={tiny_config.seed}" in words for words in launched.runs.values())
 
 
 def test_the_showcase_has_32_times_the_compute_of_base():
@@ -228,19 +253,23 @@ def test_the_showcase_has_32_times_the_compute_of_base():
 )
 def test_what_is_left_is_told_with_its_time(tiny_config, capsys, seconds, at_once, time):
   runs = sweep.planned(make(GRID), tiny_config)
-  sweep.tell(9, runs, seconds, at_once)
+  sweep.tell(9, len(runs), sum(each.flops for each in runs.values()), seconds, at_once)
   said = capsys.readouterr().err
   assert said.startswith("sweep: 8 of 9 runs are left, 2.4") and time in said
 
 
 def test_a_run_takes_as_long_as_others_of_its_model_or_as_all_others(tiny_config, tmp_path):
   runs = sweep.planned(make(GRID), tiny_config)
-  sweep.begin(tmp_path, make(GRID), runs)
+  sweep.begin(tmp_path, make(GRID), tiny_config, runs)
   assert sweep.status(str(tmp_path))["seconds_left"] is None
   small, large = "width=16_heads=2_flops=2e+09_seed=0", "width=32_heads=4_flops=2e+09_seed=0"
   leave(tmp_path / small, runs[small].steps, runs[small].steps, [DONE], 10.0, 0.5)
   found = sweep.status(str(tmp_path))
   assert found["seconds_left"] == pytest.approx(10.0 * 11, rel=0.1)  # budgets of 1 + 2 x 2 and 2 x 1 + 2 x 2 times
   assert found["flops_left"] == pytest.approx(2.2e10, rel=0.1)
+  half = tmp_path / "half"
+  sweep.begin(half, make(GRID), tiny_config, runs)
+  leave(half / small, runs[small].steps, runs[small].steps // 2, [], 5.0)
+  assert sweep.status(str(half))["flops_left"] == pytest.approx(2.3e10, rel=0.05)
   leave(tmp_path / large, runs[large].steps, runs[large].steps, [DONE], 30.0, 0.5)
   assert sweep.status(str(tmp_path))["seconds_left"] == pytest.approx(10.0 * 5 + 30.0 * 5, rel=0.1)

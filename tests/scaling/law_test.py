@@ -62,6 +62,11 @@ def test_the_spread_over_seeds_is_pooled_over_kinds_that_have_two():
   assert law.seed_spread(np.arange(3), log_loss[:3]) == 0
 
 
+def test_a_law_that_is_near_is_a_start_of_the_search():
+  found = law.fit(runs(seeds=1), (), TRUE)
+  assert (found.E, found.alpha, found.beta) == pytest.approx((TRUE.E, TRUE.alpha, TRUE.beta), rel=1e-3)
+
+
 def test_without_seeds_all_runs_count_the_same():
   points = runs(seeds=1)
   assert (law.weights(points.params, 6 * points.params * points.tokens, points.loss) == 1).all()

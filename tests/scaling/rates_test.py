@@ -25,6 +25,7 @@ def test_seeds_are_averaged_and_a_run_that_diverged_is_no_best():
   rest = [trial for trial in bowl(32, 2e-3) if trial.rate != RATES[0]]
   found = transfer([*lucky, *rest, *rest, *bowl(64, 2e-3), *bowl(64, 2e-3, seed=1)])
   assert found["best"]["32"] == 2e-3 and found["losses"]["64"][1] == [2e-3, 1.005]
+  assert found["losses"]["32"][0] == [RATES[0], None]
 
 
 @pytest.mark.parametrize("trials", [[], bowl(32, 2e-3), [*bowl(32, 2e-3), *bowl(64, 2e-3)[1:]]])
