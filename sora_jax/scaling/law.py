@@ -3,7 +3,7 @@
   L(N, D) = E + A N^-a + B D^-b      (Hoffmann et al. 2022, "Chinchilla", eq. 2)
 
 N is a model's parameters, D the tokens it was trained on. The fit is theirs too (section 3.3, eq. 3): the Huber loss of
-log L, from many starts. Short runs differ more from seed to seed than long ones, and count less for it.
+log L, from many starts. Short runs and small models differ more from seed to seed than others, and count less for it.
 """
 
 import math
@@ -51,21 +51,21 @@ class Points(NamedTuple):
 
 
 def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
-  """How much each run counts: the spread of log loss over seeds at the largest budget over that at its own.
+  """How much each run counts: the spread of log loss over seeds of the largest model and budget, over its own.
 
-  1 for all where a budget has no two runs of one size, or they are equal.
+  A run's spread is that of its budget times that of its size, over that of all. 1 for all runs where a budget or a size
+  has no two runs of one kind, or they are equal.
 
   Args:
     flops: budgets; those of one budget agree within 5 %.
   """
   log_l, budgets = np.log(loss), levels(flops)
-  spread = np.zeros(len(loss))
-  for budget in np.unique(budgets):
-    mine = budgets == budget
-    spread[mine] = seed_spread(params[mine], log_l[mine])
+  kinds = np.unique(np.stack([budgets, params]), axis=1, return_inverse=True)[1].ravel()
+  of = lambda values: np.array([seed_spread(kinds[values == each], log_l[values == each]) for each in values])
+  spread = of(budgets) * of(params)
   if not spread.all():
     return np.ones(len(loss))
-  return spread[np.argmax(budgets)] / spread
+  return spread[np.lexsort([params, budgets])[-1]] / spread
 
 
 def seed_spread(kinds: np.ndarray, log_loss: np.ndarray) -> float:
@@ -151,13 +151,13 @@ def resampled(points: Points, law: Law, draws: int, seed: int = 0) -> list[Law]:
 
 def spread(points: Points, law: Law) -> np.ndarray:
   """log(measured / fitted) of every run times its weight: what of a loss no law of N and D tells, as of a run of the
-  largest budget."""
+  largest model at the largest budget."""
   return points.weight * (np.log(points.loss) - np.log(law.loss(points.params, points.tokens)))
 
 
 def interval(laws: Sequence[Law], gaps: np.ndarray, params: float, tokens: float, seed: int = 0) -> tuple[float, float]:
-  """95 % interval of the loss that one more run of the largest budget or more will have: the laws', with a residual of
-  the fitted runs added.
+  """95 % interval of the loss that one more run, as large as the largest fitted ones or larger, will have: the laws'
+  interval, with a residual of the fitted runs added.
 
   Args:
     laws: of `resampled`.

@@ -47,13 +47,14 @@ def test_one_run_gone_wrong_hardly_changes_the_law():
   assert float(found.loss(size, 8e6)) == pytest.approx(float(TRUE.loss(size, 8e6)), rel=0.02)
 
 
-def test_runs_count_by_how_little_their_budget_differs_from_seed_to_seed():
-  points = runs(seeds=40)
+def test_runs_count_by_how_little_those_of_their_budget_and_size_differ_from_seed_to_seed():
+  points = runs(seeds=200)
   flops = 6 * points.params * points.tokens * np.random.default_rng(0).uniform(1.0, 1.02, len(points.loss))
-  rng, noise = np.random.default_rng(1), {3e11: 0.08, 1e12: 0.04, 3e12: 0.02, 1e13: 0.01}
-  of_N = np.array([noise[min(noise, key=lambda budget: abs(budget - each))] for each in flops])
-  loss = points.loss * np.exp(of_N * rng.normal(size=len(of_N)))
-  np.testing.assert_allclose(law.weights(points.params, flops, loss), 0.01 / of_N, rtol=0.15)
+  rng, budgets, sizes = np.random.default_rng(1), np.unique(law.levels(flops)), np.unique(points.params)
+  of_budget = np.array([0.08, 0.04, 0.02, 0.01])[np.searchsorted(budgets, law.levels(flops))]
+  of_size = np.array([3.0, 2.0, 1.5, 1.0, 1.0])[np.searchsorted(sizes, points.params)]
+  loss = points.loss * np.exp(of_budget * of_size * rng.normal(size=len(of_size)))
+  np.testing.assert_allclose(law.weights(points.params, flops, loss), 0.01 / (of_budget * of_size), rtol=0.3)
 
 
 def test_the_spread_over_seeds_is_pooled_over_kinds_that_have_two():
