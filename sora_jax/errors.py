@@ -1,6 +1,7 @@
 """The base of every error that a user can mend: a command prints it as one line, and any other keeps its traceback."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 
@@ -26,7 +27,9 @@ def path_errors(name: str) -> Iterator[None]:
     yield
   except OSError as error:
     where = error.filename if isinstance(error.filename, str) else name
-    raise InputError(f"{where}: {error.strerror or error}") from error
+    is_file = isinstance(error, FileExistsError | NotADirectoryError) and not os.path.isdir(where)
+    what = "a file stands where a folder must be" if is_file else error.strerror or error
+    raise InputError(f"{where}: {what}") from error
   except ImportError as error:
     if "://" not in name or isinstance(error, ModuleNotFoundError):
       raise

@@ -26,6 +26,12 @@ class TestPathErrors:
     with pytest.raises(InputError, match="absent.txt: No such file or directory"), path_errors("the run"):
       (tmp_path / "absent.txt").read_text()
 
+  def test_a_file_in_the_place_of_a_folder_is_named(self, tmp_path):
+    (tmp_path / "file").write_text("")
+    for make in (lambda: (tmp_path / "file").mkdir(), lambda: (tmp_path / "file" / "below").mkdir()):
+      with pytest.raises(InputError, match="file.*: a file stands where a folder must be"), path_errors("x"):
+        make()
+
   def test_an_error_without_a_file_has_the_name(self):
     with pytest.raises(InputError, match="runs/a: No space left on device"), path_errors("runs/a"):
       raise OSError(28, "No space left on device")

@@ -35,7 +35,7 @@ def compare(given: Given) -> dict:
   with process.importing():
     from sora_jax.jobs import compare as job
 
-  return job.compare(given.first, given.second)
+  return job.compare(given.RUN_A, given.RUN_B)
 
 
 COMMANDS = {
@@ -49,8 +49,8 @@ COMMANDS = {
   "compare": Command(
     compare,
     define_nothing,
-    "how the exams and losses of two runs differ, with intervals",
+    "how exams (--suite worlds) and losses of two runs differ, with intervals; a run is a workdir, or an exam's JSON",
     "RUN_A RUN_B",
-    words=("first", "second"),
+    words=("RUN_A", "RUN_B"),
   ),
 }

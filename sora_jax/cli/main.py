@@ -7,6 +7,7 @@ otherwise; any other error is a bug and keeps its traceback.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -63,7 +64,7 @@ def run(words: Sequence[str]) -> int:
       raise UsageError(usage_of(name))
     command = COMMANDS[name]
     if command.words and not rest:
-      raise UsageError(f"sora {name} needs {command.words[0]}; {usage_of(name.split()[0])}")
+      raise UsageError(f"sora {name} needs {command.words[0]}; usage: sora {name} {command.usage}")
     given = parse(name, command, rest)
     result = command.run(given)
   except preemption.Preempted as error:
@@ -75,6 +76,8 @@ def run(words: Sequence[str]) -> int:
     if os.environ.get("SORA_TRACEBACK"):
       raise
     return _fail(error, 1)
+  except KeyboardInterrupt:
+    return _fail(KeyboardInterrupt("interrupted: nothing half-written is left"), 128 + signal.SIGINT)
   print(json.dumps(result) if given.json else printed(result))
   return 0
 

@@ -95,7 +95,12 @@ def define_edit(values: flags.FlagValues) -> None:
     "several with ; between",
   )
   flags.DEFINE_float(
-    "strength", None, "0 returns the clip, 1 keeps nothing; 0.6 by default, 1 with a mask", 0.0, 1.0, flag_values=values
+    "strength",
+    None,
+    "0 is the clip as coded, 1 keeps nothing; 0.6 by default, 1 with a mask",
+    0.0,
+    1.0,
+    flag_values=values,
   )
 
 

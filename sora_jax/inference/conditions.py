@@ -71,7 +71,7 @@ class Edit:
 
   Attributes:
     frames_THWC: float32 in [-1, 1], of the shape of the clip to make.
-    strength: 0 returns the clip, 1 makes another from the prompt alone.
+    strength: 0 returns the clip as the autoencoder has it, 1 makes another from the prompt alone.
     mask_THW: bool, what may change; None is everything.
   """
 

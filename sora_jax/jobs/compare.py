@@ -15,7 +15,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
   """The second run beside the first.
 
   Args:
-    first, second: workdirs in which `sora evaluate --suite worlds` has left its JSON, or such files themselves.
+    first, second: workdirs in which `sora evaluate --suite worlds` has left its JSON, or such files themselves; of
+      workdirs without exams the losses alone are compared.
 
   Returns:
     {first, second, protocol, scores: {name: {first, second, difference, low, high}}, left_out: names that only one has,
@@ -24,8 +25,12 @@ def compare(first: str, second: str) -> dict[str, Any]:
     have them.
 
   Raises:
-    InputError: a run has no exam, or the two are of unlike protocols.
+    InputError: a run has no exam and the other has, or both have none and no losses either, or exams are of unlike
+      protocols.
   """
+  curves = _curves(first, second)
+  if curves and not any(exam_of(run).is_file() for run in (first, second)):
+    return {"first": first, "second": second, "protocol": None, "scores": {}, "left_out": [], "curves": curves}
   exams = [_exam(run) for run in (first, second)]
   protocols = [exam["protocol"] for exam in exams]
   if protocols[0] != protocols[1]:
@@ -42,7 +47,6 @@ def compare(first: str, second: str) -> dict[str, Any]:
       numbers = (*means, *(round(value, 4) for value in (gap, low, high)))
       scores[name] = dict(zip(("first", "second", "difference", "low", "high"), numbers, strict=True))
   left_out = sorted((exams[0]["marks"].keys() | exams[1]["marks"].keys()) - scores.keys())
-  curves = _curves(first, second)
   return {
     "first": first,
     "second": second,
@@ -53,13 +57,18 @@ def compare(first: str, second: str) -> dict[str, Any]:
   }
 
 
+def exam_of(run: str) -> epath.Path:
+  """The file of a run's exam, which need not be there."""
+  path = epath.Path(run)
+  return path if path.is_file() else folder_of(run) / "worlds.json"
+
+
 def _exam(run: str) -> dict[str, Any]:
   """
   Raises:
     InputError: there is none, or it can't be read.
   """
-  path = epath.Path(run)
-  path = path if path.is_file() else folder_of(run) / "worlds.json"
+  path = exam_of(run)
   if not path.is_file():
     raise InputError(f"{run} has no exam: run sora evaluate --suite worlds --checkpoint {run} first")
   try:

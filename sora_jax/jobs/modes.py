@@ -4,6 +4,7 @@ connect.
 Shape letters: T frames, H height, W width.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -101,23 +102,38 @@ def requests_of(order: Order, frame: Frame, frames: int, **more: Any) -> list[Re
 
 
 def conditions_of(order: Order, frame: Frame) -> tuple[Condition, ...]:
-  """What --condition names: an image, or all frames of a video, resized to the clip."""
+  """What --condition names: an image, or all frames of a video, as large as covers the clip's frame."""
   found = []
   for text in order.given.get("condition") or ():
     path, seconds, strength = split_condition(text)
-    media = Media.open("condition", path)
-    frames_THWC = media.read("condition", frame.fps, MAX_FRAMES, (frame.height, frame.width))
-    found.append(Condition(frames_THWC, seconds, strength))
+    found.append(Condition(covering("condition", path, frame), seconds, strength))
   return tuple(found)
 
 
+def apart(conditions: Sequence[Condition], fps: float) -> tuple[Condition, ...]:
+  """The conditions.
+
+  Raises:
+    InputError: two of them are of one frame.
+  """
+  shown: set[int] = set()
+  for each in conditions:
+    first = round(each.seconds * fps)
+    frames = set(range(first, first + len(each.frames_THWC)))
+    if both := shown & frames:
+      raise InputError(f"two conditions show the frame at {min(both) / fps:g} seconds: give one, or other times")
+    shown |= frames
+  return tuple(conditions)
+
+
 def _sample(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
-  return _made(generator, requests_of(order, frame, _frames(order), conditions=conditions_of(order, frame)), sampling)
+  given = apart(conditions_of(order, frame), frame.fps)
+  return _made(generator, requests_of(order, frame, _frames(order), conditions=given), sampling)
 
 
 def _animate(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
-  image = Media.open("image", order.given["image"]).read("image", 1.0, 1, (frame.height, frame.width))
-  given = (Condition(image, float(order.given.get("at") or 0.0)), *conditions_of(order, frame))
+  image = covering("image", order.given["image"], frame, 1)
+  given = apart((Condition(image, float(order.given.get("at") or 0.0)), *conditions_of(order, frame)), frame.fps)
   return _made(generator, requests_of(order, frame, _frames(order), conditions=given), sampling)
 
 
@@ -164,7 +180,7 @@ def _connect(order: Order, generator: Generator, frame: Frame, sampling: Samplin
   paths = order.given["clip"]
   if len(paths) != 2:
     raise InputError(f"sora connect takes two clips, --clip A --clip B, not {len(paths)}")
-  first, second = (covering(Media.open("clip", path), frame) for path in paths)
+  first, second = (covering("clip", path, frame) for path in paths)
   connections = [
     Connection(first, second, _frames(order), prompt, frame.fps, order.seed + number)
     for number, prompt in enumerate(order.prompts)
@@ -172,11 +188,16 @@ def _connect(order: Order, generator: Generator, frame: Frame, sampling: Samplin
   return whole(prompting.connect(generator, connections, sampling))
 
 
-def covering(media: Media, frame: Frame) -> np.ndarray:
-  """A clip (T, H, W, 3) that fills a frame: scaled to cover it, its aspect ratio kept, and cut at its centre."""
+def covering(flag: str, path: str, frame: Frame, frames: int = MAX_FRAMES) -> np.ndarray:
+  """A file's first frames (T, H, W, 3), which fill a frame: scaled to cover it, aspect ratio kept, cut at the centre.
+
+  Raises:
+    InputError: it can't be read.
+  """
+  media = Media.open(flag, path)
   scale = max(frame.height / media.height, frame.width / media.width)
   size = max(round(media.height * scale), frame.height), max(round(media.width * scale), frame.width)
-  frames_THWC = media.read("clip", frame.fps, MAX_FRAMES, size)
+  frames_THWC = media.read(flag, frame.fps, frames, size)
   top, left = (size[0] - frame.height) // 2, (size[1] - frame.width) // 2
   return frames_THWC[:, top : top + frame.height, left : left + frame.width]
 
@@ -230,11 +251,15 @@ def read_mask(given: str, media: Media, shape_THW: tuple[int, ...], frame: Frame
   mask_THW = np.zeros((T, height, width), bool)
   own_THW = mask_THW[:, top : top + media.height, left : left + media.width]
   if not is_boxes(given):
+    if "," in given and not os.path.exists(given):
+      raise InputError(f"--mask {given}: no such file, and a box is x0,y0,x1,y1 or x0,y0,x1,y1,t0,t1")
     found = Media.open("mask", given)
     if (found.height, found.width) != (media.height, media.width):
       sizes = f"{found.width}x{found.height} and the clip {media.width}x{media.height}"
       raise InputError(f"--mask {given} is {sizes}: they must be equal")
     values = found.read("mask", frame.fps, T).mean(-1) > 0
+    if not values.any():
+      raise InputError(f"--mask {given} is dark all over: what may change is light")
     own_THW[: len(values)] = values
     own_THW[len(values) :] = values[-1]  # an image holds throughout, a shorter video its last frame
     return mask_THW
@@ -254,7 +279,7 @@ def read_mask(given: str, media: Media, shape_THW: tuple[int, ...], frame: Frame
 
 def _clip(order: Order, frame: Frame) -> np.ndarray:
   """The clip that is given, at the size of the frame."""
-  return Media.open("clip", order.given["clip"]).read("clip", frame.fps, MAX_FRAMES, (frame.height, frame.width))
+  return covering("clip", order.given["clip"], frame)
 
 
 def _frames(order: Order) -> int:

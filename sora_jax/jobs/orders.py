@@ -242,8 +242,11 @@ def sidecar_of(out: pathlib.Path) -> pathlib.Path:
   return out.with_name(f"{out.name}.json")
 
 
-def make_room(outs: Iterable[pathlib.Path], overwrite: bool) -> None:
+def make_room(outs: Iterable[pathlib.Path], overwrite: bool, files: Sequence[str]) -> None:
   """Makes the folders of the clips, and sees that clips and sidecars can be written there.
+
+  Args:
+    files: what the clips are made from.
 
   Raises:
     InputError: a folder can't be written, or a file would be written over that should not be.
@@ -252,6 +255,8 @@ def make_room(outs: Iterable[pathlib.Path], overwrite: bool) -> None:
     for path in (out, sidecar_of(out)):
       if not overwrite and os.path.lexists(path):
         raise InputError(f"{path} is there already: give another --out, or --overwrite")
+      if path.exists() and any(os.path.exists(file) and path.samefile(file) for file in files):
+        raise InputError(f"--out {out}: {path} is what the clip is made from: give another --out")
     with path_errors(str(out)):
       out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):

@@ -21,6 +21,7 @@ from sora_jax.jobs.modes import MODES, frame_of
 from sora_jax.jobs.orders import Order, describe, make_room, out_paths, read_recipe, sidecar_of
 from sora_jax.video import io as video_io
 
+GIF_FPS = 50  # its frames last whole hundredths of a second, two at least
 FAR_AREA, FAR_ASPECT = 2.0, 1.5  # times as large, or as wide for its height: a picture beyond is warned of
 
 
@@ -28,7 +29,7 @@ def make(order: Order, overwrite: bool = False) -> dict:
   """Samples and writes the clips of an order.
 
   Returns:
-    {out, width, height, frames, fps, seconds}; `out` is a list where there are several prompts.
+    {out, width, height, frames, fps, wall_seconds}; `out` is a list where there are several prompts.
 
   Raises:
     InputError: a suffix, size, file or setting that can't be, or a file that is there already; the message names it.
@@ -89,7 +90,7 @@ def _write(
     weights: a sidecar and the digest of the weights that it names, which must be those that are loaded.
   """
   started = time.monotonic()
-  make_room(outs.values(), overwrite)
+  make_room(outs.values(), overwrite, order.files())
   sharding.all_devices()
   with path_errors(order.checkpoint):
     generator = Generator.load(order.checkpoint, order.step)
@@ -97,6 +98,8 @@ def _write(
   if weights and digest != weights[1]:
     raise InputError(f"the weights in {order.checkpoint} have changed since {weights[0]} was written")
   frame = frame_of(order, generator)
+  if frame.fps > GIF_FPS and any(out.suffix.lower() == ".gif" for out in outs.values()):
+    raise InputError(f"--out {order.out}: gif shows {GIF_FPS} frames a second at most, not {frame.fps:g}: use .mp4")
   if order.size is None and (warning := far_from_training(generator, order.frames or 1, frame.height, frame.width)):
     print(f"{', '.join(order.files())}: {warning}", file=sys.stderr)
   changes = {name: value for name, value in order.overrides.items() if value is not None}
@@ -118,7 +121,7 @@ def _write(
     with path_errors(str(out)):
       sidecar_of(out).write_text(json.dumps(describe(order, number, sampling, about), indent=1) + "\n")
   names = [str(out) for out in outs.values()]
-  return {"out": names[0] if len(names) == 1 else names, **made, "seconds": round(time.monotonic() - started, 3)}
+  return {"out": names[0] if len(names) == 1 else names, **made, "wall_seconds": round(time.monotonic() - started, 3)}
 
 
 class Counted:

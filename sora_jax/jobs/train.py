@@ -130,6 +130,9 @@ def open_run(
   hosts.at("opening the data", seconds=LONG)
   source = sources.open_source(config.data, sources.seed_of(config), grid(config))
   check_clips(config, source)
+  if hosts.is_first:
+    report_dropped(source)
+  quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   if config.task == "dit" and config.train.eval_every:
     held_out.source_of(config, grid(config))
   if config.data.prepared:
@@ -142,9 +145,6 @@ def open_run(
   # Not before: a mistyped source, checkpoint or vocabulary must not bind the folder to it.
   open_workdir(workdir, config, source.fingerprint, hosts)
   initial.keep(start, workdir, hosts)
-  if hosts.is_first:
-    report_dropped(source)
-  quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   if tokenizer:
     keep_tokenizer(tokenizer, source, config, workdir)
   hosts.at("preparing the autoencoder")

@@ -81,16 +81,21 @@ class TestUsage:
       (("data", "tidy", "clips"), ("'tidy'", "check|show|build")),
       (("data", "chekc", "clips"), ("'check'",)),
       (("data",), ("check|show|build",)),
-      (("data", "build"), ("SRC", "check|show|build")),
-      (("checkpoint", "verify"), ("DIR", "list|")),
+      (("data", "build"), ("needs SRC", "usage: sora data build SRC")),
+      (("checkpoint", "verify"), ("needs DIR", "usage: sora checkpoint verify DIR")),
+      (("compare",), ("needs RUN_A", "usage: sora compare RUN_A RUN_B")),
     ],
   )
-  def test_a_group_s_missing_or_unknown_words_are_named(self, sora, words, parts):
+  def test_missing_or_unknown_words_are_named(self, sora, words, parts):
     said = complaint(sora(*words), 2)
     assert all(part in said for part in parts)
 
 
 class TestErrors:
+  def test_an_interrupted_command_says_so_in_one_line(self, sora, failing):
+    failing(KeyboardInterrupt())
+    assert complaint(sora("fail"), 130) == "sora: interrupted: nothing half-written is left"
+
   def test_an_error_that_a_user_can_mend_is_one_line(self, sora, failing):
     failing(InputError("clips/a.mp4:\n  is empty"))
     assert complaint(sora("fail"), 1) == "sora: clips/a.mp4: is empty"

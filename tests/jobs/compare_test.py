@@ -65,6 +65,17 @@ def test_a_file_that_is_no_exam_is_named(tmp_path, text):
     compare(str(tmp_path / "a.json"), str(tmp_path / "a.json"))
 
 
+def test_of_runs_without_exams_the_losses_are_compared(tmp_path):
+  for name, loss in (("a", 0.5), ("b", 0.4)):
+    (tmp_path / name / "logs").mkdir(parents=True)
+    (tmp_path / name / "logs" / "metrics.jsonl").write_text(json.dumps({"step": 3, "held_out": loss}))
+  found = compare(str(tmp_path / "a"), str(tmp_path / "b"))
+  assert found["scores"] == {} and found["curves"] == {"held_out": [[3, 0.5, 0.4]]}
+  exam(tmp_path / "a" / "evaluations" / "worlds.json", {"x": [1.0]})
+  with pytest.raises(InputError, match="b has no exam"):
+    compare(str(tmp_path / "a"), str(tmp_path / "b"))
+
+
 def test_a_run_without_an_exam_is_told_how_to_get_one(tmp_path):
   with pytest.raises(InputError, match="has no exam: run sora evaluate --suite worlds"):
     compare(str(tmp_path), str(tmp_path))

@@ -10,7 +10,7 @@ from sora_jax.clips import from_uint8
 from sora_jax.errors import InputError
 from sora_jax.inference import prompting
 from sora_jax.inference.generator import Sampling
-from sora_jax.jobs.modes import MODES, Frame, Media, frame_of, placed, read_mask
+from sora_jax.jobs.modes import MODES, Frame, Media, covering, frame_of, placed, read_mask
 from sora_jax.jobs.orders import Order, is_boxes, split_condition
 from sora_jax.video import io as video_io
 
@@ -169,6 +169,15 @@ class TestMasks:
     found = self.mask(str(tmp_path / "mask.png"))
     assert found[:, :5].all() and not found[:, 5:].any()
 
+  def test_a_mask_without_a_light_part_is_refused(self, tmp_path):
+    video_io.write(tmp_path / "m.png", np.zeros((1, 16, 24, 3), np.uint8), FPS)
+    with pytest.raises(InputError, match="m.png is dark all over"):
+      read_mask(str(tmp_path / "m.png"), Media("a", 16, 24, FPS), (3, 16, 24), Frame(16, 24, FPS))
+
+  def test_a_box_with_a_letter_is_no_file(self):
+    with pytest.raises(InputError, match="--mask 0,0,x,5: no such file, and a box is x0,y0,x1,y1"):
+      read_mask("0,0,x,5", Media("a", 16, 24, FPS), (3, 16, 24), Frame(16, 24, FPS))
+
   def test_a_mask_of_another_size_is_refused_with_both(self, files):
     with pytest.raises(InputError, match="is 16x24 and the clip 24x16"):
       self.mask(str(files / "b.webp"))
@@ -187,6 +196,17 @@ class TestConditions:
     plain = made(generator, order)
     given = {"condition": [f"{files / 'still.png'}@0", f"{files / 'still.png'}@0.5:0.5"]}
     assert np.abs(np.stack(made(generator, order_of("sample", given, 5, "24x16"))) - plain).max() > 1e-4
+
+  def test_two_of_one_frame_are_refused(self, generator, files):
+    given = {"condition": [f"{files / 'still.png'}@0.125", f"{files / 'a.webp'}@0"]}
+    with pytest.raises(InputError, match="two conditions show the frame at 0.125 seconds"):
+      made(generator, order_of("sample", given, 6, "24x16"))
+    with pytest.raises(InputError, match="two conditions show the frame at 0 seconds"):
+      made(generator, order_of("animate", {"image": str(files / "still.png"), "condition": given["condition"][1:]}))
+
+  def test_a_file_of_another_shape_covers_the_frame_and_is_cut(self, files):
+    square = covering("image", str(files / "still.png"), Frame(16, 16, FPS), 1)
+    np.testing.assert_array_equal(square, shown(files / "still.png")[:, :, 4:20])
 
   def test_a_condition_beyond_the_clip_is_refused(self, generator, files):
     with pytest.raises(InputError, match="from 0.75 to 0.75 seconds.*0 to 0.5"):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.jobs.orders import GIVEN, Order, Recipe, check_types, describe, sha256
+from sora_jax.jobs.orders import GIVEN, Order, Recipe, check_types, describe, make_room, sha256
 
 SETTINGS = dataclasses.make_dataclass("Settings", ["steps"])
 
@@ -54,6 +54,14 @@ def test_a_sidecar_names_its_weights_so_that_another_folder_finds_them(tmp_path,
   for checkpoint, wanted in kept.items():
     order = dataclasses.replace(order_of("sample"), checkpoint=checkpoint)
     assert describe(order, 0, SETTINGS(5), about)["order"]["checkpoint"] == wanted
+
+
+def test_a_clip_is_not_written_over_what_it_is_made_from(tmp_path):
+  path = tmp_path / "a.mp4"
+  path.write_text("a")
+  with pytest.raises(InputError, match="a.mp4 is what the clip is made from: give another --out"):
+    make_room([path], True, [str(tmp_path / "." / "a.mp4")])
+  make_room([path], True, [str(tmp_path / "b.mp4"), "0,0,4,4"])
 
 
 def test_of_the_files_that_are_still_used_none_may_have_changed(tmp_path):

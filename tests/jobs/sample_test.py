@@ -76,9 +76,13 @@ class TestMake:
       "frames": 5,
       "fps": 8.0,  # the rate that the run trained at
     }
-    assert made["seconds"] > 0
+    assert made["wall_seconds"] > 0
     assert folder_of(order) == ["one.mp4", "one.mp4.json"]
     assert video_io.read(order.out, fps=8, max_frames=99).shape == (5, 16, 24, 3)
+
+  def test_a_gif_can_t_show_more_than_50_frames_a_second(self, order):
+    with pytest.raises(InputError, match="gif shows 50 frames a second at most, not 60"):
+      make(dataclasses.replace(order, out=order.out.replace(".mp4", ".gif"), fps=60.0))
 
   def test_the_sidecar_holds_what_was_resolved(self, order, generator):
     make(order)
