@@ -27,11 +27,11 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
   A sweep of learning rates has no law: what is found is how far the best rate moves with the width (`rates.transfer`).
 
   Returns:
-    {rates, runs} of a sweep of rates, else {law, exponents, runs, residual, sealed: [{runs, flops, predicted, low,
-    high, naive, losses, measured, error, naive_error, error_of_change, covered}], max_error, largest_fitted_flops,
-    sha256, scores, frontier}, which fit.json keeps. `measured` is the mean of the `losses` of a model's seeds; errors
-    are shares of it; `naive` is the lowest loss of the largest fitted budget, `error_of_change` the error as a share of
-    what that guess misses.
+    {rates, runs} of a sweep of rates, else {law, exponents, runs, residual, backtest, sealed: [{runs, flops, predicted,
+    low, high, naive, losses, measured, error, naive_error, error_of_change, covered}], max_error, largest_fitted_flops,
+    sha256, scores, frontier}, which fit.json keeps. `backtest` has how far off the law of all budgets but the last is
+    there, by model. `measured` is the mean of the `losses` of a model's seeds; errors are shares of it; `naive` is the
+    lowest loss of the largest fitted budget, `error_of_change` the error as a share of what that guess misses.
 
   Raises:
     InputError: there is no sweep, runs of its grid are not done or too few, or a large one has no sealed prediction.
@@ -84,6 +84,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
     "exponents_intervals": _exponent_intervals(laws, cost),
     "runs": len(grid),
     "residual": round(float(np.sqrt(np.mean(gaps**2))), 5),
+    "backtest": _backtest(points, flops_N),
     "seed_spread": round(law.seed_spread(kinds, np.log(loss)), 5),
     "largest_fitted_flops": float(flops_N.max()),
     "points": [
@@ -171,6 +172,20 @@ def _fared(names: Sequence[str], predictions: dict[str, Any], losses: dict[str, 
       "covered": prediction["low"] <= measured <= prediction["high"],
     }
   return row | more
+
+
+def _backtest(points: law.Points, flops_N: np.ndarray) -> dict[str, float] | None:
+  """{parameters: error as a share of the mean loss} at the largest budget of the law of the others; None of too few."""
+  budgets = law.levels(flops_N)
+  largest = budgets == budgets.max()
+  if np.sum(~largest) < len(law.Law._fields) or len(np.unique(budgets)) < 3:
+    return None
+  found, last = law.fit(points.pick(~largest)), points.pick(largest)
+  off = {}
+  for size in np.unique(last.params):
+    mine = last.pick(last.params == size)
+    off[f"{size:.0f}"] = round(float(np.mean(found.loss(mine.params, mine.tokens)) / np.mean(mine.loss) - 1), 4)
+  return off
 
 
 def _intervals(laws: Sequence[law.Law]) -> dict[str, list[float]]:

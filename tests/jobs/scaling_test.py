@@ -39,6 +39,7 @@ def test_predictions_are_sealed_before_the_large_runs_and_judged_after(swept):
     and first["max_error"] is None
     and first["largest_fitted_flops"] == pytest.approx(3.2e10, rel=0.1)
   )
+  assert len(first["backtest"]) == 3 and all(abs(error) < 0.02 for error in first["backtest"].values())
   sealed = seal.read(folder)
   assert sealed["sha256"] == first["sha256"] and len(sealed["points"]) == 18
   large = {name: each for name, each in runs.items() if each.sealed}
