@@ -201,7 +201,8 @@ def _report_simulation(
   found["rises"] = rises([(each.flops, each.exam) for each in models])
   storage.write_text(folder / "simulation.json", json.dumps(found, indent=1) + "\n")
   storage.write_text(folder / "simulation.svg", simulation_plot(found, list(named)))
-  Image.fromarray(sheet([each.checkpoint for each in named.values()])).save(os.fspath(folder / "simulation.png"))
+  picture = Image.fromarray(sheet([each.checkpoint for each in named.values()]))
+  picture.save(os.fspath(folder / "simulation.webp"), quality=80)
   return {"out": os.fspath(folder), **{name: found[name] for name in named}}
 
 

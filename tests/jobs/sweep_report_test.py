@@ -68,7 +68,7 @@ def test_exams_stand_beside_each_other_by_compute_with_clips_of_the_same_seeds(c
   assert found["rises"]["shapes"]["runs"] == 3
   assert found["protocol"] == "p" and found["16x"]["flops"] == pytest.approx(3.2e10, rel=0.05)
   assert ">shapes<" in (out / "simulation.svg").read_text()
-  sheet = np.asarray(Image.open(out / "simulation.png"))
+  sheet = np.asarray(Image.open(out / "simulation.webp"))
   assert sheet.ndim == 3 and sheet.shape[1] > 4 * 2 * sheet.shape[0] / 2
 
 
