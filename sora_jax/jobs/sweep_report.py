@@ -2,7 +2,7 @@
 
 scaling.json, isoflop.svg, scaling.svg    of a sweep with a law
 rates.json and a plot of each rate        of a sweep of learning rates
-simulation.json, .svg and .png            of runs that `sora evaluate --suite worlds` has examined, by compute
+simulation.json, .svg and .webp           of runs that `sora evaluate --suite worlds` has examined, by compute
 framing.json                              of runs that `sora evaluate --suite framing` has examined, by framing
 """
 
