@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 STILL = 0.15  # a pixel that changes by less, of the range from -1 to 1, still shows what it showed
+FINE = 0.5  # a pixel that is off by more shows something else, and not the same with less detail
 
 
 class Given(NamedTuple):
@@ -46,7 +47,8 @@ def restored(frames_THWC: np.ndarray, given: Sequence[Given], loop: bool = False
     for place in ends:
       share = 1.0 if len(ends) == 1 else 1.0 - abs(frame - place) / (ends[1] - ends[0])
       decoded_HWC = frames_THWC[place % length]
+      lost_HWC = known[place % length] - decoded_HWC
       change_HW1 = np.abs(frames_THWC[frame] - decoded_HWC).max(-1, keepdims=True)
-      same_HW1 = np.exp(-np.square(change_HW1 / STILL))
-      found[frame] += share * same_HW1 * (known[place % length] - decoded_HWC)
+      fine_HW1 = np.abs(lost_HWC).max(-1, keepdims=True) < FINE
+      found[frame] += share * fine_HW1 * np.exp(-np.square(change_HW1 / STILL)) * lost_HWC
   return np.clip(found, -1.0, 1.0)

@@ -77,5 +77,5 @@ def test_means_leave_out_what_is_not_seen():
 def test_a_hardly_trained_model_is_measured(generator):
   """The whole way, with the tiny model."""
   sampling = dataclasses.replace(Sampling.of(generator.config), steps=1, guidance=1.0)
-  source = WorldSource("shapes", 2, [(16, 16)], (5,), 8.0, 1, held_out=True)
+  source = WorldSource("shapes", 3, [(16, 16)], (5,), 8.0, 1, held_out=True)
   assert len(drift.minute(Subject.of(generator, sampling, source), 2.0)["error_by_second"]) == 2
