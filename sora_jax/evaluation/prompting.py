@@ -28,7 +28,7 @@ from sora_jax.worlds import shapes
 
 EDIT_STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 SEED = 5000  # of the first clip
-SAME = 3  # clips of a size, at least: each has others to be compared with
+SAME = 2  # clips of a size, at least: each has others to be compared with
 
 
 class Measure(NamedTuple):
@@ -70,10 +70,10 @@ class Subject:
 
   @classmethod
   def of(cls, generator: Generator, sampling: Sampling, source: WorldSource) -> "Subject":
-    """On clips of the longest duration of `source`, at so few sizes that three or more clips are of each.
+    """On clips of the longest duration of `source`, at so few sizes that two or more clips are of each.
 
     Raises:
-      InputError: fewer than three clips.
+      InputError: fewer than two clips.
     """
     if len(source) < SAME:
       raise InputError(f"{len(source)} clips: prompting is measured on {SAME} or more, give --clips {SAME}")
