@@ -81,7 +81,7 @@ class Subject:
     longest = max(frames for frames, _, _ in shapes)
     sizes = [(height, width) for frames, height, width in shapes if frames == longest]
     same = copy.copy(source)
-    same.shapes = WorldShapes.every(sizes[:: -(-len(sizes) * SAME // len(source))], (longest,))
+    same.shapes = WorldShapes.every(sizes[:: -(-len(sizes) // (len(source) // SAME))], (longest,))
     return cls(generator, sampling, same)
 
   @property
