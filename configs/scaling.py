@@ -4,10 +4,11 @@ sora train --config configs/scaling.py --workdir W
 
 Rates are those of width 64, and change with the width (muP). They fall from the first step on: long runs whose rates
 stayed for half of their steps went wrong at times. With twice these rates losses at 2e12 FLOPs are the same (.44 at
-width 64, .40 at width 32), but two seeds of width 32 differ by 8 % instead of 1; it is AdamW's rate that does it.
+width 64, .40 at width 32); with four times AdamW's they are worse (.44 at width 32). Seeds of width 32 differ by up to
+8 % at either.
 
-Of one world the loss falls ever more slowly from 1e12 FLOPs on, as a law's does; of all worlds it still fell ever
-faster at 9e12.
+Of one world losses are further down their curve than of all, but still fall faster than a power law at 5.6e12
+(`backtest` in docs/scaling.md).
 """
 
 import pathlib

@@ -77,7 +77,7 @@ def run(words: Sequence[str]) -> int:
       raise
     return _fail(error, 1)
   except KeyboardInterrupt:
-    return _fail(KeyboardInterrupt("interrupted: nothing half-written is left"), 128 + signal.SIGINT)
+    return _fail(KeyboardInterrupt("interrupted"), 128 + signal.SIGINT)
   print(json.dumps(result) if given.json else printed(result))
   return 0
 

@@ -85,7 +85,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
     "runs": len(grid),
     "residual": round(float(np.sqrt(np.mean(gaps**2))), 5),
     "backtest": _backtest(points, flops_N),
-    "seed_spread": round(law.seed_spread(kinds, np.log(loss)), 5),
+    "seed_spread": round(law.seed_spread(kinds, np.log(loss)), 5) or None,  # no seeds, no spread
     "largest_fitted_flops": float(flops_N.max()),
     "points": [
       {"name": name, "flops": each.flops, "params": each.params, "tokens": each.tokens, "loss": losses[name]}

@@ -94,7 +94,7 @@ class TestUsage:
 class TestErrors:
   def test_an_interrupted_command_says_so_in_one_line(self, sora, failing):
     failing(KeyboardInterrupt())
-    assert complaint(sora("fail"), 130) == "sora: interrupted: nothing half-written is left"
+    assert complaint(sora("fail"), 130) == "sora: interrupted"
 
   def test_an_error_that_a_user_can_mend_is_one_line(self, sora, failing):
     failing(InputError("clips/a.mp4:\n  is empty"))
