@@ -24,6 +24,8 @@ DRAWS = 200  # bootstrap samples of the runs
 def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> dict[str, Any]:
   """Fits the law to the runs of the grid that have ended; seals the predictions of the others where none are sealed.
 
+  Where predictions are sealed, the losses beside them are those of the grid, whose runs may be gone.
+
   A sweep of learning rates has no law: what is found is how far the best rate moves with the width (`rates.transfer`).
 
   Returns:
@@ -39,7 +41,7 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
   here = epath.Path(workdir)
   runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
   states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
-  losses = {name: found["held_out"] for name, found in states.items()}
+  losses = {name: found["held_out"] for name, found in states.items()} | _sealed_losses(here)
   grid = {name: each for name, each in runs.items() if not each.sealed}
   if missing := [name for name in grid if losses[name] is None and states[name]["state"] != DIVERGED]:
     raise InputError(
@@ -56,6 +58,12 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
     result = fit_law(here, runs, known, draws) | {"scores": _scores(here, runs)}
   storage.write_text(here / FILE, json.dumps(result, indent=1) + "\n")
   return result
+
+
+def _sealed_losses(workdir: epath.Path) -> dict[str, float]:
+  """Losses of the grid that predictions were made of: whatever becomes of those runs, their law stays as it was sealed."""
+  sealed = seal.read(workdir)
+  return {each["name"]: each["loss"] for each in sealed["points"]} if sealed else {}
 
 
 def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, float], draws: int) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import sizes
+from sora_jax.inference.generator import Sampling
 from sora_jax.patches import Grid
 
 GRID = Grid((2, 4, 4), (1, 1, 1))
 SEED, CLIPS = 70, 3
+SAMPLING = Sampling(1, "euler", 1.0, 1.0, (0.0, 1.0), False, 0.1)
 LISTS = {"frames": (1,) * 9 + (3, 5, 7)}
 RANGES = {"frames": (1,) * 9 + ("3..13",), "rates": ("5..20",)}
 
@@ -101,11 +103,11 @@ class Generator:
     return [self.one(request) for request in requests]
 
   def one(self, request) -> Clip:
+    if request.conditions:  # a window that goes on from another, with a seed of its own
+      return Clip(np.zeros((request.frames, request.height, request.width, 3), np.float32), request.fps, "", "")
     number, index = divmod(request.seed - SEED, CLIPS)
     point = self.points[number]
     assert (request.width, request.height, request.fps) == (point.width, point.height, point.fps)
-    if request.conditions:  # a window that goes on from another
-      return Clip(np.zeros((request.frames, request.height, request.width, 3), np.float32), request.fps, "", "")
     assert request.frames == min(point.frames, max(frames for frames in LISTS["frames"]))
     size = [(point.height, point.width)]
     source = WorldSource("shapes", CLIPS, size, [point.frames], point.fps, SEED + number, held_out=True)
@@ -119,7 +121,7 @@ def rows() -> list[sizes.Row]:
   wanted = sizes.points(section(**LISTS), GRID)[::3]
   generator = Generator(ml_collections.ConfigDict({"data": section(**LISTS)}), wanted, ("trained", "inside"))
   told = []
-  found = sizes.examine(generator, wanted, None, CLIPS, SEED, told.append)
+  found = sizes.examine(generator, wanted, SAMPLING, CLIPS, SEED, told.append)
   assert found == told and [row.point for row in found] == wanted
   return found
 
@@ -156,11 +158,11 @@ def test_the_report_is_json_with_every_point_and_kind(rows):
 def test_what_is_no_world_has_no_exam(source):
   generator = Generator(ml_collections.ConfigDict({"data": section(source=source)}), [], ())
   with pytest.raises(InputError, match="one world"):
-    sizes.examine(generator, [], None, CLIPS)
+    sizes.examine(generator, [], SAMPLING, CLIPS)
   with pytest.raises(InputError, match="one world"):
-    sizes.examine(generator, [], None, CLIPS, world="bites")
+    sizes.examine(generator, [], SAMPLING, CLIPS, world="bites")
 
 
 def test_of_several_worlds_one_is_chosen():
   generator = Generator(ml_collections.ConfigDict({"data": section(source="worlds:bites, worlds:shapes")}), [], ())
-  assert sizes.examine(generator, [], None, CLIPS, world="shapes") == []
+  assert sizes.examine(generator, [], SAMPLING, CLIPS, world="shapes") == []

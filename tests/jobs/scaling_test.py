@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def test_predictions_are_sealed_before_the_large_runs_and_judged_after(swept):
     assert row["error"] < 0.02 and row["error"] < row["naive_error"] and 0 <= row["error_of_change"] < 1
   assert second["max_error"] == max(row["error"] for row in second["sealed"])
   assert second["seed_spread"] == pytest.approx(0.002 / np.sqrt(2), rel=0.1)
+
+
+def test_after_sealing_the_grid_s_runs_may_be_gone(swept):
+  folder, runs = swept
+  first = scaling.fit(folder, FILE, draws=5)
+  for name, each in runs.items():
+    if not each.sealed:
+      shutil.rmtree(folder / name)
+  assert scaling.fit(folder, FILE, draws=5) == first
 
 
 def test_what_has_begun_can_t_be_sealed(swept):
