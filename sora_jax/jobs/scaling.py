@@ -61,7 +61,7 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
 
 
 def _sealed_losses(workdir: epath.Path) -> dict[str, float]:
-  """Losses of the grid that predictions were made of: whatever becomes of those runs, their law stays as it was sealed."""
+  """Losses of the grid that predictions were made of: their law stays, whatever becomes of the runs."""
   sealed = seal.read(workdir)
   return {each["name"]: each["loss"] for each in sealed["points"]} if sealed else {}
 
