@@ -5,6 +5,8 @@ depends on the data or on the devices is checked where they are opened.
 """
 
 import difflib
+import hashlib
+import json
 import numbers
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -238,6 +240,11 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   for key, value in tree.items():
     found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
   return found
+
+
+def digest_of(config: Any) -> str:
+  """The sha256 of a config's values, whatever their order."""
+  return hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()
 
 
 def _fault(name: str, value: Any) -> str:

@@ -12,7 +12,8 @@ from etils import epath
 
 from sora_jax.errors import InputError
 from sora_jax.jobs.evaluate import folder_of
-from sora_jax.jobs.sweep import DIVERGED, Planned, must_be_sealed, read, state_of
+from sora_jax.jobs.sweep import DIVERGED, must_be_sealed, read, state_of
+from sora_jax.jobs.sweep_runs import Planned
 from sora_jax.runtime import storage
 from sora_jax.scaling import law, rates, seal
 

@@ -1,17 +1,14 @@
 """`sora sweep run` and `status`: a sweep's file to runs in folders of their own, by the launchers.
 
-    WORKDIR/sweep.json      its runs: settings, budget, steps
-    WORKDIR/prepared-.../   autoencoder, tokenizer and latents, which all runs of the same data read
-    WORKDIR/NAME/           a run, as `sora train` makes it
-    WORKDIR/sealed.json     predictions of the large runs, without which these don't start (`sora sweep fit`)
-
-Each run's schedule is matched to its own budget: its learning rates end at zero with its last step. All runs see the
-same clips in the same order, and are measured on the same held-out clips with the same noise.
+WORKDIR/sweep.json      its runs: settings, budget, steps
+WORKDIR/prepared-.../   autoencoder, tokenizer and latents, which all runs of the same data read
+WORKDIR/NAME/           a run, as `sora train` makes it
+WORKDIR/sealed.json     predictions of the large runs, without which these don't start (`sora sweep fit`)
 """
 
-import copy
 import hashlib
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -23,25 +20,19 @@ import numpy as np
 from etils import epath
 
 import sora_jax
-from sora_jax import settings
 from sora_jax.checkpoints import manifest
 from sora_jax.data import sources
 from sora_jax.errors import InputError, SoraError
-from sora_jax.models.abstract import abstract
-from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.plan import flops as counting
-from sora_jax.plan.plan import rows_of
+from sora_jax.jobs.sweep_runs import Planned, planned, texts
 from sora_jax.runtime import child, goodput, storage
-from sora_jax.scaling import grid, seal
+from sora_jax.scaling import seal
+from sora_jax.settings import digest_of
 from sora_jax.train.loop import NonFiniteLoss
 from sora_jax.train.metrics import read_metrics
 
 FILE, PREPARED = "sweep.json", "prepared"
-FIELDS = ("config", "settings", "grid", "sealed")  # of a sweep's file
-WARMUP, MEMORY = 0.05, 0.02  # shares of a run's steps: most of its warm-up, and what its averaged weights remember
 # Settings that change what is prepared.
 SHARED = ("data.", "autoencoder.", "model.patch", "model.vocabulary", "train.row_", "diffusion.condition_share")
-LEAST_STEPS = 20
 STATES = WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
 ENDED = DONE, DIVERGED
 SLOW = 1.5  # times the seconds a step that the same run with other seeds takes
@@ -49,101 +40,6 @@ SLOW = 1.5  # times the seconds a step that the same run with other seeds takes
 
 class SweepFailed(SoraError, RuntimeError):
   """Some runs did not end; the message names them, and what to do."""
-
-
-class Planned(NamedTuple):
-  """A run before it begins.
-
-  Attributes:
-    settings: all that the config's own values are changed by.
-    flops, tokens: of the whole run; floating-point operations of the model, forwards and backwards.
-    params: of the model without its text encoder.
-  """
-
-  settings: dict[str, Any]
-  sealed: bool
-  flops: float
-  steps: int
-  params: int
-  tokens: float
-
-
-def planned(sweep: Any, base: Any) -> dict[str, Planned]:
-  """The runs of a sweep's file by name, those of its grid first.
-
-  Args:
-    sweep: `config`, `settings`, `grid` and `sealed`; see configs/sweep_isoflop.py.
-    base: the config that its runs change.
-
-  Raises:
-    InputError: a key of the grid is no setting, a value is none for it, or a budget is too small for a run.
-  """
-  if set(sweep) != set(FIELDS):
-    raise InputError(f"a sweep's file gives {', '.join(FIELDS)}: this one gives {', '.join(sorted(sweep))}")
-  found: dict[str, Planned] = {}
-  for is_sealed, values in ((False, sweep.grid), (True, sweep.sealed)):
-    for name, chosen in grid.combinations(values).items() if len(values) else ():
-      name = f"sealed_{name}" if is_sealed else name
-      found[name] = _planned(name, base, dict(sweep.settings) | chosen, is_sealed)
-  if not found:
-    raise InputError("a sweep's grid has no runs")
-  return found
-
-
-def _planned(name: str, base: Any, chosen: dict[str, Any], is_sealed: bool) -> Planned:
-  budget = chosen.pop(grid.FLOPS, None)
-  config = changed(base, chosen)
-  settings.check(config)
-  model = DiTConfig.of(config, config.model.vocabulary)
-  like, rows = abstract(DiT, model)[1], rows_of(config)
-  step = flops_of_step(config)
-  if budget is not None:
-    steps = round(budget / step)
-    if steps < LEAST_STEPS:
-      raise InputError(f"the run {name}: {budget:g} FLOPs are {steps} steps of {step:.3g}: give {LEAST_STEPS} or more")
-    chosen |= matched(config, steps)
-  steps = changed(base, chosen).train.steps
-  text = counting.size(like["text_encoder"])
-  return Planned(chosen, is_sealed, steps * step, steps, counting.size(like) - text, float(steps * rows.tokens))
-
-
-def flops_of_step(config: Any) -> float:
-  """Of the model, forwards and backwards, in one step of a config."""
-  model = DiTConfig.of(config, config.model.vocabulary)
-  return counting.count(abstract(DiT, model)[1], model, rows_of(config), "none").model
-
-
-def matched(config: Any, steps: int) -> dict[str, Any]:
-  """The schedule of a run of so many steps; it is measured at its end."""
-  return {
-    "train.steps": steps,
-    "train.warmup": min(config.train.warmup, max(round(WARMUP * steps), 1)),
-    "train.ema_decay": round(max(1 - 1 / (MEMORY * steps), 0.0), 6) if MEMORY * steps > 1 else 0.0,
-    "train.eval_every": steps,
-    "train.log_every": max(steps // 10, 1),
-  }
-
-
-def changed(base: Any, chosen: dict[str, Any]) -> Any:
-  """The config with these settings.
-
-  Raises:
-    InputError: a key is no setting.
-  """
-  config = copy.deepcopy(base)
-  for key, value in chosen.items():
-    section, _, name = key.rpartition(".")
-    node = config[section] if section in config else config
-    if key not in settings.RULES:
-      raise InputError(f"a sweep's {key!r} is no setting: did you mean {settings.nearest(key)!r}?")
-    with node.ignore_type():
-      node[name] = tuple(value) if isinstance(value, list) else value
-  return config
-
-
-def texts(chosen: dict[str, Any]) -> list[str]:
-  """Settings as KEY=VALUE of a command line."""
-  return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in chosen.items()]
 
 
 def begin(workdir: epath.Path, sweep: Any, base: Any, runs: dict[str, Planned]) -> None:
@@ -165,11 +61,6 @@ def begin(workdir: epath.Path, sweep: Any, base: Any, runs: dict[str, Planned]) 
       raise InputError(f"{workdir} holds another sweep ({why}): use another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
   storage.write_text(path, json.dumps({"config": sweep.config, "base": digest, "runs": mine}, indent=1) + "\n")
-
-
-def digest_of(config: Any) -> str:
-  """The same for equal values."""
-  return hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()
 
 
 def read(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
@@ -260,7 +151,8 @@ def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned]) -> None:
   if sealed is None:
     raise InputError(f"{workdir}: no sealed predictions: run sora sweep fit --workdir {workdir} before the sealed runs")
   for name, each in runs.items():
-    if each.sealed and sealed["predictions"].get(name, {}).get("flops") != each.flops:
+    known = sealed["predictions"].get(name, {}).get("flops", math.nan)
+    if each.sealed and not math.isclose(known, each.flops):  # sums differ in their last digit from machine to machine
       raise InputError(f"{workdir / seal.FILE} has no prediction of the run {name} with {each.flops:g} FLOPs")
 
 

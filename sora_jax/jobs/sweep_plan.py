@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sora_jax.jobs.sweep import changed, planned
+from sora_jax.jobs.sweep_runs import changed, planned
 from sora_jax.plan import plan as planning
 
 SUMS = ("days", "chip_hours", "usd")
@@ -12,7 +12,7 @@ def plan(sweep: Any, base: Any, topology: str | None, dollars: float | None) -> 
   """Budgets of all runs, and their time and money one after another; runs of one model share its plan.
 
   Args:
-    sweep, base: see `sora_jax.jobs.sweep.planned`.
+    sweep, base: see `sora_jax.jobs.sweep_runs.planned`.
     topology, dollars: see `sora_jax.plan.plan.plan`.
 
   Returns:

@@ -25,7 +25,8 @@ from sora_jax.inference import prompting
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.evaluate import folder_of
 from sora_jax.jobs.scaling import FILE, rises
-from sora_jax.jobs.sweep import Planned, flops_of_step, read, state_of
+from sora_jax.jobs.sweep import read, state_of
+from sora_jax.jobs.sweep_runs import Planned, flops_of_step
 from sora_jax.report.plot import Line, plot
 from sora_jax.runtime import storage
 from sora_jax.scaling import law

@@ -9,7 +9,6 @@ once, all encode and train.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -380,10 +379,9 @@ def packed_rows(config: Any, store: LatentStore, texts: Texts, codec: Codec, mod
 
 def meta(config: Any) -> dict:
   """What a checkpoint says of itself."""
-  text = json.dumps(json.loads(config.to_json()), sort_keys=True)
   return {
-    "config": json.loads(text),
-    "config_hash": hashlib.sha256(text.encode()).hexdigest(),
+    "config": json.loads(config.to_json()),
+    "config_hash": settings.digest_of(config),
     "task": config.task,
     **code(),
   }

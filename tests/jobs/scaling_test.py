@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.jobs import scaling, sweep, sweep_report
+from sora_jax.jobs import scaling, sweep, sweep_report, sweep_runs
 from sora_jax.runtime.goodput import DONE
 from sora_jax.scaling import law, seal
-from tests.jobs.sweep_test import leave, make
+from tests.jobs.sweep_runs_test import make
+from tests.jobs.sweep_test import leave
 
 TRUE = law.Law(0.2, 4.0, 0.3, 30.0, 0.4)
 FILE = make(
@@ -23,7 +24,7 @@ FILE = make(
 @pytest.fixture
 def swept(tiny_config, tmp_path):
   """A sweep whose runs are done, its large ones waiting."""
-  runs = sweep.planned(FILE, tiny_config)
+  runs = sweep_runs.planned(FILE, tiny_config)
   sweep.begin(tmp_path, FILE, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items()):
     if not each.sealed:
@@ -82,14 +83,14 @@ def test_a_large_run_that_joins_later_has_no_prediction(swept, tiny_config):
   scaling.fit(folder, FILE, draws=5)
   more = copy.deepcopy(FILE)
   more.sealed = (*FILE.sealed[:2], ("seed", (0, 1, 2)))
-  sweep.begin(folder, more, tiny_config, sweep.planned(more, tiny_config))
+  sweep.begin(folder, more, tiny_config, sweep_runs.planned(more, tiny_config))
   with pytest.raises(InputError, match="has no prediction of the run sealed_width=32_heads=4_seed=2"):
     scaling.fit(folder, more, draws=5)
 
 
 def test_few_runs_seal_nothing(tiny_config, tmp_path):
   file = make((("flops", (2e9, 3e9, 4e9, 6e9, 8e9)),), (("flops", (8e10,)),))
-  runs = sweep.planned(file, tiny_config)
+  runs = sweep_runs.planned(file, tiny_config)
   sweep.begin(tmp_path, file, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items()):
     if not each.sealed:
@@ -99,7 +100,7 @@ def test_few_runs_seal_nothing(tiny_config, tmp_path):
 
 
 def test_a_grid_that_is_not_done_is_not_fitted(tiny_config, tmp_path):
-  sweep.begin(tmp_path, FILE, tiny_config, sweep.planned(FILE, tiny_config))
+  sweep.begin(tmp_path, FILE, tiny_config, sweep_runs.planned(FILE, tiny_config))
   with pytest.raises(InputError, match="18 of 18 runs of the grid are not done or lack a held-out loss"):
     scaling.fit(tmp_path)
 
@@ -115,9 +116,9 @@ def test_scores_of_exams_are_fitted_too(swept):
 
 def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_path):
   file = make((("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02, 0.04))))
-  sweep.begin(tmp_path, file, tiny_config, sweep.planned(file, tiny_config))
+  sweep.begin(tmp_path, file, tiny_config, sweep_runs.planned(file, tiny_config))
   steps = tiny_config.train.steps
-  for name, loss in zip(sweep.planned(file, tiny_config), (3.0, 1.0, 2.0, 1.0, 2.0, None), strict=True):
+  for name, loss in zip(sweep_runs.planned(file, tiny_config), (3.0, 1.0, 2.0, 1.0, 2.0, None), strict=True):
     ends = [DONE] if loss else ["NonFiniteLoss: step 2"]
     leave(tmp_path / name, steps, steps if loss else 1, ends, 10.0, loss)
   found = scaling.fit(tmp_path, file)["rates"]["train.learning_rate"]
@@ -129,8 +130,8 @@ def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_p
 
 def test_two_rates_in_one_sweep_are_refused_and_one_width_is_no_sweep_of_rates(tiny_config):
   models, rates = ("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02))
-  both = sweep.planned(make((models, rates, ("train.adam_learning_rate", (0.01, 0.02)))), tiny_config)
+  both = sweep_runs.planned(make((models, rates, ("train.adam_learning_rate", (0.01, 0.02)))), tiny_config)
   with pytest.raises(InputError, match="varies one of train.learning_rate and train.adam_learning_rate"):
     scaling.rate_trials(both, dict.fromkeys(both, 1.0))
-  alone = sweep.planned(make((rates, ("seed", (0, 1)))), tiny_config)
+  alone = sweep_runs.planned(make((rates, ("seed", (0, 1)))), tiny_config)
   assert scaling.rate_trials(alone, dict.fromkeys(alone, 1.0)) == {}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sora_jax.jobs import sweep, sweep_plan
+from sora_jax.jobs import sweep_plan, sweep_runs
 from sora_jax.plan import plan as planning
-from tests.jobs.sweep_test import GRID, make
+from tests.jobs.sweep_runs_test import GRID, make
 
 LARGE = (("model.width,model.heads", ((32, 4),)), ("flops", (8e9,)))
 
@@ -24,7 +24,7 @@ def answers(monkeypatch):
 
 def test_runs_of_one_model_share_its_plan_and_all_are_summed(tiny_config, answers):
   file = make(GRID, LARGE)
-  runs = sweep.planned(file, tiny_config)
+  runs = sweep_runs.planned(file, tiny_config)
   found = sweep_plan.plan(file, tiny_config, "v5p-8", 2.0)
   assert (found["runs"], found["sealed_runs"], found["topology"]) == (8, 1, "v5p-8") and found["missing"] == "libtpu"
   assert [each["runs"] for each in found["models"]] == [4, 5]

@@ -8,10 +8,11 @@ from PIL import Image
 
 from sora_jax.errors import InputError
 from sora_jax.inference.generator import Generator
-from sora_jax.jobs import scaling, sweep, sweep_report
+from sora_jax.jobs import scaling, sweep, sweep_report, sweep_runs
 from sora_jax.runtime.goodput import DONE
 from tests.jobs.scaling_test import FILE, swept  # noqa: F401  a fixture
-from tests.jobs.sweep_test import leave, make
+from tests.jobs.sweep_runs_test import make
+from tests.jobs.sweep_test import leave
 
 
 def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):  # noqa: F811
@@ -47,12 +48,12 @@ def compute(tiny_config, tmp_path, monkeypatch, generator):
   """A sweep of two budgets whose runs were examined, and a model that is to stand beside them."""
   monkeypatch.setattr(Generator, "load", staticmethod(lambda workdir, step=None: generator))
   file = make((("flops", (2e9, 8e9)),))
-  runs = sweep.planned(file, tiny_config)
+  runs = sweep_runs.planned(file, tiny_config)
   sweep.begin(tmp_path, file, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items(), 1):
     leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5)
     write_exam(tmp_path / name, "worlds", **exam(number / 4))
-  step = 16 * round(2e9 / sweep.flops_of_step(generator.config))
+  step = 16 * round(2e9 / sweep_runs.flops_of_step(generator.config))
   write_exam(tmp_path / "large", "worlds", step=step, **exam(1.0))
   return tmp_path
 
@@ -95,7 +96,7 @@ def test_exams_of_unlike_protocols_and_models_without_one_are_refused(compute):
 
 def test_framings_have_the_clips_of_all_their_seeds(tiny_config, tmp_path):
   file = make((("data.framing", ("native", "square")), ("seed", (0, 1))))
-  runs = sweep.planned(file, tiny_config)
+  runs = sweep_runs.planned(file, tiny_config)
   sweep.begin(tmp_path, file, tiny_config, runs)
   for name, each in runs.items():
     leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5 if name.endswith("0") else 0.7)
