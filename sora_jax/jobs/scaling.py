@@ -19,6 +19,7 @@ from sora_jax.scaling import law, rates, seal
 
 FILE = "fit.json"
 RATES = ("train.learning_rate", "train.adam_learning_rate")
+STANDARD = ", standard parametrisation"  # of a rate's name, where each width has rates of its own
 DRAWS = 200  # bootstrap samples of the runs
 
 
@@ -30,11 +31,12 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
   A sweep of learning rates has no law: what is found is how far the best rate moves with the width (`rates.transfer`).
 
   Returns:
-    {rates, runs} of a sweep of rates, else {law, exponents, runs, residual, backtest, sealed: [{runs, flops, predicted,
-    low, high, naive, losses, measured, error, naive_error, error_of_change, covered}], max_error, largest_fitted_flops,
-    sha256, scores, frontier}, which fit.json keeps. `backtest` has how far off the law of all budgets but the last is
-    there, by model. `measured` is the mean of the `losses` of a model's seeds; errors are shares of it; `naive` is the
-    lowest loss of the largest fitted budget, `error_of_change` the error as a share of what that guess misses.
+    {rates: {setting: `rates.transfer`, runs}} of a sweep of rates, else {law, exponents, runs, residual, backtest,
+    sealed: [{runs, flops, predicted, low, high, naive, losses, measured, error, naive_error, error_of_change,
+    covered}], max_error, largest_fitted_flops, sha256, scores, frontier}, which fit.json keeps. `backtest` has how far
+    off the law of all budgets but the last is there, by model. `measured` is the mean of the `losses` of a model's
+    seeds; errors are shares of it; `naive` is the lowest loss of the largest fitted budget, `error_of_change` the error
+    as a share of what that guess misses.
 
   Raises:
     InputError: there is no sweep, runs of its grid are not done or too few, or a large one has no sealed prediction.
@@ -51,7 +53,7 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
     )
   if trials := rate_trials(grid, losses):
     try:
-      result = {"rates": {key: rates.transfer(each) for key, each in trials.items()}, "runs": len(grid)}
+      result = {"rates": {key: rates.transfer(each) | {"runs": len(each)} for key, each in trials.items()}}
     except ValueError as error:
       raise InputError(f"{workdir}: {error}") from error
   else:
@@ -118,6 +120,9 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
 def rate_trials(grid: dict[str, Planned], losses: dict[str, float | None]) -> dict[str, list[rates.Trial]]:
   """The runs of the learning rate that a grid varies with the width; a run without a finite loss has diverged.
 
+  Returns:
+    {setting: trials}, with STANDARD behind the setting where `model.base_width` varies too; {} of another sweep.
+
   Raises:
     InputError: it varies both rates.
   """
@@ -126,8 +131,9 @@ def rate_trials(grid: dict[str, Planned], losses: dict[str, float | None]) -> di
     return {}
   if len(varied) > 2:
     raise InputError(f"a sweep of rates varies one of {' and '.join(RATES)}: give each a sweep of its own")
+  bases = {each.settings.get("model.base_width") for each in grid.values()}
   return {
-    varied[1]: [
+    varied[1] + (STANDARD if len(bases) > 1 else ""): [
       rates.Trial(each.settings["model.width"], each.settings[varied[1]], losses[name] or math.inf)
       for name, each in grid.items()
     ]

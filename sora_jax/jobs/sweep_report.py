@@ -1,7 +1,7 @@
 """`sora sweep report`: what a sweep has found as JSON and plots, a file an experiment.
 
 scaling.json, isoflop.svg, scaling.svg    of a sweep with a law
-rates.json and a plot of each rate        of a sweep of learning rates
+rates.json and a plot of each rate        of a sweep of learning rates, beside those of other sweeps in that file
 simulation.json, .svg and .webp           of runs that `sora evaluate --suite worlds` has examined, by compute
 framing.json                              of runs that `sora evaluate --suite framing` has examined, by framing
 """
@@ -24,7 +24,7 @@ from sora_jax.evaluation.marks import summary
 from sora_jax.inference import prompting
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.evaluate import folder_of
-from sora_jax.jobs.scaling import FILE, rises
+from sora_jax.jobs.scaling import FILE, STANDARD, rises
 from sora_jax.jobs.sweep import read, state_of
 from sora_jax.jobs.sweep_runs import Planned, flops_of_step
 from sora_jax.report.plot import Line, plot
@@ -80,14 +80,18 @@ def _report_law(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
 
 
 def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
-  """rates.json and a plot of each varied rate."""
-  storage.write_text(folder / "rates.json", json.dumps(found, indent=1) + "\n")
+  """rates.json, where other sweeps of rates may stand, and a plot of each varied rate."""
+  path = folder / "rates.json"
+  others = json.loads(path.read_text())["rates"] if path.exists() else {}
+  both = {"command": "sora sweep run, fit and report (docs/scaling.md)", "rates": others | found["rates"]}
+  storage.write_text(path, json.dumps(both, indent=1) + "\n")
   for key, each in found["rates"].items():
     lines = [
       Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if loss is not None])
       for width, losses in each["losses"].items()
     ]
-    name = key.rpartition(".")[2]
+    setting = key.removesuffix(STANDARD)
+    name = setting.rpartition(".")[2] + ("" if setting == key else "_standard")
     storage.write_text(folder / f"{name}.svg", plot("Loss on held-out clips", f"log10 of {key}", lines))
   return {"out": os.fspath(folder), **{key: each["grid_steps"] for key, each in found["rates"].items()}}
 

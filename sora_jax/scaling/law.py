@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 SEARCH = 1000  # looks from a start
 HUBER = 1e-3  # beyond this distance in log L a point pulls no harder
@@ -214,7 +214,7 @@ def sigmoid(log_flops: np.ndarray, scores: np.ndarray, floor: float) -> dict[str
   """
   if len(scores) < 3:
     raise ValueError(f"a rise of two numbers can't be fitted to {len(scores)} runs")
-  rise = lambda x, slope, middle: floor + (1 - floor) / (1 + np.exp(-slope * (x - middle)))
+  rise = lambda x, slope, middle: floor + (1 - floor) * special.expit(slope * (x - middle))
   gap = lambda values: rise(log_flops, *values) - scores
   starts = [(slope, middle) for slope in (0.5, 2.0, 5.0) for middle in np.quantile(log_flops, [0.1, 0.5, 0.9])]
   best = min((optimize.least_squares(gap, start) for start in starts), key=lambda found: found.cost)

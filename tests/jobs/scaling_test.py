@@ -128,6 +128,22 @@ def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_p
   assert "Infinity" not in (tmp_path / "fit.json").read_text()
 
 
+def test_sweeps_of_rates_stand_beside_each_other_in_one_file(tiny_config, tmp_path):
+  rates, out = ("train.learning_rate", (0.01, 0.02)), tmp_path / "out"
+  for name, widths in {"mup": ((16, 2, 16), (32, 4, 16)), "plain": ((16, 2, 16), (32, 4, 32))}.items():
+    file, folder = make((("model.width,model.heads,model.base_width", widths), rates)), tmp_path / name
+    runs = sweep_runs.planned(file, tiny_config)
+    sweep.begin(folder, file, tiny_config, runs)
+    for run, loss in zip(runs, (1.0, 2.0, 2.0, 1.0), strict=True):
+      leave(folder / run, tiny_config.train.steps, tiny_config.train.steps, [DONE], 10.0, loss)
+    scaling.fit(folder, file)
+    sweep_report.report(folder, str(out))
+  found = json.loads((out / "rates.json").read_text())["rates"]
+  assert list(found) == ["train.learning_rate", "train.learning_rate, standard parametrisation"]
+  assert [each["runs"] for each in found.values()] == [4, 4]
+  assert {path.name for path in out.glob("*.svg")} == {"learning_rate.svg", "learning_rate_standard.svg"}
+
+
 def test_two_rates_in_one_sweep_are_refused_and_one_width_is_no_sweep_of_rates(tiny_config):
   models, rates = ("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02))
   both = sweep_runs.planned(make((models, rates, ("train.adam_learning_rate", (0.01, 0.02)))), tiny_config)
