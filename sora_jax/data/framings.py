@@ -14,9 +14,9 @@ from sora_jax.video import io as video_io
 
 NATIVE, SQUARE, BUCKETS = NAMES = ("native", "square", "buckets")
 # Of buckets: roots of their areas in pixels, aspect ratios (width / height), and durations in frames.
-SIDES = (64, 96, 128, 176, 256, 384, 512, 768, 1024)
+SIDES = (24, 32, 48, 64, 96, 128, 176, 256, 384, 512, 768, 1024)
 RATIOS = (9 / 16, 3 / 4, 1.0, 4 / 3, 16 / 9)
-DURATIONS = (1, 5, 9, 17, 33, 65, 129)
+DURATIONS = (1, 3, 5, 9, 17, 33, 65, 129)
 STEP = 8  # pixels; sides are multiples of it
 
 Shape = tuple[int, int, int]  # frames, height, width
