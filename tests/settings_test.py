@@ -48,6 +48,12 @@ def test_sizes_durations_and_rates_may_be_ranges(tiny_config):
   settings.check(tiny_config)
 
 
+def test_configs_of_equal_values_have_one_digest_whatever_their_order():
+  one, other, third = ({"a": 1, "b": (2, 3)}, {"b": (2, 3), "a": 1}, {"a": 1, "b": (2, 4)})
+  digests = [settings.digest_of(ml_collections.ConfigDict(values)) for values in (one, other, third)]
+  assert digests[0] == digests[1] != digests[2] and len(digests[0]) == 64
+
+
 def test_an_autoencoder_alone_has_one_number_of_steps_by_two_names():
   config = load(CONFIGS[0])
   assert CONFIGS[0].name == "autoencoder.py"
