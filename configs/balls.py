@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # First frames alone, and no words: what is to happen is in the frames.
   config.diffusion.update(base_tokens=64, caption_drop=1.0, condition_share=1.0, condition_kinds=(0, 1, 0, 0, 0))
   config.diffusion.update(condition_noise=(0.0, 0.0))
-  config.train.update(steps=8000, rows=1, ranks=1, row_tokens=1056, row_text=64, row_segments=16)
+  config.train.update(steps=8000, rows=1, ranks=1, row_tokens=1056, row_text=128, row_segments=16)
   config.train.update(learning_rate=8e-3, adam_learning_rate=5e-3, warmup=100, decay_share=0.8, ema_decay=0.995)
   config.train.update(weight_decay=0.01, checkpoint_every=500, log_every=50, preview_every=0, eval_every=1000)
   config.sample.update(steps=16, guidance=1.0, condition_guidance=1.0)
