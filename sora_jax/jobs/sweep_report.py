@@ -80,9 +80,16 @@ def _report_law(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
 
 
 def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
-  """rates.json, where other sweeps of rates may stand, and a plot of each varied rate."""
+  """rates.json, where other sweeps of rates may stand, and a plot of each varied rate.
+
+  Raises:
+    InputError: the file there is of something else.
+  """
   path = folder / "rates.json"
-  others = json.loads(path.read_text())["rates"] if path.exists() else {}
+  try:
+    others = dict(json.loads(path.read_text())["rates"]) if path.exists() else {}
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(f"{path} holds no rates of another sweep ({error!r}): remove it, or use another --out") from error
   both = {"command": "sora sweep run, fit and report (docs/scaling.md)", "rates": others | found["rates"]}
   storage.write_text(path, json.dumps(both, indent=1) + "\n")
   for key, each in found["rates"].items():

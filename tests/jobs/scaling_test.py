@@ -142,6 +142,9 @@ def test_sweeps_of_rates_stand_beside_each_other_in_one_file(tiny_config, tmp_pa
   assert list(found) == ["train.learning_rate", "train.learning_rate, standard parametrisation"]
   assert [each["runs"] for each in found.values()] == [4, 4]
   assert {path.name for path in out.glob("*.svg")} == {"learning_rate.svg", "learning_rate_standard.svg"}
+  (out / "rates.json").write_text("[")
+  with pytest.raises(InputError, match="holds no rates of another sweep"):
+    sweep_report.report(folder, str(out))
 
 
 def test_two_rates_in_one_sweep_are_refused_and_one_width_is_no_sweep_of_rates(tiny_config):
