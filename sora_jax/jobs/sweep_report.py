@@ -3,7 +3,8 @@
 scaling.json, isoflop.svg, scaling.svg    of a sweep with a law
 rates.json and a plot of each rate        of a sweep of learning rates, beside those of other sweeps in that file
 simulation.json, .svg and .webp           of runs that `sora evaluate --suite worlds` has examined, by compute
-framing.json                              of runs that `sora evaluate --suite framing` has examined, by framing
+framing.json                              of runs that `sora evaluate --suite framing` has examined, by framing,
+                                          beside others in that file
 """
 
 import itertools
@@ -86,11 +87,8 @@ def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
     InputError: the file there is of something else.
   """
   path = folder / "rates.json"
-  try:
-    others = dict(json.loads(path.read_text())["rates"]) if path.exists() else {}
-  except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{path} holds no rates of another sweep ({error!r}): remove it, or use another --out") from error
-  both = {"command": "sora sweep run, fit and report (docs/scaling.md)", "rates": others | found["rates"]}
+  rates = _already(path).get("rates", {}) | found["rates"]
+  both = {"command": "sora sweep run, fit and report (docs/scaling.md)", "rates": rates}
   storage.write_text(path, json.dumps(both, indent=1) + "\n")
   for key, each in found["rates"].items():
     lines = [
@@ -101,6 +99,20 @@ def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
     name = setting.rpartition(".")[2] + ("" if setting == key else "_standard")
     storage.write_text(folder / f"{name}.svg", plot("Loss on held-out clips", f"log10 of {key}", lines))
   return {"out": os.fspath(folder), **{key: each["grid_steps"] for key, each in found["rates"].items()}}
+
+
+def _already(path: epath.Path) -> dict[str, dict[str, Any]]:
+  """What the report of another sweep holds, all but its command; nothing where there is none.
+
+  Raises:
+    InputError: the file there is of something else.
+  """
+  try:
+    return {key: dict(each) for key, each in json.loads(path.read_text()).items() if key != "command"}
+  except FileNotFoundError:
+    return {}
+  except (ValueError, TypeError, AttributeError) as error:
+    raise InputError(f"{path} is no report of another sweep ({error!r}): remove it, or use another --out") from error
 
 
 def isoflop_plot(found: dict[str, Any]) -> str:
@@ -148,13 +160,17 @@ def _report_framing(
   workdir: epath.Path, runs: Mapping[str, Planned], exams: Mapping[str, dict[str, Any]], folder: epath.Path
 ) -> dict[str, Any]:
   """framing.json: {FRAMING: {KIND.MEASURE: {mean, low, high, ceiling, crops}, held_out, seeds}}, clips of all seeds
-  together."""
+  together.
+
+  Raises:
+    InputError: framings in the file that is there were measured on other clips, or it is of something else.
+  """
   kinds: dict[str, list[str]] = {}
   for name in exams:
     kinds.setdefault(runs[name].settings["data.framing"], []).append(name)
-  found: dict[str, Any] = {
-    "command": "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
-  }
+  path = folder / "framing.json"
+  found = _already(path)
+  others = {other: _of_real_clips(found[other]) for other in sorted(found.keys() - kinds.keys())}
   for kind, names in kinds.items():
     first = exams[names[0]]["scores"]
     measures = {}
@@ -165,8 +181,17 @@ def _report_framing(
     known = [loss for loss in losses if loss is not None]
     spread = {"mean": round(float(np.mean(known)), 5), "low": min(known), "high": max(known)} if known else None
     found[kind] = measures | {"held_out": spread, "seeds": len(names)}
-  storage.write_text(folder / "framing.json", json.dumps(found, indent=1) + "\n")
+    for other, real in others.items():
+      if real != _of_real_clips(found[kind]):
+        raise InputError(f"{path}: {other} was measured on other clips than {kind}: remove it, or use another --out")
+  command = "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
+  storage.write_text(path, json.dumps({"command": command, **found}, indent=1) + "\n")
   return {"out": os.fspath(folder), **{kind: found[kind].get("native.whole") for kind in kinds}}
+
+
+def _of_real_clips(framing: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+  """What reading real clips gave, whole and cropped: the same of the same clips."""
+  return {name: (row["ceiling"], row["crops"]) for name, row in framing.items() if "." in name}
 
 
 # By compute.
@@ -251,8 +276,9 @@ def means(exam: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def simulation_plot(found: dict[str, Any], names: Sequence[str]) -> str:
-  """The mean score of each world by compute."""
+  """The mean score of each world by compute, in the order in which the lines end."""
   of_world = [name for name, value in found[names[0]].items() if isinstance(value, dict)]
+  of_world.sort(key=lambda world: -found[names[-1]][world]["mean"])
   lines = []
   for world in of_world:
     rows = [(math.log10(found[name]["flops"]), found[name][world]) for name in names]

@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 150, 28, 44  # room for numbers, names, the title and what is along the axis
+WIDTH, HEIGHT = 660, 320
+LEFT, RIGHT, TOP, BOTTOM = 56, 170, 28, 44  # room for numbers, names, the title and what is along the axis
 COLOURS = ("#3b7dd8", "#d9822b", "#2f9e66", "#b04fb0", "#c9414b", "#7a7f87")  # of middle lightness
+DASHES = ("", ' stroke-dasharray="6 4"', ' stroke-dasharray="2 3"')  # lines beyond the colours have them again, broken
 STYLE = "text{font:12px sans-serif;fill:#7a7f87}.grid{stroke:#7a7f87;stroke-opacity:.25}.title{font-weight:bold}"
 
 
@@ -54,17 +55,18 @@ def plot(title: str, across: str, lines: Sequence[Line], zero: bool = False, nam
     word = html.escape(name)
     parts.append(f'<text x="{place_x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{word}</text>')
   for number, (line, points) in enumerate(zip(lines, kept, strict=True)):
-    colour = COLOURS[number % len(COLOURS)]
+    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
     if line.bands:
       bands = [(x, *band) for (x, _), band in zip(line.points, line.bands, strict=True)]
       bands = [band for band in bands if all(map(math.isfinite, band))]
       low, high = ([f"{place_x(band[0]):.1f},{place_y(band[end]):.1f}" for band in bands] for end in (1, 2))
       parts.append(f'<polygon fill="{colour}" fill-opacity=".2" points="{" ".join(low + high[::-1])}"/>')
     drawn = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
-    parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{drawn}"/>')
+    parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{drawn}"/>')
     y = TOP + 8 + 20 * number
-    parts.append(f'<rect x="{WIDTH - RIGHT + 12}" y="{y - 5}" width="12" height="4" fill="{colour}"/>')
-    parts.append(f'<text x="{WIDTH - RIGHT + 30}" y="{y + 2}">{html.escape(line.name)}</text>')
+    ends = f'x1="{WIDTH - RIGHT + 10}" x2="{WIDTH - RIGHT + 26}" y1="{y - 3}" y2="{y - 3}"'
+    parts.append(f'<line {ends} stroke="{colour}" stroke-width="3"{dash}/>')
+    parts.append(f'<text x="{WIDTH - RIGHT + 32}" y="{y + 2}">{html.escape(line.name)}</text>')
   return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -143,7 +143,7 @@ def test_sweeps_of_rates_stand_beside_each_other_in_one_file(tiny_config, tmp_pa
   assert [each["runs"] for each in found.values()] == [4, 4]
   assert {path.name for path in out.glob("*.svg")} == {"learning_rate.svg", "learning_rate_standard.svg"}
   (out / "rates.json").write_text("[")
-  with pytest.raises(InputError, match="holds no rates of another sweep"):
+  with pytest.raises(InputError, match="is no report of another sweep"):
     sweep_report.report(folder, str(out))
 
 

@@ -94,7 +94,9 @@ def test_exams_of_unlike_protocols_and_models_without_one_are_refused(compute):
     sweep_report.report(compute, str(compute / "out"), beside=[str(compute / "none")])
 
 
-def test_framings_have_the_clips_of_all_their_seeds(tiny_config, tmp_path):
+@pytest.fixture
+def framings(tiny_config, tmp_path):
+  """The workdir of two framings with two seeds, examined."""
   file = make((("data.framing", ("native", "square")), ("seed", (0, 1))))
   runs = sweep_runs.planned(file, tiny_config)
   sweep.begin(tmp_path, file, tiny_config, runs)
@@ -103,9 +105,29 @@ def test_framings_have_the_clips_of_all_their_seeds(tiny_config, tmp_path):
     marks = [1.0, 1.0, None, 1.0] if "native" in name else [0.0, 1.0, 0.0, 0.0]
     score = {"mean": 0.0, "low": 0.0, "high": 0.0, "ceiling": 1.0, "crops": 0.4}
     write_exam(tmp_path / name, "framing", scores={"native.whole": score}, marks={"native.whole": marks})
-  sweep_report.report(tmp_path, str(tmp_path / "out"))
-  found = json.loads((tmp_path / "out" / "framing.json").read_text())
+  return tmp_path
+
+
+def test_framings_have_the_clips_of_all_their_seeds(framings):
+  sweep_report.report(framings, str(framings / "out"))
+  found = json.loads((framings / "out" / "framing.json").read_text())
   native, square = found["native"], found["square"]
   assert native["native.whole"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0, "crops": 0.4}
   assert square["native.whole"]["mean"] == 0.25 and square["native.whole"]["high"] < 1.0
   assert native["held_out"] == {"mean": 0.6, "low": 0.5, "high": 0.7} and square["seeds"] == 2
+
+
+def test_framings_of_another_sweep_stay_beside_it_if_their_clips_were_the_same(framings):
+  path = framings / "out" / "framing.json"
+  path.parent.mkdir()
+  buckets = {"native.whole": {"mean": 0.5, "ceiling": 1.0, "crops": 0.4}, "held_out": None, "seeds": 3}
+  path.write_text(json.dumps({"command": "c", "buckets": buckets, "native": {}}))
+  sweep_report.report(framings, str(path.parent))
+  found = json.loads(path.read_text())
+  assert found["buckets"] == buckets and found["native"]["seeds"] == 2
+  path.write_text(json.dumps({"buckets": {"native.whole": {"mean": 0.5, "ceiling": 1.0, "crops": 0.5}}}))
+  with pytest.raises(InputError, match="buckets was measured on other clips than native: remove it"):
+    sweep_report.report(framings, str(path.parent))
+  path.write_text("[1]")
+  with pytest.raises(InputError, match="is no report of another sweep"):
+    sweep_report.report(framings, str(path.parent))

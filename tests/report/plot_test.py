@@ -28,6 +28,14 @@ def test_every_curve_is_drawn_inside_with_its_name():
   assert {"ours", "chance <&>", "error & so on", "seconds"} <= set(texts)
 
 
+def test_no_two_curves_look_alike():
+  lines = [Line(str(number), [(0, 1.0), (1, float(number))]) for number in range(12)]
+  root = ElementTree.fromstring(plot("a", "b", lines))
+  looks = {(curve.get("stroke"), curve.get("stroke-dasharray")) for curve in root.findall(f"{SVG}polyline")}
+  legend = {(line.get("stroke"), line.get("stroke-dasharray")) for line in root.findall(f"{SVG}line")} & looks
+  assert len(looks) == len(legend) == 12
+
+
 def test_what_is_not_finite_is_left_out():
   root = ElementTree.fromstring(plot("a", "b", [Line("x", [(0, 1.0), (1, float("nan")), (2, 2.0)])]))
   assert len(points_of(root.find(f"{SVG}polyline"))) == 2
