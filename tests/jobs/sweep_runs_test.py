@@ -43,6 +43,7 @@ def test_a_budget_becomes_steps_and_a_schedule_of_its_own(tiny_config):
     ("sweep_rates.py:part=adam,mup=0", 24, 0),
     ("sweep_compute.py", 2, 0),
     ("sweep_framing.py", 9, 0),
+    ("sweep_framing.py:buckets", 3, 0),
   ],
 )
 def test_the_sweeps_that_come_along_can_be_run(file, runs, sealed):
