@@ -116,7 +116,9 @@ def _already(path: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def isoflop_plot(found: dict[str, Any]) -> str:
-  """Held-out loss by the size of the model, a line a budget, with the range over seeds."""
+  """Held-out loss by the size of the model, a line a budget, with the range over seeds; of the large runs what was
+  sealed, with its interval, and what was measured.
+  """
   lines = []
   for budget, group in by_budget(found["points"]).items():
     by_size: dict[int, list[float]] = {}
@@ -125,6 +127,13 @@ def isoflop_plot(found: dict[str, Any]) -> str:
     sizes = sorted(by_size)
     means = [(math.log10(size), float(np.mean(by_size[size]))) for size in sizes]
     lines.append(Line(f"{budget:.3g} FLOPs", means, [(min(by_size[size]), max(by_size[size])) for size in sizes]))
+  if sealed := sorted(found.get("sealed", []), key=lambda row: row["params"]):
+    across = [math.log10(row["params"]) for row in sealed]
+    ends = [(row["low"], row["high"]) for row in sealed]
+    predicted = [(x, row["predicted"]) for x, row in zip(across, sealed, strict=True)]
+    lines.append(Line("large runs, predicted", predicted, ends))
+    measured = [(x, row["measured"]) for x, row in zip(across, sealed, strict=True) if row["measured"] is not None]
+    lines += [Line("large runs, measured", measured)] if measured else []
   return plot("Loss on held-out clips", "log10 of parameters", lines)
 
 
@@ -138,18 +147,16 @@ def by_budget(points: Sequence[dict[str, Any]]) -> dict[float, list[dict[str, An
 
 
 def frontier_plot(found: dict[str, Any]) -> str:
-  """Held-out loss by budget: the best run of each, the law's frontier, what was sealed and what was measured."""
+  """Held-out loss by budget: the best run of each, the law's frontier, and the best of the large runs."""
   log = math.log10
   best = [min(group, key=lambda point: point["loss"]) for group in by_budget(found["points"]).values()]
   lines = [
     Line("best of each budget", [(log(point["flops"]), point["loss"]) for point in best]),
     Line("law", [(log(row["flops"]), row["loss"]) for row in found["frontier"]]),
   ]
-  if sealed := sorted(found.get("sealed", []), key=lambda row: row["flops"]):
-    ends = [(row["low"], row["high"]) for row in sealed]
-    lines.append(Line("sealed", [(log(row["flops"]), row["predicted"]) for row in sealed], ends))
-    if measured := [(log(row["flops"]), row["measured"]) for row in sealed if row["measured"] is not None]:
-      lines.append(Line("measured", measured))
+  if measured := [row for row in found.get("sealed", []) if row["measured"] is not None]:
+    large = min(measured, key=lambda row: row["measured"])
+    lines.append(Line("best of the large runs", [lines[0].points[-1], (log(large["flops"]), large["measured"])]))
   return plot("Loss on held-out clips", "log10 of FLOPs", lines)
 
 

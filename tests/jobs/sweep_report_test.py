@@ -16,7 +16,7 @@ from tests.jobs.sweep_test import leave
 
 
 def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):  # noqa: F811
-  folder, _ = swept
+  folder, runs = swept
   with pytest.raises(InputError, match="holds no fit and no exams"):
     sweep_report.report(folder, str(tmp_path / "out"))
   found = scaling.fit(folder, FILE, draws=5)
@@ -27,7 +27,15 @@ def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):  # noqa: F811
   budgets = list(sweep_report.by_budget(found["points"]))
   assert budgets == pytest.approx([2e9, 8e9, 3.2e10], rel=0.05)
   assert all(f"{budget:.3g} FLOPs" in curves for budget in budgets)
-  assert ">sealed<" in (tmp_path / "out" / "scaling.svg").read_text()
+  assert "large runs, predicted" in curves and "measured" not in curves
+  frontier = (tmp_path / "out" / "scaling.svg").read_text()
+  assert ">law<" in frontier and "large" not in frontier
+  name, each = next((name, each) for name, each in runs.items() if each.sealed)
+  leave(folder / name, each.steps, each.steps, [DONE], 10.0, 0.5)
+  scaling.fit(folder, FILE, draws=5)
+  sweep_report.report(folder, str(tmp_path / "out"), FILE)
+  assert "large runs, measured" in (tmp_path / "out" / "isoflop.svg").read_text()
+  assert "best of the large runs" in (tmp_path / "out" / "scaling.svg").read_text()
 
 
 def write_exam(folder, suite: str, **content) -> None:
