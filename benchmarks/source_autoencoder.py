@@ -49,10 +49,10 @@ def measured(workdir: pathlib.Path, other: str | None) -> dict:
   seen = open_source(config.data, seed_of(config), grid)
   fitted = [seen[index].frames_THWC for index in range(len(seen))]
   linear = fidelity.LinearCode(fitted, section.compression, section.channels)
+  source, rows = seen, []
   if other is not None:
-    config.data.source = other
-  source = open_source(config.data, seed_of(config), grid, held_out=True) if other else seen
-  rows = []
+    config.data.update(source=other, weights=())
+    source = open_source(config.data, seed_of(config), grid, held_out=True)
   for index in range(len(source)):
     real = source[index].frames_THWC
     file, line = source.where(index)
