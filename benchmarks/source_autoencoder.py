@@ -12,15 +12,12 @@ import argparse
 import json
 import pathlib
 
-import ml_collections
 import numpy as np
+from worlds_autoencoder import loaded
 
-from sora_jax.checkpoints import checkpoint
 from sora_jax.data.sources import open_source, seed_of
 from sora_jax.evaluation import fidelity
 from sora_jax.evaluation.simulation import through
-from sora_jax.inference.codec import Codec
-from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.runtime import process
 
 
@@ -41,14 +38,11 @@ def main() -> None:
 
 
 def measured(workdir: pathlib.Path, other: str | None) -> dict:
-  own = workdir / "autoencoder"
-  folder = own if own.exists() else workdir
-  config = ml_collections.ConfigDict(checkpoint.load_meta(folder)["config"], convert_dict=True)
-  codec, section = Codec.load(folder, config.autoencoder), AutoencoderConfig.of(config.autoencoder)
+  config, codec = loaded(workdir)
   grid = codec.grid(config.model.patch)
   seen = open_source(config.data, seed_of(config), grid)
   fitted = [seen[index].frames_THWC for index in range(len(seen))]
-  linear = fidelity.LinearCode(fitted, section.compression, section.channels)
+  linear = fidelity.LinearCode(fitted, codec.config.compression, codec.config.channels)
   source, rows = seen, []
   if other is not None:
     config.data.update(source=other, weights=())
@@ -61,7 +55,7 @@ def measured(workdir: pathlib.Path, other: str | None) -> dict:
     row["psnr_db"] = round(fidelity.psnr(through(codec, [real]), [real]), 2)
     rows.append(row | {"psnr_linear_db": round(fidelity.psnr([linear(real)], [real]), 2)})
   mean = {name: round(float(np.mean([row[name] for row in rows])), 2) for name in ("psnr_db", "psnr_linear_db")}
-  values = 3 * int(np.prod(section.compression)) / section.channels
+  values = 3 * int(np.prod(codec.config.compression)) / codec.config.channels
   return {"values_in_one": round(values, 2), **mean, "clips": rows}
 
 

@@ -20,7 +20,6 @@ from sora_jax.checkpoints import checkpoint
 from sora_jax.evaluation import fidelity, marks
 from sora_jax.evaluation.simulation import through
 from sora_jax.inference.codec import Codec
-from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.runtime import process
 from sora_jax.worlds.world import get_world
 
@@ -45,16 +44,12 @@ def main() -> None:
 
 
 def measured(workdir: pathlib.Path, clips: int) -> dict:
-  own = workdir / "autoencoder"
-  folder = own if own.exists() else workdir
-  config = ml_collections.ConfigDict(checkpoint.load_meta(folder)["config"], convert_dict=True)
-  codec = Codec.load(folder, config.autoencoder)
-  section = AutoencoderConfig.of(config.autoencoder)
+  config, codec = loaded(workdir)
   names = [name.strip().removeprefix("worlds:") for name in config.data.source.split(",")]
   linear = fidelity.LinearCode(
     [clip for name in names for clip in renders(name, FITTED, [FITTED_SIZE], held_out=False)[1]],
-    section.compression,
-    section.channels,
+    codec.config.compression,
+    codec.config.channels,
   )
   worlds: dict[str, dict] = {}
   every: list[tuple[float, float]] = []
@@ -71,9 +66,17 @@ def measured(workdir: pathlib.Path, clips: int) -> dict:
       "marks": {attribute: round(mark, 4) for attribute, mark in read.items() if mark is not None},
     }
   mean = np.mean(every, axis=0)
-  values = 3 * int(np.prod(section.compression)) / section.channels
+  values = 3 * int(np.prod(codec.config.compression)) / codec.config.channels
   both = {"psnr_db": round(float(mean[0]), 2), "psnr_linear_db": round(float(mean[1]), 2)}
   return {"values_in_one": round(values, 2), **both, "worlds": worlds}
+
+
+def loaded(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, Codec]:
+  """The config and the codec of an autoencoder's workdir, or of a transformer's with its own autoencoder in it."""
+  own = workdir / "autoencoder"
+  folder = own if own.exists() else workdir
+  config = ml_collections.ConfigDict(checkpoint.load_meta(folder)["config"], convert_dict=True)
+  return config, Codec.load(folder, config.autoencoder)
 
 
 def renders(name: str, count: int, sizes: Sequence[tuple[int, int]], held_out: bool) -> tuple[list, list]:

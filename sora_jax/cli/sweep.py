@@ -20,6 +20,7 @@ def define_sweep(values: flags.FlagValues) -> None:
 def define_run(values: flags.FlagValues) -> None:
   define_sweep(values)
   flags.DEFINE_bool("sealed", False, "the large runs, whose predictions are sealed", flag_values=values)
+  flags.DEFINE_multi_string("only", [], "runs whose names fit, say --only='*seed=0'", flag_values=values)
   flags.DEFINE_enum("on", "local", LAUNCHERS, "where the runs train, by launch/", flag_values=values)
   flags.DEFINE_integer("at_once", 1, "runs at a time, on this machine", lower_bound=1, flag_values=values)
   flags.DEFINE_multi_string("launch", [], "a flag of the launcher, say --launch=--nodes=2", flag_values=values)
@@ -42,7 +43,7 @@ def run(given: Given) -> dict:
 
   with path_errors(given.workdir):
     stage, where = "sealed" if given.sealed else "grid", job.Where(given.on, given.at_once, tuple(given.launch))
-    return job.run(given.config, base, given.workdir, where, stage)
+    return job.run(given.config, base, given.workdir, where, stage, tuple(given.only))
 
 
 def status(given: Given) -> dict:
@@ -75,7 +76,7 @@ COMMANDS = {
     run,
     define_run,
     "train the runs of a sweep that have not ended, by one of the launchers",
-    "--config configs/sweep_NAME.py --workdir DIR [--sealed] [--on slurm|gke|tpu_pod] [--launch=...]",
+    "--config configs/sweep_NAME.py --workdir DIR [--sealed] [--only=NAME] [--on slurm|gke|tpu_pod] [--launch=...]",
     ("config", "workdir"),
   ),
   "sweep status": Command(status, define_sweep, "what became of each run", "--workdir DIR", ("workdir",)),

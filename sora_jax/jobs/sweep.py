@@ -6,6 +6,7 @@ WORKDIR/NAME/           a run, as `sora train` makes it
 WORKDIR/sealed.json     predictions of the large runs, without which these don't start (`sora sweep fit`)
 """
 
+import fnmatch
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,24 +97,28 @@ class Where(NamedTuple):
   flags: tuple[str, ...] = ()
 
 
-def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") -> dict[str, Any]:
+def run(
+  sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid", only: Sequence[str] = ()
+) -> dict[str, Any]:
   """Trains the runs of a stage that have not ended, "grid" or "sealed"; the same call takes all of them up again.
 
   Args:
     sweep: the sweep's file; `sweep.config` is that of `base`, as the launchers are to read it.
+    only: patterns of the names of runs, as of a shell's files; all runs of the stage where there is none.
 
   Returns:
     What `status` does.
 
   Raises:
-    InputError: the sweep is not that of the workdir, or the predictions of sealed runs are missing.
+    InputError: the sweep is not that of the workdir, the predictions of sealed runs are missing, or a pattern fits no
+      run.
     SweepFailed: some runs did not end.
   """
   here, runs = epath.Path(workdir), planned(sweep, base)
   begin(here, sweep, base, runs)
   if stage == "sealed":
     must_be_sealed(here, runs)
-  mine = {name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}
+  mine = picked({name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}, only)
   states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
   left = {name: each for name, each in mine.items() if states[name]["state"] not in ENDED}
   tell(
@@ -140,6 +146,19 @@ def run(sweep: Any, base: Any, workdir: str, where: Where, stage: str = "grid") 
     if code and not here_now:
       raise SweepFailed(f"launch/sweep.py --on {where.on} ended with status {code}: the lines above say why")
   return status(workdir)
+
+
+def picked(runs: dict[str, Planned], only: Sequence[str]) -> dict[str, Planned]:
+  """Those whose names one of the patterns fits; all of them where there is no pattern.
+
+  Raises:
+    InputError: a pattern fits none.
+  """
+  for pattern in only:
+    if not any(fnmatch.fnmatchcase(name, pattern) for name in runs):
+      raise InputError(f"--only {pattern} fits none of the {len(runs)} runs: one of them is {next(iter(runs))}")
+  fit = {name for name in runs for pattern in only if fnmatch.fnmatchcase(name, pattern)}
+  return {name: each for name, each in runs.items() if name in fit or not only}
 
 
 def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned]) -> None:

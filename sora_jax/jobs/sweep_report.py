@@ -177,7 +177,10 @@ def _report_framing(
     kinds.setdefault(runs[name].settings["data.framing"], []).append(name)
   path = folder / "framing.json"
   found = _already(path)
-  others = {other: _of_real_clips(found[other]) for other in sorted(found.keys() - kinds.keys())}
+  try:
+    others = {other: _of_real_clips(found[other]) for other in sorted(found.keys() - kinds.keys())}
+  except (KeyError, TypeError) as error:
+    raise InputError(f"{path} is no report of framings ({error!r}): remove it, or use another --out") from error
   for kind, names in kinds.items():
     first = exams[names[0]]["scores"]
     measures = {}

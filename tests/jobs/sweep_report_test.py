@@ -136,6 +136,9 @@ def test_framings_of_another_sweep_stay_beside_it_if_their_clips_were_the_same(f
   path.write_text(json.dumps({"buckets": {"native.whole": {"mean": 0.5, "ceiling": 1.0, "crops": 0.5}}}))
   with pytest.raises(InputError, match="buckets was measured on other clips than native: remove it"):
     sweep_report.report(framings, str(path.parent))
+  path.write_text(json.dumps({"buckets": {"native.whole": {"mean": 0.5}}}))
+  with pytest.raises(InputError, match=r"is no report of framings \(KeyError\('ceiling'\)\): remove it"):
+    sweep_report.report(framings, str(path.parent))
   path.write_text("[1]")
   with pytest.raises(InputError, match="is no report of another sweep"):
     sweep_report.report(framings, str(path.parent))

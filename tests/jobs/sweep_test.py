@@ -116,6 +116,15 @@ def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny
   assert found["counts"] == {"waiting": 1, "begun": 0, "done": 1, "diverged": 0}
 
 
+def test_runs_can_be_chosen_by_their_names(tiny_config, tmp_path, monkeypatch):
+  launched, file = Launched(monkeypatch), make((("seed", (0, 1, 10)),))
+  with pytest.raises(InputError, match="--only seed=2 fits none of the 3 runs: one of them is seed=0"):
+    sweep.run(file, tiny_config, str(tmp_path), sweep.Where("slurm"), only=("seed=1", "seed=2"))
+  assert not launched.calls
+  found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where("slurm"), only=("seed=0", "*=1?"))
+  assert list(launched.runs) == ["seed=0", "seed=10"] and len(found["runs"]) == 3
+
+
 def test_when_all_are_done_nothing_is_started(tiny_config, tmp_path, monkeypatch):
   launched, file = Launched(monkeypatch), make((("flops", (2e9,)),))
   steps = sweep_runs.planned(file, tiny_config)["run"].steps
