@@ -11,10 +11,11 @@ left out.
 
 import argparse
 import json
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
+
+from sora_jax.jobs import exams
 
 LEAST = 0.05  # between chance and the autoencoder: less tells nothing
 
@@ -25,15 +26,10 @@ def main() -> None:
   parser.add_argument("--base", help="the exam of a model with less compute")
   parser.add_argument("--json", action="store_true", help="print the JSON object alone")
   given = parser.parse_args()
-  found = measured(read(given.exam), read(given.base) if given.base else None)
+  found = measured(exams.read(given.exam, "worlds"), exams.read(given.base, "worlds") if given.base else None)
   if not given.json:
     print(table(found))
   print(json.dumps(found))
-
-
-def read(name: str) -> dict:
-  path = pathlib.Path(name)
-  return json.loads((path / "evaluations" / "worlds.json" if path.is_dir() else path).read_text())
 
 
 def measured(exam: dict, base: dict | None) -> dict:

@@ -64,7 +64,7 @@ def sample(given: argparse.Namespace, name: str, frames: int) -> dict:
   if told["status"]:
     raise SystemExit(f"sora sample ended with exit status {told['status']}")
   made = json.loads(told["said"].splitlines()[-1])
-  return {"frames": made["frames"], "seconds": made["wall_seconds"], "peak_mib": told["peak_mib"]}
+  return {"frames": made["frames"], "seconds": made["seconds"], "peak_mib": told["peak_mib"]}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from sora_jax.checkpoints import checkpoint
+from sora_jax.data.sources import names_of
 from sora_jax.evaluation import fidelity, marks
 from sora_jax.evaluation.simulation import through
 from sora_jax.inference.codec import Codec
@@ -45,7 +46,7 @@ def main() -> None:
 
 def measured(workdir: pathlib.Path, clips: int) -> dict:
   config, codec = loaded(workdir)
-  names = [name.strip().removeprefix("worlds:") for name in config.data.source.split(",")]
+  names = [name.removeprefix("worlds:") for name in names_of(config.data)]
   linear = fidelity.LinearCode(
     [clip for name in names for clip in renders(name, FITTED, [FITTED_SIZE], held_out=False)[1]],
     codec.config.compression,

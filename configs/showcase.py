@@ -1,4 +1,4 @@
-"""The showcase: one model for all worlds, images to clips of 33 frames at about 64 to 224 pixels a side.
+"""The showcase: one model for all worlds, images to clips of 33 frames at 64 to 176 pixels a side.
 
 sora train --config configs/showcase.py --workdir W
 

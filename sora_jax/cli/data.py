@@ -34,8 +34,11 @@ def define_build(values: flags.FlagValues) -> None:
 
 
 def check(given: Given) -> dict:
+  from sora_jax import settings
   from sora_jax.curation import check
 
+  if given.config is not None:
+    settings.check(given.config)
   with path_errors(given.SRC):
     found = check.check(given.SRC, given.config)
   _name_dropped(found["dropped"])

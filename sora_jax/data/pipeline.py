@@ -50,7 +50,8 @@ class Crops:
     if weights:
       component = shapes.component_N
       share *= (np.asarray(weights) / np.bincount(component, weights=share))[component]
-    self.cached = max(int(CACHED_BYTES / (12 * pixels.mean())), 1)
+    drawn = (pixels * share).sum() / share.sum()  # pixels of a clip, as often as it is drawn
+    self.cached = max(int(CACHED_BYTES / (12 * drawn)), 1)
     self.share = np.cumsum(share)
     self.share /= self.share[-1]
     seen = [hashlib.sha256(np.ascontiguousarray(column).data).hexdigest() for column in shapes[:2]]

@@ -163,6 +163,11 @@ def small_frames(source: Source, index: int, side: int, max_frames: int) -> np.n
   return frames_THWC
 
 
+def names_of(section: Any) -> list[str]:
+  """The sources that a config's `data` section names, in their order: see `open_source`."""
+  return [name.strip() for name in section.source.split(",")]
+
+
 def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: bool = False) -> Source:
   """What a config's `data` section names: one source, or several with commas between them.
 
@@ -178,7 +183,7 @@ def open_source(section: Any, seed: int, grid: Grid | None = None, held_out: boo
   Raises:
     ValueError: unknown world, no folder, nothing usable in it (with the reasons counted), or weights that don't fit.
   """
-  names = [name.strip() for name in section.source.split(",")]
+  names = names_of(section)
   if not all(names):
     raise InputError(f"config.data.source={section.source!r}: a source without a name")
   weights = tuple(section.weights)

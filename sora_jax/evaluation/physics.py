@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sora_jax.clips import Clip
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import Rates, WorldShapes
 from sora_jax.errors import InputError
 from sora_jax.evaluation.marks import summary
@@ -41,8 +42,8 @@ def worlds_of(generator: Generator) -> list[str]:
   Raises:
     InputError: none.
   """
-  names = [name.strip().removeprefix("worlds:") for name in generator.config.data.source.split(",")]
-  found = [name for name in WORLDS if name in names]
+  names = names_of(generator.config.data)
+  found = [name for name in WORLDS if f"worlds:{name}" in names]
   if not found:
     raise InputError(
       f"data.source={generator.config.data.source!r}: physics is measured on {', '.join(WORLDS)}: train on "

@@ -34,9 +34,9 @@ SAME = 2  # clips of a size, at least: each has others to be compared with
 class Measure(NamedTuple):
   """One score of a report: the mean over clips with its 95 % interval, and what real and unrelated clips have."""
 
-  mean: float
-  low: float
-  high: float
+  mean: float | None
+  low: float | None
+  high: float | None
   ceiling: float | None
   chance: float | None
 
@@ -44,10 +44,11 @@ class Measure(NamedTuple):
   def of(
     cls, values: Sequence[float], ceiling: Sequence[float] | None = None, chance: Sequence[float] | None = None
   ) -> "Measure":
-    """Of a value a clip; those that are NaN, which don't apply, are left out."""
-    mean = lambda each: None if each is None else float(np.nanmean(each))
-    there = np.asarray(values)[np.isfinite(values)]
-    return cls(*interval(there.tolist()), mean(ceiling), mean(chance))
+    """Of a value a clip; those that are not finite, which don't apply, are left out, and None is a mean of none."""
+    mean = lambda each: None if each is None or np.isnan(each).all() else float(np.nanmean(each))
+    there = np.asarray(values)[np.isfinite(values)].tolist()
+    ends: tuple[float | None, float | None, float | None] = interval(there) if there else (None, None, None)
+    return cls(*ends, mean(ceiling), mean(chance))
 
   def rounded(self) -> dict[str, float | None]:
     """As JSON."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sora_jax.data.sizes import draw_sizes, ends_of
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import Rates, Shape, WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
@@ -155,7 +156,7 @@ def examine(
     InputError: the run's data are no world, or several of which none is chosen, or others than that.
   """
   source, rows = generator.config.data.source, []
-  names = [name.strip() for name in source.split(",")]
+  names = names_of(generator.config.data)
   if f"worlds:{world}" not in names and (world or len(names) > 1 or not source.startswith("worlds:")):
     raise InputError(f"data.source={source!r}: an exam reads clips of one world, worlds:NAME, back")
   world = world or source.removeprefix("worlds:")

@@ -7,15 +7,19 @@ sampled, and the versions of worlds and exam. Figures of unlike protocols are no
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError
 from sora_jax.evaluation import simulation
-from sora_jax.evaluation.marks import interval
+from sora_jax.evaluation.marks import interval, summary
 from sora_jax.inference.generator import Generator, Sampling
 
 VERSION = 1  # raised by hand when the exam itself changes
@@ -31,7 +35,7 @@ def sources(generator: Generator, clips: int) -> dict[str, WorldSource]:
     InputError: it was trained on something else too.
   """
   data = generator.config.data
-  names = [name.strip() for name in data.source.split(",")]
+  names = names_of(data)
   if not all(name.startswith("worlds:") for name in names):
     raise InputError(f"data.source={data.source!r}: an exam reads clips of worlds back, worlds:NAME")
   section = data.copy_and_resolve_references()
@@ -90,6 +94,29 @@ def protocol(asked: Mapping[str, WorldSource], sampling: Sampling, given: int) -
   ]
   text = json.dumps([VERSION, given, dataclasses.asdict(sampling), requests], default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def means(exam: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+  """{WORLD: {mean, low, high, ceiling, autoencoder, chance}} of long prompts, of what `examine` returned.
+
+  A clip's mark is the mean of the attributes that apply to it. Ceiling, autoencoder and chance, which are known by
+  attribute, weigh each attribute as much as these clips do.
+  """
+  names = [name for name in exam["scores"] if "," not in name]
+  found = {}
+  for world, group in itertools.groupby(sorted(names), key=lambda name: name.partition(".")[0]):
+    mine = list(group)
+    marks_AN = np.array([[np.nan if mark is None else mark for mark in exam["marks"][name]] for name in mine])
+    applies_AN = ~np.isnan(marks_AN)
+    marks_AN, applies_AN = marks_AN[:, applies_AN.any(0)], applies_AN[:, applies_AN.any(0)]
+    weight_A = (applies_AN / applies_AN.sum(0)).mean(1)
+    others: dict[str, float | None] = {}
+    for kind in ("ceiling", "autoencoder", "chance"):
+      known = [(exam["scores"][name][kind], weight) for name, weight in zip(mine, weight_A, strict=True)]
+      values_2A = np.array([pair for pair in known if pair[0] is not None], np.float64).T
+      others[kind] = round(float(np.average(values_2A[0], weights=values_2A[1])), 4) if values_2A.any() else None
+    found[world] = summary(np.nanmean(marks_AN, 0).tolist()) | others
+  return found
 
 
 def difference(

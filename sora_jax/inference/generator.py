@@ -112,6 +112,8 @@ class Sampling:
     if not all(math.isfinite(value) for value in (self.guidance, self.condition_guidance, *self.interval)):
       both = f"{self.guidance}, {self.condition_guidance}"
       raise InputError(f"guidance {both} and its interval {self.interval} are not all finite numbers")
+    if not 0 <= self.history_level <= 1:
+      raise InputError(f"history_level={self.history_level} is a noise level, from 0 to 1")
 
   @classmethod
   def of(cls, config: Any) -> "Sampling":

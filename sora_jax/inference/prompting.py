@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sora_jax.clips import Clip
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
 from sora_jax.inference import detail
@@ -69,7 +70,7 @@ class Connection:
 def window(generator: Generator) -> int:
   """Frames of the longest clip that the model was trained on."""
   data = generator.config.data
-  names = [name.strip() for name in data.source.split(",")]
+  names = names_of(data)
   files = any(not name.startswith(("worlds:", "gym:")) for name in names)
   longest = [data.max_frames] if files else []
   if any(name.startswith("worlds:") for name in names):

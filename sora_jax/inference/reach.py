@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.packing.batch import Segment
 from sora_jax.patches import Grid
@@ -26,7 +27,7 @@ class Reach(NamedTuple):
   @classmethod
   def of(cls, data: Any, grid: Grid, frames: int) -> "Reach":
     """Of a config's `data` section: a world's sizes at the nearest duration, and the token budget of other sources."""
-    names = [name.strip() for name in data.source.split(",")]
+    names = names_of(data)
     worlds = [name for name in names if name.startswith("worlds:")]
     side = area = 0.0
     if worlds:

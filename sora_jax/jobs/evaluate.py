@@ -8,21 +8,26 @@ from typing import Any
 from etils import epath
 
 from sora_jax import sharding
-from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError, path_errors
 from sora_jax.evaluation import drift, features, framing, likeness, physics, prompting, simulation, sizes, worlds
 from sora_jax.inference.generator import Generator, Sampling
-from sora_jax.jobs import held_out
+from sora_jax.jobs import exams, held_out
 from sora_jax.jobs.demo import exam_source
 from sora_jax.report.plot import Line, plot
+from sora_jax.runtime import storage
 from sora_jax.worlds.physics import LEVELS
 
 SUITES = ("worlds", "physics", "framing", "fidelity", "prompting")
-# Of each world; at each of its levels; at each kind of sizes; of each world or source; in each mode.
 CLIPS = {"worlds": 48, "physics": 32, "framing": 96, "fidelity": 48, "prompting": 48}
+EACH = {  # what has so many
+  "worlds": "of each world",
+  "physics": "at each level of each world",
+  "framing": "at each kind of sizes",
+  "fidelity": "of each world or source",
+  "prompting": "in each mode",
+}
 SIZES_CLIPS = 24  # at each size, duration and rate
-FOLDER = "evaluations"  # in the workdir
 
 
 def evaluate(
@@ -33,7 +38,7 @@ def evaluate(
   Args:
     checkpoint: the workdir of a trained transformer.
     suite: of SUITES.
-    clips: how many held-out clips, of each world or in each mode; those of CLIPS by default.
+    clips: how many held-out clips, EACH says of what; those of CLIPS by default.
     out: a file for the JSON that is returned; SUITE.json in the workdir's folder of evaluations by default.
     i3d: a safetensors file of I3D's weights, for the Frechet video distance of the suite "fidelity".
 
@@ -44,6 +49,9 @@ def evaluate(
     InputError: the model was trained on other clips than the suite's, or `out` can't be written.
   """
   started = time.monotonic()
+  path = epath.Path(out) if out else exams.folder_of(checkpoint) / f"{suite}.json"
+  with path_errors(str(path)):
+    storage.check_writable(path)
   sharding.all_devices()
   with path_errors(checkpoint):
     generator = Generator.load(checkpoint)
@@ -58,25 +66,18 @@ def evaluate(
   result = {
     "suite": suite,
     **found,
-    "about": f"{count} held-out clips of {generator.config.data.source}; 95 % bootstrap intervals",
+    "about": f"{count} held-out clips {EACH[suite]}, {generator.config.data.source}; 95 % bootstrap intervals",
     "step": generator.step,
     "weights_sha256": generator.digest(),
     "seconds": round(time.monotonic() - started, 1),
   }
-  path = epath.Path(out) if out else folder_of(checkpoint) / f"{suite}.json"
   with path_errors(str(path)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    storage.write_text(path, json.dumps(result, indent=1) + "\n")
     if "minute.error_by_second" in result.get("curves", {}):
-      (path.parent / "drift.svg").write_text(drift_plot(result["curves"]))
+      storage.write_text(path.parent / "drift.svg", drift_plot(result["curves"]))
     if suite == "physics":
-      path.with_suffix(".svg").write_text(physics_plot(result["scores"]))
+      storage.write_text(path.with_suffix(".svg"), physics_plot(result["scores"]))
   return result
-
-
-def folder_of(checkpoint: str) -> epath.Path:
-  """Where a model's evaluations are kept: in its workdir; of weights that come with the package, here."""
-  return epath.Path(checkpoint.replace(":", "-") if is_pretrained(checkpoint) else checkpoint) / FOLDER
 
 
 def drift_plot(curves: dict[str, Any]) -> str:

@@ -41,8 +41,8 @@ def source_of(config: Any, grid: Any) -> sources.Source:
     data.framing = framings.NATIVE  # whatever training saw, the same clips
   if data.held_out:
     data.source, data.weights = data.held_out, ()
-  names = data.source.split(",")
-  if not data.held_out and not all(name.strip().startswith("worlds:") for name in names):
+  names = sources.names_of(data)
+  if not data.held_out and not all(name.startswith("worlds:") for name in names):
     raise InputError(
       f"train.eval_every={config.train.eval_every} with data.source={data.source}: name a source of clips that "
       "training does not see in data.held_out, or set train.eval_every=0"

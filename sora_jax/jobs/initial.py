@@ -88,8 +88,8 @@ def find(config: Any, workdir: epath.Path) -> Initial | None:
   return Initial(
     run,
     run,
-    autoencoder=same and not config.autoencoder.checkpoint,
-    tokenizer=there["model"]["vocabulary"] == config.model.vocabulary,
+    autoencoder=same and not config.autoencoder.checkpoint and not config.data.prepared,
+    tokenizer=there["model"]["vocabulary"] == config.model.vocabulary and not config.data.prepared,
     warnings=[
       f"config.{section}.{key} is {there[section][key]} there and {here[section][key]} here"
       for section, keys in MEANING.items()

@@ -45,14 +45,17 @@ class Media(NamedTuple):
       raise InputError(f"--{flag} {path} can't be read: {error}") from error
     return cls(path, found.height, found.width, found.fps or None)
 
-  def read(self, flag: str, fps: float, frames: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Its first frames (T, H, W, 3), float32 in [-1, 1], at most `frames` of them at `fps`; resized to `size`.
+  def read(self, flag: str, fps: float, frames: int | None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Its first frames (T, H, W, 3), float32 in [-1, 1], at most `frames` of them at `fps`, or all; resized to `size`.
 
     Raises:
-      InputError: it can't be read.
+      InputError: it can't be read, or all of it is more than MAX_FRAMES.
     """
     try:
-      return from_uint8(isolated.shared().read(self.path, fps=fps, max_frames=frames, size=size))
+      found = isolated.shared().read(self.path, fps=fps, max_frames=frames or MAX_FRAMES + 1, size=size)
+      if len(found) > MAX_FRAMES:
+        raise InputError(f"--{flag} {self.path} has more than {MAX_FRAMES} frames at {fps:g} a second: cut it first")
+      return from_uint8(found)
     except (video_io.UnreadableFile, OSError) as error:
       raise InputError(f"--{flag} {self.path} can't be read: {error}") from error
 
@@ -166,7 +169,10 @@ def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling
 
 def _loop(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   if order.given.get("clip") is None:
-    warn_of_length(_frames(order), prompting.longest_loop(generator) or prompting.window(generator))
+    known = prompting.longest_loop(generator)
+    if not known:
+      print("the model was trained on no loops (data.loops=0): the clip may be poor", file=sys.stderr)
+    warn_of_length(_frames(order), known or prompting.window(generator))
     return whole(generator.sample(requests_of(order, frame, _frames(order), loop=True), sampling))
   clip = _clip(order, frame)
   extensions = [
@@ -188,11 +194,12 @@ def _connect(order: Order, generator: Generator, frame: Frame, sampling: Samplin
   return whole(prompting.connect(generator, connections, sampling))
 
 
-def covering(flag: str, path: str, frame: Frame, frames: int = MAX_FRAMES) -> np.ndarray:
-  """A file's first frames (T, H, W, 3), which fill a frame: scaled to cover it, aspect ratio kept, cut at the centre.
+def covering(flag: str, path: str, frame: Frame, frames: int | None = None) -> np.ndarray:
+  """A file's first frames, or all (T, H, W, 3), which fill a frame: scaled to cover it, aspect ratio kept, cut at the
+  centre.
 
   Raises:
-    InputError: it can't be read.
+    InputError: it can't be read, or all of it is too long.
   """
   media = Media.open(flag, path)
   scale = max(frame.height / media.height, frame.width / media.width)
@@ -204,7 +211,9 @@ def covering(flag: str, path: str, frame: Frame, frames: int = MAX_FRAMES) -> np
 
 def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
   media = Media.open("clip", order.given["clip"])
-  frames_THWC = media.read("clip", frame.fps, order.frames or MAX_FRAMES)
+  if media.fps and order.out.lower().endswith(".png"):
+    raise InputError(f"--out {order.out}: png holds one frame, and {media.path} is a video: use .mp4, .gif or .webp")
+  frames_THWC = media.read("clip", frame.fps, order.frames)
   frames_THWC, mask_THW = placed(frames_THWC, frame)
   if order.given.get("mask"):
     mask_THW |= read_mask(order.given["mask"], media, mask_THW.shape, frame)
@@ -263,7 +272,8 @@ def read_mask(given: str, media: Media, shape_THW: tuple[int, ...], frame: Frame
     own_THW[: len(values)] = values
     own_THW[len(values) :] = values[-1]  # an image holds throughout, a shorter video its last frame
     return mask_THW
-  for text in filter(None, given.replace(" ", "").split(";")):
+  boxes = [text for text in given.replace(" ", "").split(";") if text]
+  for text in boxes or [given]:
     try:
       x0, y0, x1, y1, *times = (float(value) for value in text.split(","))
       begin, end = times or (0.0, T / frame.fps)

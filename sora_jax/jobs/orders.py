@@ -7,6 +7,7 @@ so the arithmetic, and with it every bit on one machine, is the same.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,7 @@ GIVEN: dict[str, dict[str, Any]] = {
   "edit": {"clip": str, "strength": float | int | None, "mask": str | None},
   "connect": {"clip": list | tuple},
 }
+NEEDED = {"animate": "image", "extend": "clip", "edit": "clip", "connect": "clip"}
 FILES = ("image", "clip", "mask", "condition")
 # What each field of an order, and each setting of the sampler in it, may be.
 ORDER_TYPES: dict[str, Any] = {
@@ -125,9 +127,10 @@ def split_condition(text: str) -> tuple[str, float, float]:
   path, at, rest = text.rpartition("@")
   seconds, colon, strength = rest.partition(":")
   try:
-    if not (path and at):
+    found = path, float(seconds), float(strength) if colon else 1.0
+    if not (path and at and math.isfinite(found[1]) and math.isfinite(found[2])):
       raise ValueError
-    return path, float(seconds), float(strength) if colon else 1.0
+    return found
   except ValueError:
     raise InputError(f"--condition {text}: it is FILE@SECONDS or FILE@SECONDS:STRENGTH, say end.png@1.5:0.8") from None
 
@@ -173,6 +176,28 @@ def check_types(order: Order) -> Order:
   if wrong := [each for each in texts if not isinstance(each, str)]:
     raise TypeError(f"a prompt or file can't be {wrong[0]!r}")
   return order
+
+
+def check(order: Order) -> None:
+  """Sees that an order can be made, before anything is loaded: that of a sidecar may hold anything.
+
+  Raises:
+    InputError: something that the mode needs is missing, or a value is none that it can have; the message names it.
+  """
+  try:
+    check_types(order)
+  except TypeError as error:
+    raise InputError(f"sora {order.mode}: {error}") from error
+  needed = NEEDED.get(order.mode)
+  if needed and not order.given.get(needed):
+    raise InputError(f"sora {order.mode} needs --{needed}")
+  interval = order.overrides.get("interval")
+  if interval is not None and (len(interval) != 2 or not all(isinstance(end, float | int) for end in interval)):
+    raise InputError(f"sora {order.mode}: the interval of guidance is two noise levels, not {list(interval)}")
+  numbers = {"fps": order.fps} | {name: order.given.get(name) for name in ("at", "strength")}
+  for name, value in numbers.items():
+    if value is not None and not math.isfinite(value):
+      raise InputError(f"sora {order.mode}: {name}={value} is no finite number")
 
 
 def describe(order: Order, number: int, sampling: Sampling, about: dict[str, Any]) -> dict:
@@ -226,13 +251,14 @@ def out_paths(order: Order) -> list[pathlib.Path]:
   """Where the clips of an order go.
 
   Raises:
-    InputError: a suffix that is no format of ours, or png for a video.
+    InputError: a suffix that is no format of ours, or png for what is a video.
   """
   path = pathlib.Path(order.out)
   if path.suffix.lower() not in SUFFIXES:
     raise InputError(f"--out {order.out}: the suffix is one of {', '.join(SUFFIXES)}")
-  if path.suffix.lower() == ".png" and (order.frames or 1) > 1:
-    raise InputError(f"--out {order.out}: png holds one frame, not {order.frames}: use .mp4, .gif or .webp")
+  if path.suffix.lower() == ".png" and ((order.frames or 1) > 1 or order.mode in ("extend", "connect")):
+    what = f"not {order.frames}" if order.mode not in ("extend", "connect") else f"and sora {order.mode} makes a video"
+    raise InputError(f"--out {order.out}: png holds one frame, {what}: use .mp4, .gif or .webp")
   if len(order.prompts) == 1:
     return [path]
   return [path.with_stem(f"{path.stem}_{number}") for number in range(len(order.prompts))]

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from sora_jax import sharding
 from sora_jax.data.caption_limits import cut_prompt
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError, path_errors
 from sora_jax.inference.generator import Generator, Sampling
 from sora_jax.jobs.modes import MODES, frame_of
-from sora_jax.jobs.orders import Order, describe, make_room, out_paths, read_recipe, sidecar_of
+from sora_jax.jobs.orders import Order, check, describe, make_room, out_paths, read_recipe, sidecar_of
 from sora_jax.video import io as video_io
 
 GIF_FPS = 50  # its frames last whole hundredths of a second, two at least
@@ -29,7 +30,8 @@ def make(order: Order, overwrite: bool = False) -> dict:
   """Samples and writes the clips of an order.
 
   Returns:
-    {out, width, height, frames, fps, wall_seconds}; `out` is a list where there are several prompts.
+    {out, width, height, frames, fps, seconds}; `out` is a list where there are several prompts, `seconds` is what all
+    of it took.
 
   Raises:
     InputError: a suffix, size, file or setting that can't be, or a file that is there already; the message names it.
@@ -90,6 +92,7 @@ def _write(
     weights: a sidecar and the digest of the weights that it names, which must be those that are loaded.
   """
   started = time.monotonic()
+  check(order)
   make_room(outs.values(), overwrite, order.files())
   sharding.all_devices()
   with path_errors(order.checkpoint):
@@ -121,7 +124,7 @@ def _write(
     with path_errors(str(out)):
       sidecar_of(out).write_text(json.dumps(describe(order, number, sampling, about), indent=1) + "\n")
   names = [str(out) for out in outs.values()]
-  return {"out": names[0] if len(names) == 1 else names, **made, "wall_seconds": round(time.monotonic() - started, 3)}
+  return {"out": names[0] if len(names) == 1 else names, **made, "seconds": round(time.monotonic() - started, 3)}
 
 
 class Counted:
@@ -141,19 +144,21 @@ class Counted:
 def far_from_training(generator: Generator, frames: int, height: int, width: int) -> str | None:
   """What to warn of where a size is far from those that the model was trained at; None where it is not.
 
-  A world's sizes are those that clips of the nearest duration had.
+  A world's sizes are those that clips of the nearest duration had, those of files what the budget of tokens leaves of
+  any.
   """
   data = generator.config.data
-  if "worlds:" in data.source:
-    far = lambda shape: [
-      abs(math.log(seen / asked)) for seen, asked in zip(shape, (frames, height, width), strict=True)
-    ]
+  far = lambda shape: [abs(math.log(seen / asked)) for seen, asked in zip(shape, (frames, height, width), strict=True)]
+  worlds = [name.startswith("worlds:") for name in names_of(data)]
+  sizes = []
+  if any(worlds):
     shapes = WorldShapes.of(data, generator.grid).distinct()
-    known = min(shapes, key=lambda shape: (far(shape)[0], sum(far(shape)[1:])))[1:]
-  elif data.max_tokens:  # training shrank its files to this budget
-    known = generator.grid.fit(frames, height, width, data.max_tokens)
-  else:
-    return None
+    sizes.append(min(shapes, key=lambda shape: (far(shape)[0], sum(far(shape)[1:])))[1:])
+  if not all(worlds):
+    if not data.max_tokens:
+      return None  # files were seen at any size
+    sizes.append(generator.grid.fit(min(frames, data.max_frames), height, width, data.max_tokens))
+  known = min(sizes, key=lambda size: sum(far((frames, *size))))
   area = abs(math.log(known[0] * known[1] / (height * width)))
   aspect = abs(math.log(known[1] * height / (known[0] * width)))
   if area <= math.log(FAR_AREA) and aspect <= math.log(FAR_ASPECT):

@@ -1,6 +1,5 @@
 """`sora sweep fit`: a law of a sweep's runs, sealed predictions of the large ones, and how these fared."""
 
-import itertools
 import json
 import math
 import os
@@ -11,7 +10,8 @@ import numpy as np
 from etils import epath
 
 from sora_jax.errors import InputError
-from sora_jax.jobs.evaluate import folder_of
+from sora_jax.evaluation import worlds
+from sora_jax.jobs import exams
 from sora_jax.jobs.sweep import DIVERGED, must_be_sealed, read, state_of
 from sora_jax.jobs.sweep_runs import Planned
 from sora_jax.runtime import storage
@@ -26,7 +26,7 @@ DRAWS = 200  # bootstrap samples of the runs
 def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> dict[str, Any]:
   """Fits the law to the runs of the grid that have ended; seals the predictions of the others where none are sealed.
 
-  Where predictions are sealed, the losses beside them are those of the grid, whose runs may be gone.
+  Where predictions are sealed, the losses beside them are those of the grid, whose runs may be gone, or more.
 
   A sweep of learning rates has no law: what is found is how far the best rate moves with the width (`rates.transfer`).
 
@@ -44,9 +44,11 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
   here = epath.Path(workdir)
   runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
   states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
-  losses = {name: found["held_out"] for name, found in states.items()} | _sealed_losses(here)
+  losses = {name: found["held_out"] for name, found in states.items()}
   grid = {name: each for name, each in runs.items() if not each.sealed}
-  if missing := [name for name in grid if losses[name] is None and states[name]["state"] != DIVERGED]:
+  if sealed := _sealed_losses(here):
+    losses |= dict.fromkeys(grid) | sealed
+  elif missing := [name for name in grid if losses[name] is None and states[name]["state"] != DIVERGED]:
     raise InputError(
       f"{len(missing)} of {len(grid)} runs of the grid are not done or lack a held-out loss ({', '.join(missing[:3])}):"
       " run the same sora sweep run again"
@@ -64,7 +66,7 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
 
 
 def _sealed_losses(workdir: epath.Path) -> dict[str, float]:
-  """Losses of the grid that predictions were made of: their law stays, whatever becomes of the runs."""
+  """Losses of the grid that predictions were made of, by run: their law stays, whatever becomes of the runs."""
   sealed = seal.read(workdir)
   return {each["name"]: each["loss"] for each in sealed["points"]} if sealed else {}
 
@@ -82,16 +84,17 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
   points = law.Points(params, tokens, loss, law.weights(params, flops_N, loss))
   try:
     found = law.fit(points)
+    cost = law.Cost.of(points.params, flops_N / points.tokens)
+    growth = law.exponents(found, cost)
   except ValueError as error:
     raise InputError(f"{workdir}: {error}") from error
-  cost = law.Cost.of(points.params, flops_N / points.tokens)
   laws, gaps = law.resampled(points, found, draws), law.spread(points, found)
   kinds = np.unique(np.stack([flops_N, params]), axis=1, return_inverse=True)[1].ravel()
   naive = float(points.loss[np.isclose(flops_N, flops_N.max(), rtol=0.05)].min())
   result: dict[str, Any] = {
     "law": {name: float(f"{value:.5g}") for name, value in found._asdict().items()},
     "law_intervals": _intervals(laws),
-    "exponents": {name: round(value, 4) for name, value in law.exponents(found, cost).items()},
+    "exponents": {name: round(value, 4) for name, value in growth.items()},
     "exponents_intervals": _exponent_intervals(laws, cost),
     "runs": len(grid),
     "residual": round(float(np.sqrt(np.mean(gaps**2))), 5),
@@ -232,29 +235,23 @@ def _frontier(found: law.Law, cost: law.Cost, flops_N: np.ndarray) -> list[dict[
 
 def _scores(workdir: epath.Path, runs: dict[str, Planned]) -> dict[str, Any]:
   """`rises` of the runs that `sora evaluate --suite worlds` has examined."""
-  paths = {name: folder_of(os.fspath(workdir / name)) / "worlds.json" for name in runs}
-  return rises([(runs[name].flops, json.loads(path.read_text())) for name, path in paths.items() if path.exists()])
+  found = exams.of_sweep(workdir, {name: each.steps for name, each in runs.items()}, "worlds")
+  return rises([(runs[name].flops, worlds.means(exam)) for name, exam in found.items()])
 
 
-def rises(exams: Sequence[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-  """The rise with compute of each world's mean score with long prompts, where three models or more have one.
+def rises(models: Sequence[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
+  """The rise with compute of each world's mean score, where three models or more have one.
 
   Args:
-    exams: (FLOPs, what `sora evaluate --suite worlds` wrote) of each model.
+    models: (FLOPs, `worlds.means` of its exam) of each.
 
   Returns:
-    {WORLD: {slope, middle, rms, runs}}, see `law.sigmoid`.
+    {WORLD: {slope, middle, floor, rms, runs}}, see `law.sigmoid`.
   """
-  found: dict[str, list[tuple[float, float, float]]] = {}
-  for flops, exam in exams:
-    scores = {key: row for key, row in exam["scores"].items() if "," not in key}
-    for world, group in itertools.groupby(sorted(scores), key=lambda key: key.partition(".")[0]):
-      rows = [scores[key] for key in group]
-      mean = lambda kind, rows=rows: float(np.mean([row[kind] for row in rows if row[kind] is not None]))
-      found.setdefault(world, []).append((math.log10(flops), mean("mean"), mean("chance")))
   fitted: dict[str, Any] = {}
-  for world, rows in found.items():
-    log_flops, scores_N, chance = np.array(rows).T
+  for world in sorted({world for _, means in models for world in means}):
+    rows = [(math.log10(flops), means[world]) for flops, means in models if world in means]
     if len(rows) >= 3:
+      log_flops, scores_N, chance = np.array([(x, row["mean"], row["chance"]) for x, row in rows]).T
       fitted[world] = law.sigmoid(log_flops, scores_N, float(chance.mean())) | {"runs": len(rows)}
   return fitted

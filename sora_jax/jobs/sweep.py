@@ -129,13 +129,14 @@ def run(
     where.at_once if where.on == "local" else 1,
   )
   if left:
-    words = {
-      name: texts(each.settings | prepare(base, each.settings, sweep.config, here)) for name, each in left.items()
-    }
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as listed:  # here, wherever the workdir is
-      json.dump(words, listed)
-      listed.flush()
-      code = child.call(launch_words(sweep.config, listed.name, workdir, where))
+    if launch(sweep.config, {name: texts(each.settings) for name, each in left.items()}, workdir, where, dry_run=True):
+      raise SweepFailed(f"launch/sweep.py --on {where.on} can't do this: the lines above say why")
+    code = launch(
+      sweep.config,
+      {name: texts(each.settings | prepare(base, each.settings, sweep.config, here)) for name, each in left.items()},
+      workdir,
+      where,
+    )
     here_now = where.on in ("local", "tpu_pod")  # elsewhere runs only queue
     missing = [name for name, each in left.items() if state_of(here / name, each.steps)["state"] not in ENDED]
     if code and here_now and missing:
@@ -173,6 +174,21 @@ def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned]) -> None:
     known = sealed["predictions"].get(name, {}).get("flops", math.nan)
     if each.sealed and not math.isclose(known, each.flops):  # sums differ in their last digit from machine to machine
       raise InputError(f"{workdir / seal.FILE} has no prediction of the run {name} with {each.flops:g} FLOPs")
+
+
+def launch(config_file: str, runs: dict[str, list[str]], workdir: str, where: Where, dry_run: bool = False) -> int:
+  """Trains runs, and gives the launcher's exit status; a dry run only sees that it would take them.
+
+  Args:
+    runs: KEY=VALUE of the settings of each.
+  """
+  with tempfile.NamedTemporaryFile("w", suffix=".json") as listed:  # here, wherever the workdir is
+    json.dump(runs, listed)
+    listed.flush()
+    words = launch_words(config_file, listed.name, workdir, where)
+    return (
+      child.call([*words[:2], "--dry_run", *words[2:]], stdout=subprocess.DEVNULL) if dry_run else child.call(words)
+    )
 
 
 def launch_words(config_file: str, runs_file: str, workdir: str, where: Where) -> list[str]:
@@ -295,7 +311,10 @@ def state_of(folder: epath.Path, steps: int) -> dict[str, Any]:
   root = manifest.root(folder)
   done = root.is_dir() and steps in manifest.committed(root) and last.get("step") == steps
   step, ends = int(model.get("step", 0)), account.get("ends", [])
+  held_out = last.get("held_out") if done else None
   diverged = bool(ends) and ends[-1].startswith(NonFiniteLoss.__name__)
+  if held_out is not None and not math.isfinite(held_out):
+    held_out, done, diverged = None, False, True
   return {
     "state": DONE if done else DIVERGED if diverged else BEGUN if account else WAITING,
     "step": step,
@@ -304,5 +323,5 @@ def state_of(folder: epath.Path, steps: int) -> dict[str, Any]:
     "ends": ends,
     "seconds": round(account.get("wall_seconds", 0.0), 1),
     "step_seconds": round(model["seconds"] / step, 4) if step else None,
-    "held_out": last.get("held_out") if done else None,
+    "held_out": held_out,
   }

@@ -30,11 +30,13 @@ def plan(sweep: Any, base: Any, topology: str | None, dollars: float | None) -> 
   for name, each in runs.items():
     groups.setdefault((each.params, float(f"{each.flops / each.steps:.9g}")), []).append(name)
   models = []
+  missing: dict[str, str] = {}
   for (params, _), names in groups.items():
     mine = [runs[name] for name in names]
     tokens = sum(each.tokens for each in mine)
     answer = planning.plan(changed(base, mine[0].settings), topology, dollars, tokens)
     kept = {name: answer[name] for name in ("step_seconds", "peak_hbm_gib", "fits", *SUMS)}
+    missing |= {"missing": answer["missing"]} if "missing" in answer else {}
     flops = sum(each.flops for each in mine)
     models.append(
       {"params": params, "runs": len(mine), "flops": flops, "tokens": tokens, "steps": answer["steps"]} | kept
@@ -46,5 +48,4 @@ def plan(sweep: Any, base: Any, topology: str | None, dollars: float | None) -> 
   for name in SUMS:
     known = [each[name] for each in models]
     sums[name] = None if None in known else planning.figures(sum(known))
-  missing = {"missing": answer["missing"]} if "missing" in answer else {}
   return sums | {"models": models} | missing

@@ -7,7 +7,6 @@ framing.json                              of runs that `sora evaluate --suite fr
                                           beside others in that file
 """
 
-import itertools
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from sora_jax.evaluation import simulation, worlds
 from sora_jax.evaluation.marks import summary
 from sora_jax.inference import prompting
 from sora_jax.inference.generator import Generator, Sampling
-from sora_jax.jobs.evaluate import folder_of
+from sora_jax.jobs import exams
 from sora_jax.jobs.scaling import FILE, STANDARD, rises
 from sora_jax.jobs.sweep import read, state_of
 from sora_jax.jobs.sweep_runs import Planned, flops_of_step
@@ -54,19 +53,14 @@ def report(workdir: str | os.PathLike, out: str, sweep: Any = None, beside: Sequ
   if path.exists():
     found = json.loads(path.read_text())
     return _report_rates(found, folder) if "rates" in found else _report_law(found, folder)
-  if framings := examined(here, runs, "framing"):
+  steps = {name: each.steps for name, each in runs.items()}
+  if framings := exams.of_sweep(here, steps, "framing"):
     return _report_framing(here, runs, framings, folder)
-  if exams := examined(here, runs, "worlds"):
-    return _report_simulation(here, runs, exams, beside, folder)
+  if found := exams.of_sweep(here, steps, "worlds"):
+    return _report_simulation(here, runs, found, beside, folder)
   raise InputError(
     f"{workdir} holds no fit and no exams: run sora sweep fit --workdir {workdir}, or sora evaluate on its runs"
   )
-
-
-def examined(workdir: epath.Path, runs: Mapping[str, Planned], suite: str) -> dict[str, dict[str, Any]]:
-  """The JSON of the runs that `sora evaluate` has examined by a suite."""
-  paths = {name: folder_of(os.fspath(workdir / name)) / f"{suite}.json" for name in runs}
-  return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def _report_law(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
@@ -84,17 +78,20 @@ def _report_rates(found: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
   """rates.json, where other sweeps of rates may stand, and a plot of each varied rate.
 
   Raises:
-    InputError: the file there is of something else.
+    InputError: the file there is of something else, or all runs of a sweep have diverged.
   """
   path = folder / "rates.json"
   rates = _already(path).get("rates", {}) | found["rates"]
   both = {"command": "sora sweep run, fit and report (docs/scaling.md)", "rates": rates}
   storage.write_text(path, json.dumps(both, indent=1) + "\n")
   for key, each in found["rates"].items():
-    lines = [
-      Line(f"width {width}", [(math.log10(rate), loss) for rate, loss in losses if loss is not None])
+    by_width = {
+      width: [(math.log10(rate), loss) for rate, loss in losses if loss is not None]
       for width, losses in each["losses"].items()
-    ]
+    }
+    lines = [Line(f"width {width}", points) for width, points in by_width.items() if points]
+    if not lines:
+      raise InputError(f"all runs that vary {key} have diverged: there is nothing to draw; try lower rates")
     setting = key.removesuffix(STANDARD)
     name = setting.rpartition(".")[2] + ("" if setting == key else "_standard")
     storage.write_text(folder / f"{name}.svg", plot("Loss on held-out clips", f"log10 of {key}", lines))
@@ -164,39 +161,53 @@ def frontier_plot(found: dict[str, Any]) -> str:
 
 
 def _report_framing(
-  workdir: epath.Path, runs: Mapping[str, Planned], exams: Mapping[str, dict[str, Any]], folder: epath.Path
+  workdir: epath.Path, runs: Mapping[str, Planned], examined: Mapping[str, dict[str, Any]], folder: epath.Path
 ) -> dict[str, Any]:
-  """framing.json: {FRAMING: {KIND.MEASURE: {mean, low, high, ceiling, crops}, held_out, seeds}}, clips of all seeds
-  together.
+  """framing.json: {FRAMING: {KIND.MEASURE: {mean, low, high, ceiling, crops, by_seed}, held_out, seeds}}.
 
   Raises:
-    InputError: framings in the file that is there were measured on other clips, or it is of something else.
+    InputError: the exams, or framings in the file that is there, are of unlike clips, the file is of something else, or
+      the sweep does not vary the framing.
   """
   kinds: dict[str, list[str]] = {}
-  for name in exams:
+  for name in examined:
+    if "data.framing" not in runs[name].settings:
+      raise InputError(f"{workdir / name} has an exam of framing, but its sweep does not set data.framing: remove it")
     kinds.setdefault(runs[name].settings["data.framing"], []).append(name)
+  first, *rest = examined
+  clips = {name: (exam["protocol"], _of_real_clips(exam["scores"])) for name, exam in examined.items()}
+  if unlike := [name for name in rest if clips[name] != clips[first]]:
+    raise InputError(f"{workdir}: {unlike[0]} was examined on other clips than {first}: examine both again")
   path = folder / "framing.json"
   found = _already(path)
   try:
-    others = {other: _of_real_clips(found[other]) for other in sorted(found.keys() - kinds.keys())}
+    others = [kind for kind in sorted(found.keys() - kinds.keys()) if _of_real_clips(found[kind]) != clips[first][1]]
   except (KeyError, TypeError) as error:
     raise InputError(f"{path} is no report of framings ({error!r}): remove it, or use another --out") from error
+  if others:
+    raise InputError(f"{path}: {others[0]} was measured on other clips than {first}: remove it, or use another --out")
   for kind, names in kinds.items():
-    first = exams[names[0]]["scores"]
-    measures = {}
-    for measure, score in first.items():
-      values = [value for name in names for value in exams[name]["marks"][measure] if value is not None]
-      measures[measure] = summary(values) | {key: score[key] for key in ("ceiling", "crops")}
     losses = [state_of(workdir / name, runs[name].steps)["held_out"] for name in names]
-    known = [loss for loss in losses if loss is not None]
-    spread = {"mean": round(float(np.mean(known)), 5), "low": min(known), "high": max(known)} if known else None
-    found[kind] = measures | {"held_out": spread, "seeds": len(names)}
-    for other, real in others.items():
-      if real != _of_real_clips(found[kind]):
-        raise InputError(f"{path}: {other} was measured on other clips than {kind}: remove it, or use another --out")
+    found[kind] = _framing([examined[name] for name in names], [loss for loss in losses if loss is not None])
   command = "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
   storage.write_text(path, json.dumps({"command": command, **found}, indent=1) + "\n")
   return {"out": os.fspath(folder), **{kind: found[kind].get("native.whole") for kind in kinds}}
+
+
+def _framing(seeds: Sequence[dict[str, Any]], losses: Sequence[float]) -> dict[str, Any]:
+  """Of one framing's exams, all of the same prompts, and held-out losses.
+
+  A prompt's value is its mean over the seeds, and intervals are of resampled prompts: clips of one prompt are not
+  independent of each other, whatever their seeds.
+  """
+  measures: dict[str, Any] = {}
+  for measure, score in seeds[0]["scores"].items():
+    marks_SN = np.array([exam["marks"][measure] for exam in seeds], np.float64)  # None becomes NaN
+    of_prompts = marks_SN[:, ~np.isnan(marks_SN).all(0)]
+    measures[measure] = summary(np.nanmean(of_prompts, 0).tolist()) | {key: score[key] for key in ("ceiling", "crops")}
+    measures[measure]["by_seed"] = [summary(marks.tolist())["mean"] for marks in marks_SN]
+  spread = {"mean": round(float(np.mean(losses)), 5), "low": min(losses), "high": max(losses)} if losses else None
+  return measures | {"held_out": spread, "seeds": len(seeds)}
 
 
 def _of_real_clips(framing: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -218,7 +229,7 @@ class Examined(NamedTuple):
 def _report_simulation(
   workdir: epath.Path,
   runs: Mapping[str, Planned],
-  exams: Mapping[str, dict[str, Any]],
+  examined: Mapping[str, dict[str, Any]],
   beside: Sequence[str],
   folder: epath.Path,
 ) -> dict[str, Any]:
@@ -228,7 +239,7 @@ def _report_simulation(
   Raises:
     InputError: an exam is missing or of another protocol, or two models have the same compute.
   """
-  models = [Examined(os.fspath(workdir / name), runs[name].flops, exam) for name, exam in exams.items()]
+  models = [Examined(os.fspath(workdir / name), runs[name].flops, exam) for name, exam in examined.items()]
   models = sorted([*models, *map(_beside, beside)], key=lambda each: each.flops)
   protocols = {each.exam["protocol"] for each in models}
   if len(protocols) > 1:
@@ -244,8 +255,8 @@ def _report_simulation(
     "about": models[0].exam["about"],
   }
   for name, each in named.items():
-    found[name] = means(each.exam) | {"flops": float(f"{each.flops:.4g}")}
-  found["rises"] = rises([(each.flops, each.exam) for each in models])
+    found[name] = worlds.means(each.exam) | {"flops": float(f"{each.flops:.4g}")}
+  found["rises"] = rises([(each.flops, worlds.means(each.exam)) for each in models])
   storage.write_text(folder / "simulation.json", json.dumps(found, indent=1) + "\n")
   storage.write_text(folder / "simulation.svg", simulation_plot(found, list(named)))
   picture = Image.fromarray(sheet([each.checkpoint for each in named.values()]))
@@ -258,31 +269,12 @@ def _beside(checkpoint: str) -> Examined:
   Raises:
     InputError: it was not examined.
   """
-  path = folder_of(checkpoint) / "worlds.json"
-  if not path.exists():
-    raise InputError(f"{checkpoint} has no exam: run sora evaluate --suite worlds --checkpoint {checkpoint} first")
-  exam = json.loads(path.read_text())
+  exam = exams.read(checkpoint, "worlds")
   return Examined(checkpoint, exam["step"] * flops_of_step(Generator.load(checkpoint).config), exam)
 
 
 def _times(ratio: float) -> str:
   return "base" if ratio < 1.01 else f"{ratio:.0f}x"
-
-
-def means(exam: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-  """{WORLD: {mean, low, high, ceiling, autoencoder, chance}} of long prompts: a clip's mark is its attributes' mean."""
-  names = [name for name in exam["scores"] if "," not in name]
-  found = {}
-  for world, group in itertools.groupby(sorted(names), key=lambda name: name.partition(".")[0]):
-    mine = list(group)
-    marks_AN = np.array([[np.nan if mark is None else mark for mark in exam["marks"][name]] for name in mine])
-    clips = [float(np.nanmean(marks)) for marks in marks_AN.T if not np.isnan(marks).all()]
-    others = {
-      kind: summary([v for name in mine if (v := exam["scores"][name][kind]) is not None])["mean"]
-      for kind in ("ceiling", "autoencoder", "chance")
-    }
-    found[world] = summary(clips) | others
-  return found
 
 
 def simulation_plot(found: dict[str, Any], names: Sequence[str]) -> str:

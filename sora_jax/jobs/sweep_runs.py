@@ -67,6 +67,8 @@ def _planned(name: str, base: Any, chosen: dict[str, Any], is_sealed: bool) -> P
   like, rows = abstract(DiT, model)[1], rows_of(config)
   step = flops_of_step(config)
   if budget is not None:
+    if isinstance(budget, str):
+      raise InputError(f"the run {name}: flops={budget!r} is no number")
     steps = round(budget / step)
     if steps < LEAST_STEPS:
       raise InputError(f"the run {name}: {budget:g} FLOPs are {steps} steps of {step:.3g}: give {LEAST_STEPS} or more")

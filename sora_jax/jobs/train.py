@@ -190,7 +190,8 @@ def check_clips(config: Any, source: sources.Source) -> None:
     InputError: the longest clip, and what to change.
   """
   most, row = config.data.max_tokens, config.train.row_tokens
-  if config.task != "dit" or config.data.token_drop or 0 < most <= row:
+  worlds = any(name.startswith("worlds:") for name in sources.names_of(config.data))  # which no budget shrinks
+  if config.task != "dit" or config.data.token_drop or (0 < most <= row and not worlds):
     return
   shapes, which_N = np.unique(sources.shapes_of(source).shape_N3, axis=0, return_inverse=True)  # few among many clips
   tokens = np.array([grid(config).tokens(*shape) for shape in shapes.tolist()])

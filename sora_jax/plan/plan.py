@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from sora_jax import settings
+from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import WorldShapes
 from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import grid as grid_of
@@ -49,7 +50,7 @@ def rows_of(config: Any) -> Rows:
   grid = grid_of(config)
   longest = min(data.max_tokens or train.row_tokens, train.row_tokens)
   lengths, shares = [longest], [1.0]
-  if all(name.startswith("worlds:") for name in data.source.split(",")):
+  if all(name.startswith("worlds:") for name in names_of(data)):
     known = list(WorldShapes.of(data, grid).shares())
     lengths = [grid.tokens(min(n, data.max_frames), high, wide) for (n, high, wide), _ in known]
     shares = [share for _, share in known]

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import resource
 import stat
 import sys
 import time
@@ -176,6 +177,16 @@ def enough_threads() -> bool:
     return False
   os.environ["NPROC"] = str(THREADS * devices)
   return True
+
+
+def cores() -> int:
+  """How many this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+  """Bytes that this process has held at most."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_compiled(folder: str | os.PathLike | None) -> None:

@@ -6,6 +6,7 @@ an error that ends a run: it says nothing of the file, so no clip may be lost fo
 
 import atexit
 import contextlib
+import errno
 import functools
 import os
 import pathlib
@@ -164,6 +165,20 @@ def _upload(content: IO[bytes], path: epath.Path) -> None:
     with contextlib.suppress(Exception):
       path.unlink()
     raise
+
+
+def check_writable(path: str | os.PathLike) -> None:
+  """Makes a file's folder, and sees that the file can be written in it, before long work whose result it is to hold.
+
+  Raises:
+    OSError: it can't; of a bucket only what making the folder tells.
+  """
+  here = epath.Path(path)
+  here.parent.mkdir(parents=True, exist_ok=True)
+  if not is_remote(path):
+    if os.path.isdir(path):
+      raise IsADirectoryError(errno.EISDIR, "a folder stands where a file must be", os.fspath(path))
+    tempfile.TemporaryFile(dir=here.parent).close()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -42,11 +42,11 @@ def _choices(keys: str, values: Sequence[Any]) -> list[dict[str, Any]]:
   names = [key.strip() for key in keys.split(",")]
   if not len(values):
     raise InputError(f"a grid has no values for {keys}")
-  found = [tuple(value) if len(names) > 1 else (value,) for value in values]
-  for value in found:
-    if len(value) != len(names):
+  together = len(names) > 1
+  for value in values if together else ():
+    if not isinstance(value, list | tuple) or len(value) != len(names):
       raise InputError(f"a grid's {keys} needs {len(names)} values at a time, not {value}")
-  return [dict(zip(names, value, strict=True)) for value in found]
+  return [dict(zip(names, value if together else (value,), strict=True)) for value in values]
 
 
 def name_of(settings: dict[str, Any]) -> str:

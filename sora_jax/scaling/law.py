@@ -3,7 +3,7 @@
   L(N, D) = E + A N^-a + B D^-b      (Hoffmann et al. 2022, "Chinchilla", eq. 2)
 
 N is a model's parameters, D the tokens it was trained on. The fit is theirs too (section 3.3, eq. 3): the Huber loss of
-log L, from many starts. Short runs and small models differ more from seed to seed than others, and count less for it.
+log L, from many starts. Runs of budgets and sizes that differ more from seed to seed than others count less for it.
 """
 
 import math
@@ -26,7 +26,7 @@ STARTS = [
 
 
 class Law(NamedTuple):
-  """L = E + A N^-alpha + B D^-beta."""
+  """L = E + A N^-alpha + B D^-beta; E is 0 where the losses do not tell where they end."""
 
   E: float
   A: float
@@ -53,6 +53,8 @@ class Points(NamedTuple):
 def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
   """How much each run counts: the spread of log loss over seeds of the largest model and budget, over its own.
 
+  With few seeds spreads are rough: a budget may count more than a larger one.
+
   A run's spread is that of its budget times that of its size, over that of all. 1 for all runs where a budget or a size
   has no two runs of one kind, or they are equal.
 
@@ -63,7 +65,7 @@ def weights(params: np.ndarray, flops: np.ndarray, loss: np.ndarray) -> np.ndarr
   kinds = np.unique(np.stack([budgets, params]), axis=1, return_inverse=True)[1].ravel()
   of = lambda values: np.array([seed_spread(kinds[values == each], log_l[values == each]) for each in values])
   spread = of(budgets) * of(params)
-  if not spread.all():
+  if not spread.all() or not spread.size:
     return np.ones(len(loss))
   return spread[np.lexsort([params, budgets])[-1]] / spread
 
@@ -127,7 +129,7 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS, near: Law | 
   best = min(map(search, begin), key=lambda found: found.fun).x
   e, a, alpha, b, beta = best
   return Law(
-    float(np.exp(e)),
+    float(np.exp(e)) if e > bounds[0][0] + 0.01 else 0.0,  # at the end of the search
     float(np.exp(a + alpha * middle_n)),
     float(alpha),
     float(np.exp(b + beta * middle_d)),
@@ -201,21 +203,33 @@ def exponents(law: Law, cost: Cost) -> dict[str, float]:
   """How what is best grows with a budget: parameters ~ C^params, tokens ~ C^tokens, reducible loss ~ C^-loss.
 
   With C = factor N^p D the best N is where alpha A N^-alpha = p beta B D^-beta (Hoffmann et al. 2022, eq. 4).
+
+  Raises:
+    ValueError: the loss falls with neither.
   """
+  if law.alpha + cost.power * law.beta <= 0:
+    raise ValueError("the losses fall neither with parameters nor with tokens: there is no law of them")
   grow = law.beta / (law.alpha + cost.power * law.beta)
   return {"params": grow, "tokens": 1 - cost.power * grow, "loss": law.alpha * grow}
 
 
-def sigmoid(log_flops: np.ndarray, scores: np.ndarray, floor: float) -> dict[str, Any]:
+def sigmoid(log_flops: np.ndarray, scores: np.ndarray, chance: float) -> dict[str, Any]:
   """A score's rise with compute, floor + (1 - floor) / (1 + exp(-slope (log10 C - middle))), by least squares.
+
+  The floor is chance, and 0 where a score is below chance: what has no shape at all is worse than a guess.
+
+  Returns:
+    {slope, middle, floor, rms}.
 
   Raises:
     ValueError: fewer than three runs.
   """
   if len(scores) < 3:
     raise ValueError(f"a rise of two numbers can't be fitted to {len(scores)} runs")
+  floor = chance if scores.min() >= chance else 0.0
   rise = lambda x, slope, middle: floor + (1 - floor) * special.expit(slope * (x - middle))
   gap = lambda values: rise(log_flops, *values) - scores
   starts = [(slope, middle) for slope in (0.5, 2.0, 5.0) for middle in np.quantile(log_flops, [0.1, 0.5, 0.9])]
   best = min((optimize.least_squares(gap, start) for start in starts), key=lambda found: found.cost)
-  return {"slope": float(best.x[0]), "middle": float(best.x[1]), "rms": float(np.sqrt(np.mean(gap(best.x) ** 2)))}
+  found = {"slope": float(best.x[0]), "middle": float(best.x[1]), "floor": floor}
+  return found | {"rms": float(np.sqrt(np.mean(gap(best.x) ** 2)))}

@@ -17,11 +17,11 @@ def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
   """The best rate of each width, and how far the best ones are apart.
 
   Seeds are averaged; the mean of runs of which one diverged is None. A width whose best rate is the lowest or highest
-  tried may have a better one beyond, which `at_edge` says.
+  tried may have a better one beyond, which `at_edge` says; one whose runs have all diverged has no best rate (None).
 
   Returns:
     {best: {width: rate}, losses: {width: [[rate, mean loss], ...]}, grid_steps: most steps of the grid between two best
-    rates, at_edge: [width, ...]}
+    rates, None of fewer than two, at_edge: [width, ...]}
 
   Raises:
     ValueError: a width lacks a rate that another has, or there is one width or one rate alone.
@@ -34,12 +34,13 @@ def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
   if len(by_place) != len(rates) * len(widths) or len(rates) < 2 or len(widths) < 2:
     raise ValueError("two widths or more are compared at the same two rates or more")
   mean = {place: math.fsum(losses) / len(losses) for place, losses in by_place.items()}
-  best = {width: min(rates, key=lambda rate: mean[width, rate]) for width in widths}
+  found = {width: min(rates, key=lambda rate: mean[width, rate]) for width in widths}
+  best = {width: rate for width, rate in found.items() if math.isfinite(mean[width, rate])}
   places = [rates.index(rate) for rate in best.values()]
   return {
-    "best": {str(width): rate for width, rate in best.items()},
+    "best": {str(width): best.get(width) for width in widths},
     "losses": {str(width): [[rate, _finite(mean[width, rate])] for rate in rates] for width in widths},
-    "grid_steps": max(places) - min(places),
+    "grid_steps": max(places) - min(places) if len(places) > 1 else None,
     "at_edge": [width for width, rate in best.items() if rate in (rates[0], rates[-1])],
   }
 

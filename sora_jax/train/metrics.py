@@ -51,7 +51,8 @@ class MetricsLog:
     self.folder.mkdir(parents=True, exist_ok=True)
     path = self.folder / FILE
     if path.exists():
-      self.lines = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
+      rows = [(line, _row_of(line)) for line in path.read_text().splitlines()]
+      self.lines = [line for line, row in rows if row and row["step"] <= first_step]
       self._write_lines()
 
   def _open_board(self, first_step: int) -> None:
@@ -137,17 +138,19 @@ class Board:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a run's `metrics.jsonl`; empty when there is none."""
+  """The lines of a run's `metrics.jsonl`, without one that a killed run left half written; empty when there is none."""
   path = epath.Path(folder) / FILE
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [row for line in lines if (row := _row_of(line))]
 
 
-def _step_of(line: str) -> float:
-  """The step of one line; a line that a killed run left half written counts as past everything."""
+def _row_of(line: str) -> dict[str, Any] | None:
+  """One line's values, `step` among them; None of a line that a killed run left half written."""
   try:
-    return json.loads(line)["step"]
-  except (ValueError, KeyError, TypeError):
-    return float("inf")
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) and "step" in row else None
 
 
 def progress(name: str, total: int, done: int, shown: bool = True) -> tqdm:

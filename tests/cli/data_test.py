@@ -69,6 +69,13 @@ def test_build_writes_shards_that_check_and_show_read(sora, tmp_path):
   assert page["shown"] == 2 and "tokens" in text and "a &lt;b&gt;blink&lt;/b&gt;" in text
 
 
+def test_a_config_that_is_none_of_a_run_is_refused(sora, tmp_path):
+  video_io.write(tmp_path / "still.png", np.zeros((1, 8, 8, 3), np.uint8), 1)
+  (tmp_path / "captions.jsonl").write_text('{"file": "still.png", "caption": "black"}')
+  said = complaint(sora("data", "check", tmp_path, "--config", "configs/sweep_isoflop.py"), 1)
+  assert "config" in said
+
+
 def test_a_folder_that_can_t_be_written_is_named(sora, tmp_path):
   video_io.write(tmp_path / "still.png", np.zeros((1, 8, 8, 3), np.uint8), 1)
   (tmp_path / "captions.jsonl").write_text('{"file": "still.png", "caption": "black"}')

@@ -158,7 +158,7 @@ class TestProcesses:
   def test_sample_writes_the_clip_and_tells_what_it_is(self, trained, tmp_path):
     words = ("--checkpoint", trained, "--prompt", "a red circle", "--size", "24x16", "--frames", "5", "--fps", "8")
     found = result(process("sample", *words, "--seed", "3", "--out", "x.mp4", "--json", cwd=tmp_path))
-    assert found.keys() >= {"out", "width", "height", "frames", "fps", "wall_seconds"}
+    assert found.keys() >= {"out", "width", "height", "frames", "fps", "seconds"}
     assert (found["width"], found["height"], found["frames"], found["fps"]) == (24, 16, 5, 8.0)
     assert video_io.read(tmp_path / found["out"], fps=8, max_frames=99).shape == (5, 16, 24, 3)
     again = result(process("sample", "--from", "x.mp4.json", "--out", "y.mp4", "--json", cwd=tmp_path))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sora_jax.clips import Clip
-from sora_jax.data import conditions, latents
+from sora_jax.data import conditions, latents, pipeline
 from sora_jax.data.captions import Texts, write_captions
 from sora_jax.data.pipeline import (
   Crops,
@@ -350,6 +350,20 @@ class FakeSource:
 
 def open_crops(index=0, count=1, broken=(), seed=0):
   return crop_batches(Crops(FakeSource(broken), (2, 4, 4), seed), 4, shard(index, count))
+
+
+def test_clips_are_kept_by_how_large_those_are_that_are_drawn(monkeypatch):
+  class Mixed(FakeSource):
+    """A hundred images and a video, which is drawn most of the time."""
+
+    def __len__(self):
+      return 101
+
+    def shape(self, index):
+      return (8, 64, 64) if index == 0 else (1, 4, 4)
+
+  monkeypatch.setattr(pipeline, "CACHED_BYTES", 3 * 12 * 8 * 64 * 64)
+  assert Crops(Mixed(), (1, 4, 4), 0).cached in (3, 4)
 
 
 def test_an_image_counts_for_the_frames_of_a_crop_that_it_fills():

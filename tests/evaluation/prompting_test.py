@@ -39,6 +39,11 @@ def test_a_measure_leaves_out_what_does_not_apply():
   assert found.rounded()["ceiling"] == 4.0
 
 
+def test_a_measure_that_applies_to_no_clip_is_none():
+  nan = float("nan")
+  assert Measure.of([nan, nan], [nan]).rounded() == dict.fromkeys(("mean", "low", "high", "ceiling", "chance"))
+
+
 def test_nan_is_none_in_json():
   assert Measure.of([1.0], [float("nan")]).rounded()["ceiling"] is None
 

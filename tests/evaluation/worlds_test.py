@@ -12,6 +12,16 @@ from sora_jax.evaluation import worlds
 from sora_jax.patches import Grid
 
 
+def test_of_a_world_s_mean_ceiling_and_chance_weigh_attributes_as_its_clips_do():
+  marks = {"w.a": [1.0, 1.0, 0.0, 0.0, None], "w.b": [1.0, None, 0.0, None, None], "w.a, short prompt": [1.0] * 5}
+  scores = {name: {"ceiling": 1.0, "autoencoder": None, "chance": 0.2} for name in marks}
+  scores["w.b"] = {"ceiling": 0.6, "autoencoder": 0.5, "chance": 0.8}
+  found = worlds.means({"scores": scores, "marks": marks})["w"]
+  # Of clips with 1 and 1, 1, 0 and 0, 0; three quarters of which are "a".
+  assert found["mean"] == 0.5 and found["low"] < 0.5 < found["high"]
+  assert (found["ceiling"], found["autoencoder"], found["chance"]) == (0.9, 0.5, 0.35)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampled:
   history_level: float = 0.1

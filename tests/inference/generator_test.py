@@ -150,6 +150,11 @@ class TestSample:
     with pytest.raises(ValueError, match="guidance"):
       dataclasses.replace(sampling, **change)
 
+  @pytest.mark.parametrize("level", [5.0, -0.1, float("nan")])
+  def test_a_level_of_history_is_a_noise_level(self, sampling, level):
+    with pytest.raises(ValueError, match="history_level"):
+      dataclasses.replace(sampling, history_level=level)
+
   def test_other_guidance_intervals_and_seeds_compile_nothing(self, generator, sampling):
     first = one(generator, VIDEO, sampling)
     compiled = []

@@ -23,7 +23,7 @@ def test_the_exam_s_scores_stand_beside_ceiling_and_chance_and_are_kept(trained,
   numbers = {"mean", "low", "high", "ceiling", "autoencoder", "chance"}
   for name, score in found["scores"].items():
     assert set(score) == numbers | ({"trivial"} if name.endswith("frames given") else set())
-  assert found["suite"] == "worlds" and found["about"].startswith("2 held-out clips of worlds:shapes")
+  assert found["suite"] == "worlds" and found["about"].startswith("2 held-out clips of each world, worlds:shapes")
   assert json.loads((tmp_path / "new" / "worlds.json").read_text()) == found
   again = evaluate(str(trained), "worlds", 2, str(tmp_path / "again.json"))
   assert (again["scores"], again["protocol"]) == (found["scores"], found["protocol"])
@@ -74,8 +74,8 @@ def test_a_model_of_other_clips_is_refused(trained, generator, monkeypatch, suit
     evaluate(str(trained), suite, 2)
 
 
-def test_a_file_that_can_t_be_written_is_named(trained, tmp_path, monkeypatch):
-  monkeypatch.setattr(prompting, "SUITE", {"none": lambda subject: {"numbers": np.zeros(0).tolist()}})
+def test_a_file_that_can_t_be_written_is_named_before_anything_is_made(trained, tmp_path, monkeypatch):
+  monkeypatch.setattr(Generator, "load", lambda *_: pytest.fail("the model was loaded"))
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file"):
     evaluate(str(trained), "prompting", 2, str(tmp_path / "file" / "x.json"))

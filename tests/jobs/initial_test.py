@@ -80,6 +80,15 @@ def test_a_second_start_loads_nothing_again_and_ends_as_if_it_had_not_been_stopp
 
 
 @pytest.mark.slow
+def test_what_is_prepared_has_its_own_autoencoder_and_tokenizer(trained, tiny_config, tmp_path):
+  tiny_config.train.init = str(trained)
+  found = initial.find(tiny_config, tmp_path)
+  assert found.autoencoder and found.tokenizer
+  tiny_config.data.prepared = str(tmp_path / "prepared")
+  found = initial.find(tiny_config, tmp_path)
+  assert not found.autoencoder and not found.tokenizer
+
+
 def test_an_exported_folder_does_as_well(trained, tiny_config, tmp_path, capsys):
   export.export(trained, tmp_path / "exported")
   folder = started(tiny_config, tmp_path / "exported", tmp_path / "w")

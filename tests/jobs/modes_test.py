@@ -1,6 +1,7 @@
 """Every mode from files to clips: what was given comes back as it was, masks are kept, mistakes are named."""
 
 import copy
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from sora_jax.clips import from_uint8
 from sora_jax.errors import InputError
 from sora_jax.inference import prompting
 from sora_jax.inference.generator import Sampling
+from sora_jax.jobs import modes
 from sora_jax.jobs.modes import MODES, Frame, Media, covering, frame_of, placed, read_mask
 from sora_jax.jobs.orders import Order, is_boxes, split_condition
 from sora_jax.video import io as video_io
@@ -112,10 +114,16 @@ class TestLoop:
     known.config = copy.deepcopy(generator.config)
     known.config.data.loops = loops
     made(known, order_of("loop", {}, frames, "24x16"))
-    assert ("made at once" in capsys.readouterr().err) == warned
+    said = capsys.readouterr().err
+    assert ("made at once" in said) == warned and ("was trained on no loops" in said) == (not loops)
 
 
 class TestEdit:
+  def test_of_a_video_no_picture_is_made(self, generator, files):
+    order = dataclasses.replace(order_of("edit", {"clip": str(files / "a.webp")}, None), out="x.PNG")
+    with pytest.raises(InputError, match="png holds one frame, and .*a.webp is a video"):
+      made(generator, order)
+
   def test_at_0_the_clip_is_back_as_the_autoencoder_has_it(self, generator, files):
     given = shown(files / "a.webp")
     wanted = generator.codec.decode(generator.codec.encode(given[None]), given.shape[:3])[0]
@@ -157,7 +165,7 @@ class TestMasks:
     wanted[2:4, 8:16, 20:24] = True
     np.testing.assert_array_equal(self.mask("1,2,4,5; 20,8,30,99,0.25,0.5"), wanted)
 
-  @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "30,0,40,8", "4,4,4,8", "0,0,4,4,2,3"])
+  @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "30,0,40,8", "4,4,4,8", "0,0,4,4,2,3", ";", " "])
   def test_what_is_no_box_of_the_clip_is_named(self, text):
     with pytest.raises(InputError, match=f"--mask {text}"):
       self.mask(text)
@@ -218,13 +226,21 @@ class TestConditions:
   def test_a_condition_is_a_file_a_time_and_a_strength(self, text, parts):
     assert split_condition(text) == parts
 
-  @pytest.mark.parametrize("text", ["a.png", "@1", "a.png@x", "a.png@1:", "a.png@1:x"])
+  @pytest.mark.parametrize("text", ["a.png", "@1", "a.png@x", "a.png@1:", "a.png@1:x", "a@inf", "a@nan", "a@0:nan"])
   def test_what_is_none_is_named(self, text):
     with pytest.raises(InputError, match="FILE@SECONDS"):
       split_condition(text)
 
   def test_boxes_are_told_from_files(self):
     assert is_boxes("0,0,8,8") and is_boxes("0,0,8,8,0,1.5; 1,2,3,4") and not is_boxes("mask.png") and not is_boxes("")
+
+
+def test_a_video_that_is_too_long_to_be_read_whole_is_refused_and_not_cut(files, monkeypatch):
+  assert covering("clip", str(files / "a.webp"), Frame(16, 24, FPS)).shape == (6, 16, 24, 3)
+  monkeypatch.setattr(modes, "MAX_FRAMES", 5)
+  with pytest.raises(InputError, match="--clip .*a.webp has more than 5 frames at 8 a second: cut it first"):
+    covering("clip", str(files / "a.webp"), Frame(16, 24, FPS))
+  assert len(covering("image", str(files / "a.webp"), Frame(16, 24, FPS), 1)) == 1
 
 
 def test_a_clip_s_own_size_and_rate_are_taken_where_none_is_asked_for(generator, files):

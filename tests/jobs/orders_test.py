@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.jobs.orders import GIVEN, Order, Recipe, check_types, describe, make_room, sha256
+from sora_jax.jobs.orders import GIVEN, Order, Recipe, check, check_types, describe, make_room, out_paths, sha256
 
 SETTINGS = dataclasses.make_dataclass("Settings", ["steps"])
 
@@ -76,6 +76,29 @@ def test_of_the_files_that_are_still_used_none_may_have_changed(tmp_path):
   path.unlink()
   with pytest.raises(InputError, match="a.png"):
     recipe.check_files("x.json", [str(path)])
+
+
+@pytest.mark.parametrize(
+  ("order", "words"),
+  [
+    (order_of("extend"), "sora extend needs --clip"),
+    (order_of("extend", clip="a.mp4", condition=["p.png@0"]), "sora extend: 'condition' can't be"),
+    (order_of("animate", image="a.png", at=float("inf")), "sora animate: at=inf is no finite number"),
+    (order_of("edit", clip="a.mp4", strength=float("nan")), "strength=nan"),
+    (dataclasses.replace(order_of("sample"), fps=float("nan")), "fps=nan"),
+    (dataclasses.replace(order_of("sample"), overrides={"interval": [1, 2, 3]}), "is two noise levels"),
+    (dataclasses.replace(order_of("sample"), overrides={"interval": ["a", "b"]}), "is two noise levels"),
+  ],
+)
+def test_what_can_t_be_made_is_named_before_anything_is_loaded(order, words):
+  with pytest.raises(InputError, match=words):
+    check(order)
+
+
+def test_a_video_by_its_mode_is_no_picture():
+  for mode in ("extend", "connect"):
+    with pytest.raises(InputError, match=f"png holds one frame, and sora {mode} makes a video"):
+      out_paths(dataclasses.replace(order_of(mode), frames=1, out="x.png"))
 
 
 @pytest.mark.parametrize("mode", GIVEN)

@@ -76,7 +76,7 @@ class TestMake:
       "frames": 5,
       "fps": 8.0,  # the rate that the run trained at
     }
-    assert made["wall_seconds"] > 0
+    assert made["seconds"] > 0
     assert folder_of(order) == ["one.mp4", "one.mp4.json"]
     assert video_io.read(order.out, fps=8, max_frames=99).shape == (5, 16, 24, 3)
 
@@ -332,6 +332,12 @@ class TestSizes:
     height, width = generator.grid.fit(1, 400, 600, 24)
     assert f"{width}x{height} is the nearest" in sample.far_from_training(generator, 1, 400, 600)
     assert sample.far_from_training(generator, 1, height, width) is None
+    data.update(max_frames=5)  # longer files were cut
+    assert sample.far_from_training(generator, 700, height, width) == sample.far_from_training(
+      generator, 5, height, width
+    )
+    data.source = "clips,worlds:shapes"  # whose sizes are among 16x24
+    assert sample.far_from_training(generator, 1, 16, 24) is None
     data.max_tokens = 0
     assert sample.far_from_training(generator, 1, 400, 600) is None
 

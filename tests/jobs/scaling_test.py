@@ -70,6 +70,32 @@ def test_after_sealing_the_grid_s_runs_may_be_gone(swept):
   assert scaling.fit(folder, FILE, draws=5) == first
 
 
+def test_what_was_sealed_stays_whatever_joins_the_grid_or_diverged_in_it(swept, tiny_config, tmp_path_factory):
+  folder, runs = swept
+  gone = next(iter(runs))
+  shutil.rmtree(folder / gone)
+  leave(folder / gone, runs[gone].steps, 1, ["NonFiniteLoss: step 2"], 10.0)
+  first = scaling.fit(folder, FILE, draws=5)
+  assert first["runs"] == 17
+  alone = tmp_path_factory.mktemp("alone")
+  sweep.begin(alone, FILE, tiny_config, runs)
+  shutil.copy(folder / "sealed.json", alone)
+  assert scaling.fit(alone, FILE, draws=5) == first
+  more = copy.deepcopy(FILE)
+  more.grid = (*FILE.grid[:2], ("seed", (0, 1, 2)))
+  sweep.begin(folder, more, tiny_config, sweep_runs.planned(more, tiny_config))
+  assert scaling.fit(folder, more, draws=5)["law"] == first["law"]
+
+
+def test_a_grid_that_diverged_has_no_law(tiny_config, tmp_path):
+  runs = sweep_runs.planned(FILE, tiny_config)
+  sweep.begin(tmp_path, FILE, tiny_config, runs)
+  for name, each in runs.items():
+    leave(tmp_path / name, each.steps, 1, ["NonFiniteLoss: step 2"], 10.0)
+  with pytest.raises(InputError, match="can't be fitted to 0 runs"):
+    scaling.fit(tmp_path, FILE)
+
+
 def test_what_has_begun_can_t_be_sealed(swept):
   folder, runs = swept
   name, each = next((name, each) for name, each in runs.items() if each.sealed)
@@ -108,9 +134,12 @@ def test_a_grid_that_is_not_done_is_not_fitted(tiny_config, tmp_path):
 def test_scores_of_exams_are_fitted_too(swept):
   folder, runs = swept
   for name, each in list(runs.items())[:6]:
-    scores = {"shapes.colour": {"mean": min(each.flops / 4e10, 1.0), "chance": 0.1}}
+    mark = min(each.flops / 4e10, 1.0)
+    figures = {"mean": mark, "ceiling": 1.0, "autoencoder": 1.0, "chance": 0.1}
+    exam = {"suite": "worlds", "protocol": "p", "step": each.steps}
+    exam |= {"scores": {"shapes.colour": figures}, "marks": {"shapes.colour": [mark, mark]}}
     (folder / name / "evaluations").mkdir()
-    (folder / name / "evaluations" / "worlds.json").write_text(json.dumps({"scores": scores}))
+    (folder / name / "evaluations" / "worlds.json").write_text(json.dumps(exam))
   assert scaling.fit(folder, FILE, draws=2)["scores"]["shapes"]["runs"] == 6
 
 
@@ -126,6 +155,17 @@ def test_of_a_sweep_of_rates_the_best_of_each_width_are_found(tiny_config, tmp_p
   assert sweep_report.report(tmp_path, str(tmp_path / "out"))["train.learning_rate"] == 1
   assert ">width 32<" in (tmp_path / "out" / "learning_rate.svg").read_text()
   assert "Infinity" not in (tmp_path / "fit.json").read_text()
+
+
+def test_a_sweep_of_rates_that_diverged_has_no_report(tiny_config, tmp_path):
+  file = make((("model.width,model.heads", ((16, 2), (32, 4))), ("train.learning_rate", (0.01, 0.02))))
+  runs = sweep_runs.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, tiny_config, runs)
+  for name, each in runs.items():
+    leave(tmp_path / name, each.steps, 1, ["NonFiniteLoss: step 2"], 10.0)
+  assert scaling.fit(tmp_path, file)["rates"]["train.learning_rate"]["grid_steps"] is None
+  with pytest.raises(InputError, match="all runs that vary train.learning_rate have diverged"):
+    sweep_report.report(tmp_path, str(tmp_path / "out"))
 
 
 def test_sweeps_of_rates_stand_beside_each_other_in_one_file(tiny_config, tmp_path):

@@ -40,7 +40,7 @@ def test_the_report_is_the_fit_and_two_plots(swept, tmp_path):  # noqa: F811
 
 def write_exam(folder, suite: str, **content) -> None:
   (folder / "evaluations").mkdir(parents=True, exist_ok=True)
-  (folder / "evaluations" / f"{suite}.json").write_text(json.dumps(content))
+  (folder / "evaluations" / f"{suite}.json").write_text(json.dumps({"suite": suite, "protocol": "p"} | content))
 
 
 def exam(mark: float, protocol: str = "p") -> dict:
@@ -60,7 +60,7 @@ def compute(tiny_config, tmp_path, monkeypatch, generator):
   sweep.begin(tmp_path, file, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items(), 1):
     leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5)
-    write_exam(tmp_path / name, "worlds", **exam(number / 4))
+    write_exam(tmp_path / name, "worlds", step=each.steps, **exam(number / 4))
   step = 16 * round(2e9 / sweep_runs.flops_of_step(generator.config))
   write_exam(tmp_path / "large", "worlds", step=step, **exam(1.0))
   return tmp_path
@@ -112,7 +112,9 @@ def framings(tiny_config, tmp_path):
     leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 0.5 if name.endswith("0") else 0.7)
     marks = [1.0, 1.0, None, 1.0] if "native" in name else [0.0, 1.0, 0.0, 0.0]
     score = {"mean": 0.0, "low": 0.0, "high": 0.0, "ceiling": 1.0, "crops": 0.4}
-    write_exam(tmp_path / name, "framing", scores={"native.whole": score}, marks={"native.whole": marks})
+    write_exam(
+      tmp_path / name, "framing", step=each.steps, scores={"native.whole": score}, marks={"native.whole": marks}
+    )
   return tmp_path
 
 
@@ -120,9 +122,31 @@ def test_framings_have_the_clips_of_all_their_seeds(framings):
   sweep_report.report(framings, str(framings / "out"))
   found = json.loads((framings / "out" / "framing.json").read_text())
   native, square = found["native"], found["square"]
-  assert native["native.whole"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0, "crops": 0.4}
+  whole = {"mean": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0, "crops": 0.4, "by_seed": [1.0, 1.0]}
+  assert native["native.whole"] == whole
   assert square["native.whole"]["mean"] == 0.25 and square["native.whole"]["high"] < 1.0
   assert native["held_out"] == {"mean": 0.6, "low": 0.5, "high": 0.7} and square["seeds"] == 2
+
+
+def test_clips_of_one_prompt_are_one_value_whatever_their_seeds(framings):
+  path = framings / "framing=square_seed=0" / "evaluations" / "framing.json"
+  alone = sweep_report._framing([json.loads(path.read_text())], [])
+  both = sweep_report._framing([json.loads(path.read_text())] * 4, [0.5])
+  assert both["native.whole"] == alone["native.whole"] | {"by_seed": [0.25] * 4}
+  assert alone["held_out"] is None and both["held_out"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_exams_of_unlike_clips_or_of_a_sweep_without_framings_are_refused(framings, tiny_config, tmp_path_factory):
+  path = framings / "framing=square_seed=1" / "evaluations" / "framing.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": "q"}))
+  with pytest.raises(InputError, match="framing=square_seed=1 was examined on other clips than framing=native_seed=0"):
+    sweep_report.report(framings, str(framings / "out"))
+  other, file = tmp_path_factory.mktemp("other"), make((("seed", (0, 1)),))
+  runs = sweep_runs.planned(file, tiny_config)
+  sweep.begin(other, file, tiny_config, runs)
+  write_exam(other / "seed=0", "framing", step=runs["seed=0"].steps, scores={}, marks={})
+  with pytest.raises(InputError, match="its sweep does not set data.framing"):
+    sweep_report.report(other, str(other / "out"))
 
 
 def test_framings_of_another_sweep_stay_beside_it_if_their_clips_were_the_same(framings):
@@ -134,7 +158,7 @@ def test_framings_of_another_sweep_stay_beside_it_if_their_clips_were_the_same(f
   found = json.loads(path.read_text())
   assert found["buckets"] == buckets and found["native"]["seeds"] == 2
   path.write_text(json.dumps({"buckets": {"native.whole": {"mean": 0.5, "ceiling": 1.0, "crops": 0.5}}}))
-  with pytest.raises(InputError, match="buckets was measured on other clips than native: remove it"):
+  with pytest.raises(InputError, match="buckets was measured on other clips than .*native.*: remove it"):
     sweep_report.report(framings, str(path.parent))
   path.write_text(json.dumps({"buckets": {"native.whole": {"mean": 0.5}}}))
   with pytest.raises(InputError, match=r"is no report of framings \(KeyError\('ceiling'\)\): remove it"):

@@ -66,6 +66,7 @@ def test_the_large_runs_are_apart(tiny_config):
     (make((("model.with", (1, 2)),)), "'model.with' is no setting: did you mean 'model.width'"),
     (make((("model.width", (1.5, 2)),)), "config.model.width=1.5: it is a whole number"),
     (make((("flops", (1.0,)),)), "1 FLOPs are 0 steps"),
+    (make((("flops", ("1e12",)),)), "the run run: flops='1e12' is no number"),
     (make(()), "a sweep's grid has no runs"),
     (
       ml_collections.ConfigDict({"grid": ()}),

@@ -87,7 +87,8 @@ def test_there_is_no_status_without_a_sweep(tmp_path):
 class Launched:
   """Takes the place of the processes that a sweep starts."""
 
-  def __init__(self, monkeypatch, codes=(0, 0)):
+  def __init__(self, monkeypatch, codes=(0, 0, 0)):
+    """`codes`: exit statuses of the launcher's dry run, of preparing and of the launcher."""
     self.calls, self.runs, self.codes = [], {}, list(codes)
     monkeypatch.setattr(child, "call", self.call)
 
@@ -105,7 +106,8 @@ def test_runs_that_are_left_are_given_to_the_launcher_with_what_is_prepared(tiny
   steps = next(iter(sweep_runs.planned(file, tiny_config).values())).steps
   leave(tmp_path / "seed=1", steps, steps, [DONE], 10.0, 0.5)
   found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where("slurm", flags=("--nodes=2",)))
-  prepared, launch = launched.calls
+  dry, prepared, launch = launched.calls
+  assert dry[1:3] == [launch[1], "--dry_run"] and dry[-2:] == launch[-2:]
   (folder,) = tmp_path.glob("prepared-*")
   assert prepared[2:4] == ["sora_jax.cli", "precompute"] and f"--workdir={folder}" in prepared
   assert f"--config.seed={tiny_config.seed}" in prepared and "--config.train.eval_every=1" in prepared
@@ -133,12 +135,19 @@ def test_when_all_are_done_nothing_is_started(tiny_config, tmp_path, monkeypatch
 
 
 def test_runs_that_don_t_end_are_named(tiny_config, tmp_path, monkeypatch):
-  Launched(monkeypatch, (0, 1))
+  Launched(monkeypatch, (0, 0, 1))
   with pytest.raises(sweep.SweepFailed, match=r"2 of 2 runs did not end \(seed=0, seed=1\): `sora sweep status"):
     sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path), sweep.Where())
-  Launched(monkeypatch, (3,))
+  Launched(monkeypatch, (0, 3))
   with pytest.raises(sweep.SweepFailed, match="preparing .* ended with status 3"):
     sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path / "other"), sweep.Where())
+
+
+def test_what_the_launcher_refuses_is_not_prepared(tiny_config, tmp_path, monkeypatch):
+  launched = Launched(monkeypatch, (2,))
+  with pytest.raises(sweep.SweepFailed, match="launch/sweep.py --on slurm can't do this"):
+    sweep.run(make((("seed", (0, 1)),)), tiny_config, str(tmp_path), sweep.Where("slurm", 2))
+  assert len(launched.calls) == 1
 
 
 def test_large_runs_don_t_start_without_sealed_predictions_of_them(tiny_config, tmp_path, monkeypatch):
@@ -153,42 +162,56 @@ def test_large_runs_don_t_start_without_sealed_predictions_of_them(tiny_config, 
 
 
 def test_what_was_sealed_on_another_machine_may_differ_in_its_last_digit(tiny_config, tmp_path, monkeypatch):
-  launched, file = Launched(monkeypatch, (0, 0)), make((("flops", (2e9,)),), (("flops", (2e10,)),))
+  launched, file = Launched(monkeypatch, (0, 0, 0)), make((("flops", (2e9,)),), (("flops", (2e10,)),))
   large = sweep_runs.planned(file, tiny_config)["sealed_run"]
   seal.write(tmp_path, {"predictions": {"sealed_run": {"flops": math.nextafter(large.flops, 0.0)}}, "points": []})
   sweep.run(file, tiny_config, str(tmp_path), sweep.Where("slurm"), "sealed")
   assert list(launched.runs) == ["sealed_run"]
 
 
+def test_a_line_that_is_half_written_and_a_loss_that_is_none_stop_no_sweep(tiny_config, tmp_path):
+  file = make((("flops", (2e9,)), ("seed", (0, 1))))
+  runs = sweep_runs.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, tiny_config, runs)
+  for (name, each), loss in zip(runs.items(), (0.5, math.nan), strict=True):
+    leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, loss)
+  with (tmp_path / "seed=0" / "logs" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 1')
+  found = sweep.status(str(tmp_path))["runs"]
+  assert (found["seed=0"]["state"], found["seed=0"]["held_out"]) == ("done", 0.5)
+  assert (found["seed=1"]["state"], found["seed=1"]["held_out"]) == ("diverged", None)
+
+
 def test_a_run_that_diverged_has_ended(tiny_config, tmp_path, monkeypatch):
   """Another start would end the same way; the others go on."""
-  launched, file = Launched(monkeypatch, (0, 1)), make((("train.learning_rate", (0.1, 1.0)),))
+  launched, file = Launched(monkeypatch, (0, 0, 1)), make((("train.learning_rate", (0.1, 1.0)),))
   leave(tmp_path / "learning_rate=1", 2, 1, ["NonFiniteLoss: step 2: loss nan"], 3.0)
   with pytest.raises(sweep.SweepFailed, match=r"1 of 1 runs did not end \(learning_rate=0.1\)"):
     sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
-  assert list(launched.runs) == ["learning_rate=0.1"] and len(launched.calls) == 2
+  assert list(launched.runs) == ["learning_rate=0.1"] and len(launched.calls) == 3
   leave(tmp_path / "learning_rate=0.1", tiny_config.train.steps, tiny_config.train.steps, [DONE], 3.0, 0.5)
   found = sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
   assert found["counts"] == {"waiting": 0, "begun": 0, "done": 1, "diverged": 1}
 
 
 def test_runs_of_other_data_are_prepared_apart_and_each_once(tiny_config, tmp_path, monkeypatch):
-  launched = Launched(monkeypatch, (0, 0, 0, 0))
+  launched = Launched(monkeypatch, (0,) * 6)
   file = make((("data.framing", ("native", "square")), ("seed", (0, 1))))
   for _ in range(2):
     sweep.run(file, tiny_config, str(tmp_path), sweep.Where())
-  assert ["precompute" in words for words in launched.calls] == [True, True, False, False]
-  assert ["--config.data.framing=square" in words for words in launched.calls] == [False, True, False, False]
+  calls = [words for words in launched.calls if "--dry_run" not in words]
+  assert ["precompute" in words for words in calls] == [True, True, False, False]
+  assert ["--config.data.framing=square" in words for words in calls] == [False, True, False, False]
   words = launched.runs
   folder = {name: next(w for w in each if w.startswith("data.prepared=")) for name, each in words.items()}
   assert folder["framing=native_seed=0"] == folder["framing=native_seed=1"] != folder["framing=square_seed=0"]
 
 
 def test_runs_of_data_that_is_prepared_have_its_seed(tiny_config, tmp_path, monkeypatch):
-  launched = Launched(monkeypatch, (0,))
+  launched = Launched(monkeypatch, (0, 0))
   file = make((("seed", (0, 1)),), **{"data.prepared": str(tmp_path / "there")})
   sweep.run(file, tiny_config, str(tmp_path / "w"), sweep.Where())
-  assert len(launched.calls) == 1
+  assert not any("precompute" in words for words in launched.calls)
   assert all(f"data.seed={tiny_config.seed}" in words for words in launched.runs.values())
 
 

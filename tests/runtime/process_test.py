@@ -27,6 +27,15 @@ def test_other_systems_are_left_alone(monkeypatch):
   assert process.keep_freed_memory() is False
 
 
+def test_cores_and_the_peak_of_memory_are_known_on_other_systems_too(monkeypatch):
+  cores, peak = process.cores(), process.peak_memory()
+  assert cores >= 1 and 2**24 < peak < 2**44
+  monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+  assert process.cores() >= cores
+  monkeypatch.setattr(sys, "platform", "darwin")
+  assert process.peak_memory() < peak / 500  # bytes there, and kibibytes here
+
+
 def test_a_process_knows_when_it_began():
   code = (
     "import time; time.sleep(0.5); from sora_jax.runtime import process; print(time.monotonic() - process.started())"

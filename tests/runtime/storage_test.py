@@ -206,6 +206,15 @@ class TestWriting:
     with pytest.raises(OSError):
       storage.write_text(tmp_path / "nowhere" / "a", "x")
 
+  def test_whether_a_file_can_be_written_is_told_before(self, bucket, tmp_path):
+    storage.check_writable(tmp_path / "new" / "a")
+    storage.check_writable("gs://b/a")
+    assert left_in(tmp_path / "new") == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "new", tmp_path / "file" / "a"):
+      with pytest.raises(OSError):
+        storage.check_writable(path)
+
   def test_two_that_write_the_same_file_at_once_leave_the_last_one_whole(self, bucket, tmp_path):
     for path in (tmp_path / "a", "gs://b/a"):
       with storage.written_local(path) as slow:

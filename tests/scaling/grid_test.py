@@ -39,6 +39,7 @@ def test_keys_with_one_last_word_are_told_apart():
     ([("seed", (0,)), ("seed", (1,))], "has seed twice"),
     ([("seed", (0, 1, 0))], "has the run seed=0 twice"),
     ([("model.width,model.heads", ((32, 1), (64,)))], "model.width,model.heads needs 2 values at a time"),
+    ([("model.width,model.heads", (16,))], "model.width,model.heads needs 2 values at a time, not 16"),
     ([("seed", ())], "no values for seed"),
   ],
 )

@@ -108,6 +108,22 @@ def test_the_cost_of_a_token_is_fitted_as_a_power():
   assert law.Cost.of(params[:1], np.array([6e4])).per_token(1e4) == pytest.approx(6e4)
 
 
+def test_losses_that_go_on_falling_have_no_end():
+  endless = runs(seeds=1)
+  found = law.fit(endless._replace(loss=law.Law(0.0, 9.0, 0.2, 55.0, 0.2).loss(endless.params, endless.tokens)))
+  assert found.E == 0.0 and (found.alpha, found.beta) == pytest.approx((0.2, 0.2), rel=0.02)
+
+
+def test_losses_that_fall_with_nothing_have_no_law():
+  found = law.fit(runs(seeds=1)._replace(loss=np.full(20, 0.5)))
+  with pytest.raises(ValueError, match="fall neither with parameters nor with tokens"):
+    law.exponents(found._replace(alpha=0.0, beta=0.0), COST)
+
+
+def test_no_runs_have_no_weights():
+  assert law.weights(np.zeros(0), np.zeros(0), np.zeros(0)).size == 0
+
+
 def test_too_few_runs_are_refused():
   with pytest.raises(ValueError, match="5 numbers can't be fitted to 4 runs"):
     law.fit(runs(seeds=1).pick(np.arange(4)))
@@ -119,3 +135,10 @@ def test_a_score_s_rise_is_found():
   x = np.linspace(11, 15, 9)
   found = law.sigmoid(x, 0.1 + 0.9 / (1 + np.exp(-2.5 * (x - 13.2))), 0.1)
   assert (found["slope"], found["middle"], found["rms"]) == pytest.approx((2.5, 13.2, 0.0), abs=1e-3)
+  assert found["floor"] == 0.1
+
+
+def test_a_score_that_begins_below_chance_rises_from_nothing():
+  x = np.linspace(11, 15, 9)
+  found = law.sigmoid(x, 1 / (1 + np.exp(-2.5 * (x - 13.2))), 0.3)
+  assert (found["floor"], found["rms"]) == pytest.approx((0.0, 0.0), abs=1e-3)

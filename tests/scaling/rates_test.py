@@ -28,6 +28,13 @@ def test_seeds_are_averaged_and_a_run_that_diverged_is_no_best():
   assert found["losses"]["32"][0] == [RATES[0], None]
 
 
+def test_a_width_whose_runs_have_all_diverged_has_no_best_rate():
+  gone = [Trial(64, rate, math.inf) for rate in RATES]
+  found = transfer([*bowl(32, 2e-3), *gone])
+  assert found["best"] == {"32": 2e-3, "64": None} and found["grid_steps"] is None and found["at_edge"] == []
+  assert transfer([*bowl(32, 2e-3), *gone, *bowl(128, 4e-3)])["grid_steps"] == 1
+
+
 @pytest.mark.parametrize("trials", [[], bowl(32, 2e-3), [*bowl(32, 2e-3), *bowl(64, 2e-3)[1:]]])
 def test_what_can_t_be_compared_is_refused(trials):
   with pytest.raises(ValueError, match="two widths or more are compared at the same two rates or more"):

@@ -39,11 +39,12 @@ def test_a_finished_run_keeps_every_line(tmp_path):
   assert [line["step"] for line in read_metrics(tmp_path)] == [5, 10]
 
 
-@pytest.mark.parametrize("rest", ['{"step": 15, "lo', '{"st', "", '{"loss": 1.0}', "15"])
+@pytest.mark.parametrize("rest", ['{"step": 15, "lo', '{"st', "", '{"loss": 1.0}', "15", '"step"'])
 def test_a_line_left_half_written_is_cut(tmp_path, rest):
   write(tmp_path, [5, 10])
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write(rest)
+  assert [line["step"] for line in read_metrics(tmp_path)] == [5, 10]
   write(tmp_path, [15], first_step=10)
   assert [line["step"] for line in read_metrics(tmp_path)] == [5, 10, 15]
   for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
