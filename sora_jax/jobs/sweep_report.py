@@ -163,7 +163,10 @@ def frontier_plot(found: dict[str, Any]) -> str:
 def _report_framing(
   workdir: epath.Path, runs: Mapping[str, Planned], examined: Mapping[str, dict[str, Any]], folder: epath.Path
 ) -> dict[str, Any]:
-  """framing.json: {FRAMING: {KIND.MEASURE: {mean, low, high, ceiling, crops, by_seed}, held_out, seeds}}.
+  """framing.json: {FRAMING: {KIND.MEASURE: {mean, low, high, ceiling, crops, by_seed, behind_native}, held_out,
+  seeds}}.
+
+  `behind_native`, {mean, low, high}, is by how much native size has more of the same prompts, where the sweep has both.
 
   Raises:
     InputError: the exams, or framings in the file that is there, are of unlike clips, the file is of something else, or
@@ -188,26 +191,40 @@ def _report_framing(
     raise InputError(f"{path}: {others[0]} was measured on other clips than {first}: remove it, or use another --out")
   for kind, names in kinds.items():
     losses = [state_of(workdir / name, runs[name].steps)["held_out"] for name in names]
-    found[kind] = _framing([examined[name] for name in names], [loss for loss in losses if loss is not None])
+    native = [examined[name] for name in kinds.get("native", ()) if kind != "native"]
+    exams_of = [examined[name] for name in names]
+    found[kind] = _framing(exams_of, native, [loss for loss in losses if loss is not None])
   command = "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
   storage.write_text(path, json.dumps({"command": command, **found}, indent=1) + "\n")
   return {"out": os.fspath(folder), **{kind: found[kind].get("native.whole") for kind in kinds}}
 
 
-def _framing(seeds: Sequence[dict[str, Any]], losses: Sequence[float]) -> dict[str, Any]:
-  """Of one framing's exams, all of the same prompts, and held-out losses.
+def _framing(
+  seeds: Sequence[dict[str, Any]], native: Sequence[dict[str, Any]], losses: Sequence[float]
+) -> dict[str, Any]:
+  """Of one framing's exams, those of native size beside them, all of the same prompts, and held-out losses.
 
   A prompt's value is its mean over the seeds, and intervals are of resampled prompts: clips of one prompt are not
   independent of each other, whatever their seeds.
   """
   measures: dict[str, Any] = {}
   for measure, score in seeds[0]["scores"].items():
-    marks_SN = np.array([exam["marks"][measure] for exam in seeds], np.float64)  # None becomes NaN
-    of_prompts = marks_SN[:, ~np.isnan(marks_SN).all(0)]
-    measures[measure] = summary(np.nanmean(of_prompts, 0).tolist()) | {key: score[key] for key in ("ceiling", "crops")}
-    measures[measure]["by_seed"] = [summary(marks.tolist())["mean"] for marks in marks_SN]
+    values_N = _of_prompts(seeds, measure)
+    row: dict[str, Any] = summary(values_N.tolist()) | {key: score[key] for key in ("ceiling", "crops")}
+    row["by_seed"] = [summary(_of_prompts([exam], measure).tolist())["mean"] for exam in seeds]
+    if native:
+      row["behind_native"] = summary((_of_prompts(native, measure) - values_N).tolist())
+    measures[measure] = row
   spread = {"mean": round(float(np.mean(losses)), 5), "low": min(losses), "high": max(losses)} if losses else None
   return measures | {"held_out": spread, "seeds": len(seeds)}
+
+
+def _of_prompts(seeds: Sequence[dict[str, Any]], measure: str) -> np.ndarray:
+  """A value a prompt, the mean of its clips of all seeds; NaN where none has one."""
+  marks_SN = np.array([exam["marks"][measure] for exam in seeds], np.float64)  # None becomes NaN
+  known_SN = ~np.isnan(marks_SN)
+  with np.errstate(invalid="ignore"):
+    return np.where(known_SN, marks_SN, 0.0).sum(0) / known_SN.sum(0)
 
 
 def _of_real_clips(framing: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

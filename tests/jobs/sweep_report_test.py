@@ -125,13 +125,14 @@ def test_framings_have_the_clips_of_all_their_seeds(framings):
   whole = {"mean": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0, "crops": 0.4, "by_seed": [1.0, 1.0]}
   assert native["native.whole"] == whole
   assert square["native.whole"]["mean"] == 0.25 and square["native.whole"]["high"] < 1.0
+  assert square["native.whole"]["behind_native"]["mean"] == 0.6667  # of the three prompts that both have
   assert native["held_out"] == {"mean": 0.6, "low": 0.5, "high": 0.7} and square["seeds"] == 2
 
 
 def test_clips_of_one_prompt_are_one_value_whatever_their_seeds(framings):
   path = framings / "framing=square_seed=0" / "evaluations" / "framing.json"
-  alone = sweep_report._framing([json.loads(path.read_text())], [])
-  both = sweep_report._framing([json.loads(path.read_text())] * 4, [0.5])
+  alone = sweep_report._framing([json.loads(path.read_text())], [], [])
+  both = sweep_report._framing([json.loads(path.read_text())] * 4, [], [0.5])
   assert both["native.whole"] == alone["native.whole"] | {"by_seed": [0.25] * 4}
   assert alone["held_out"] is None and both["held_out"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
 
