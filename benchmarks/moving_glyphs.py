@@ -2,8 +2,9 @@
 
     python benchmarks/moving_glyphs.py --workdir W [--clips 128] [--samples 8] [--hidden 64 64] [--json]
 
-trains configs/glyphs.py into W (a run that was stopped goes on), then a ConvLSTM (benchmarks/convlstm.py) on the same
-world for as many seconds as that took, autoencoder included, and puts both beside the last given frame held:
+trains configs/glyphs.py into W, then a ConvLSTM (benchmarks/convlstm.py) on the same world for as many seconds as that
+took, autoencoder included, and puts both beside the last given frame held. Either goes on where it was stopped; on one
+core both (`taskset -c 0`) take no other's time.
 
     mse, mae      summed over the pixels of a frame, grey values in [0, 1], mean over frames and clips
     ssim          windows of 7x7, with a range of 2 as scikit-image takes for floats; that is what the table has
@@ -12,35 +13,39 @@ world for as many seconds as that took, autoencoder included, and puts both besi
 A generator draws one of the ways a clip may go on, and blur has a lower squared error than any of them: of so many
 samples of ours stand the first (`ours`), their mean (`ours, mean of 8`) and the one nearest to the truth (`ours, best
 of 8`). The glyphs are letters, not digits: published figures of Moving MNIST (ConvLSTM 29.8 after 200 epochs) are
-another data set's. The last line is one JSON object: {rows: {NAME: {MEASURE: {mean, low, high}}}, seconds, clips}.
+another data set's. `--sheet FILE` draws clips of each. The last line is one JSON object: {rows: {NAME: {MEASURE: {mean,
+low, high}}}, seconds, clips, convlstm, convlstm_steps}.
 """
 
 import argparse
 import functools
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import convlstm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
+from sora_jax.clips import contact_sheet
 from sora_jax.evaluation.fidelity import ssim
 from sora_jax.evaluation.marks import summary
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
-from sora_jax.runtime import goodput
+from sora_jax.runtime import goodput, storage
 from sora_jax.worlds.glyphs import RATE, Glyphs, GlyphsState
 
 ROOT = pathlib.Path(__file__).parents[1]
 GIVEN, TOTAL, SIDE = 10, 20, 64
 SEED = 7000  # of test clips; training draws others
 BATCH, RATE_OF_LEARNING = 8, 1e-3
+SAVE_EVERY = 60.0  # seconds
 WORLD = Glyphs()
 
 
@@ -52,12 +57,13 @@ def main() -> None:
   parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64], help="channels of the ConvLSTM's layers")
   parser.add_argument("--seconds", type=float, help="of the ConvLSTM's training; those of ours by default")
   parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the config to change")
+  parser.add_argument("--sheet", type=pathlib.Path, help="a picture of the first clips, real and made")
   parser.add_argument("--json", action="store_true", help="print the JSON object alone")
   given = parser.parse_args()
   seconds = train_ours(given.workdir, given.set)
   states = [WORLD.sample(np.random.default_rng((SEED, number))) for number in range(given.clips)]
   real = np.stack([grey(state, TOTAL) for state in states])
-  weights = train_convlstm(tuple(given.hidden), given.seconds or seconds)
+  weights, steps = train_convlstm(given.workdir / "convlstm.npz", tuple(given.hidden), given.seconds or seconds)
   made = ours(given.workdir, states, given.samples)
   rows = {
     "last frame held": np.repeat(real[:, GIVEN - 1 : GIVEN], TOTAL - GIVEN, 1),
@@ -70,7 +76,9 @@ def main() -> None:
   if not given.json:
     for name, row in found.items():
       print(f"{name:18s} " + "  ".join(f"{measure} {value['mean']:7.3f}" for measure, value in row.items()))
-  about = {"seconds": round(seconds, 1), "clips": given.clips, "convlstm": given.hidden}
+  if given.sheet:
+    Image.fromarray(sheet(real, rows)).save(given.sheet, quality=80)
+  about = {"seconds": round(seconds, 1), "clips": given.clips, "convlstm": given.hidden, "convlstm_steps": steps}
   print(json.dumps({"rows": found, **about}))
 
 
@@ -84,7 +92,7 @@ def train_ours(workdir: pathlib.Path, changes: list[str]) -> float:
   words = [f"--config.{change}" for change in changes]
   config = ROOT / "configs" / "glyphs.py"
   command = [sys.executable, "-m", "sora_jax.cli", "train", f"--config={config}", f"--workdir={workdir}", *words]
-  subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ})
+  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
   return goodput.read(workdir / "logs")["wall_seconds"]
 
 
@@ -109,11 +117,11 @@ def nearest(made_SBTHW: np.ndarray, real_BTHW: np.ndarray) -> np.ndarray:
   return made_SBTHW[best_B, np.arange(len(best_B))]
 
 
-def train_convlstm(hidden: tuple[int, ...], seconds: float) -> dict:
-  """Trains for so long: Adam on the squared error of every next frame, with scheduled sampling.
+def train_convlstm(path: pathlib.Path, hidden: tuple[int, ...], seconds: float) -> tuple[dict, int]:
+  """Trains for so long: Adam on the squared error of every next frame, with scheduled sampling; (weights, steps).
 
   The share of predicted frames that are fed back instead of real ones grows to all of them in the first half, as in
-  OpenSTL's recipe; rates rise and fall with the time that is spent.
+  OpenSTL's recipe; rates rise and fall with the time that is spent. What is in `path` goes on.
   """
   weights = convlstm.init(jax.random.key(0), hidden)
   optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
@@ -128,12 +136,18 @@ def train_convlstm(hidden: tuple[int, ...], seconds: float) -> dict:
     change, state = optimiser.update(gradient, state)
     return optax.apply_updates(weights, jax.tree.map(lambda x: -rate * x, change)), state, value
 
-  rng, begun, steps = np.random.default_rng(0), None, 0
+  (weights, state), before, steps = restored(path, (weights, state))
+  begun, saved = None, 0.0
   while True:
     now = time.monotonic()
-    spent = 0.0 if begun is None else (now - begun) / seconds
+    passed = before + (0.0 if begun is None else now - begun)
+    if begun is not None and (passed >= seconds or now - saved > SAVE_EVERY):
+      save(path, (weights, state), passed, steps)
+      saved = now
+    spent = passed / seconds
     if spent >= 1:
-      return weights
+      return weights, steps
+    rng = np.random.default_rng((0, steps))
     frames = np.stack([grey(WORLD.sample(rng), TOTAL) for _ in range(BATCH)])
     fed = rng.random(TOTAL - 1) < max(1 - 2 * spent, 0.0)
     truth = np.where(np.arange(TOTAL - 1) < GIVEN, 1.0, fed).astype(np.float32)
@@ -141,10 +155,45 @@ def train_convlstm(hidden: tuple[int, ...], seconds: float) -> dict:
     weights, state, value = step(weights, state, frames, truth, np.float32(rate))
     if begun is None:
       value.block_until_ready()
-      begun = time.monotonic()  # compiling is not counted, on either side's behalf
+      begun = saved = time.monotonic()  # compiling is not counted, on either side's behalf
     if steps % 100 == 0:
       print(f"ConvLSTM: {spent:4.0%} of its time, step {steps}, loss {float(value):.4f}", file=sys.stderr)
     steps += 1
+
+
+def save(path: pathlib.Path, trees: Any, seconds: float, steps: int) -> None:
+  """Weights and moments, with what they have taken so far."""
+  with storage.written_local(path) as local, open(local, "wb") as file:
+    np.savez(file, np.array([seconds, steps]), *map(np.asarray, jax.tree.leaves(trees)))
+
+
+def restored(path: pathlib.Path, trees: Any) -> tuple[Any, float, int]:
+  """What `save` wrote: (trees, seconds, steps); the given trees where there is nothing.
+
+  Raises:
+    SystemExit: it is of other layers.
+  """
+  if not path.exists():
+    return trees, 0.0, 0
+  leaves, shape = jax.tree.flatten(trees)
+  with np.load(path) as kept:
+    (seconds, steps), *found = (kept[f"arr_{number}"] for number in range(len(kept.files)))
+    if [leaf.shape for leaf in found] != [leaf.shape for leaf in leaves]:
+      raise SystemExit(f"{path} holds a ConvLSTM of other layers: remove it, or give the same --hidden")
+    return jax.tree.unflatten(shape, map(jnp.asarray, found)), float(seconds), int(steps)
+
+
+def sheet(real_BTHW: np.ndarray, rows: dict[str, np.ndarray], clips: int = 4) -> np.ndarray:
+  """Every second frame of the first clips: the real one, then what each of `rows` predicts; (H, W, 3) uint8."""
+  shown = lambda frames: [
+    np.repeat(frame[..., None], 3, -1) for frame in (np.clip(frames, 0, 1) * 255).astype(np.uint8)
+  ]
+  lines = []
+  for number in range(clips):
+    lines.append(shown(real_BTHW[number, ::2]))
+    given = np.zeros_like(real_BTHW[number, :GIVEN])
+    lines += [shown(np.concatenate([given, made[number]])[::2]) for made in rows.values()]
+  return contact_sheet(lines)
 
 
 def theirs(weights: dict, real_BTHW: np.ndarray) -> np.ndarray:

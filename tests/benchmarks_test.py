@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 FIGURES = {"useful_tokens", "lost_tokens", "flop_balance", "worst_step", "mixed_steps", "programs", "seconds_per_clip"}
@@ -289,12 +290,16 @@ def test_moving_glyphs_are_predicted_beside_a_convlstm(tmp_path):
   small = ["autoencoder.steps=2", "autoencoder.stages=(((3,4,4),16,1),)", "autoencoder.batch=2", "data.clips=4"]
   small += ["train.steps=2", "train.rows=1", "model.width=32", "model.depth=1", "train.eval_every=0", "sample.steps=2"]
   words = ("--workdir", str(tmp_path / "w"), "--clips", "3", "--samples", "2", "--hidden", "4", "--seconds", "1")
-  found = last_line("moving_glyphs.py", *words, "--set", *small)
+  words = (*words, "--sheet", str(tmp_path / "sheet.webp"), "--set", *small)
+  found = last_line("moving_glyphs.py", *words)
   held, theirs, ours, mean, best = found["rows"].values()
   assert set(found["rows"]) >= {"last frame held", "ConvLSTM", "ours, mean of 2"} and found["seconds"] > 0
   assert held["mse"]["mean"] > 100 and held["letters"]["mean"] == 1.0 and held["path"]["mean"] < 0.8
   assert mean["mse"]["mean"] <= ours["mse"]["mean"] * 1.5 and best["mse"]["mean"] <= ours["mse"]["mean"]
   assert set(theirs) == {"mse", "mae", "ssim", "letters", "path"}
+  again = last_line("moving_glyphs.py", *words)  # both are trained already
+  assert again["rows"]["ConvLSTM"] == theirs and again["convlstm_steps"] == found["convlstm_steps"] > 0
+  assert Image.open(tmp_path / "sheet.webp").size[1] > 3 * 5 * 64
 
 
 class TestConvLSTM:
