@@ -46,7 +46,7 @@ def measured(exam: dict, base: dict | None) -> dict:
   for world, found in worlds.items():
     named = {name: row for name, row in found["attributes"].items() if "," not in name and row["way"] is not None}
     found["way"] = mean(row["way"] for row in named.values())
-    found["low"], found["high"] = interval(exam, world, named)
+    found["low"], found["high"] = interval(exam, world, named) if named else (None, None)
     if base:
       ways = [
         way(base["scores"][f"{world}.{name}"] | {k: row[k] for k in ("autoencoder", "chance")})
@@ -62,8 +62,9 @@ def measured(exam: dict, base: dict | None) -> dict:
   return {"worlds": worlds, "way": mean(every), "protocol": exam["protocol"]}
 
 
-def mean(ways: Iterable[float | None]) -> float:
-  return round(float(np.mean([way for way in ways if way is not None])), 4)
+def mean(ways: Iterable[float | None]) -> float | None:
+  known = [way for way in ways if way is not None]
+  return round(float(np.mean(known)), 4) if known else None
 
 
 def way(score: dict) -> float | None:

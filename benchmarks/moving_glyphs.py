@@ -155,7 +155,7 @@ def train_convlstm(path: pathlib.Path, hidden: tuple[int, ...], seconds: float) 
     weights, state, value = step(weights, state, frames, truth, np.float32(rate))
     if begun is None:
       value.block_until_ready()
-      begun = saved = time.monotonic()  # compiling is not counted, on either side's behalf
+      begun = saved = time.monotonic()  # our seconds have compiling in them, these don't
     if steps % 100 == 0:
       print(f"ConvLSTM: {spent:4.0%} of its time, step {steps}, loss {float(value):.4f}", file=sys.stderr)
     steps += 1

@@ -274,7 +274,14 @@ def test_the_exam_s_table_says_how_far_each_score_is_on_its_way(tmp_path):
     numbers = {"low": mean, "high": mean, "ceiling": 1.0, "autoencoder": 0.9, "chance": 0.1}
     score, sure = {"mean": mean, **numbers}, {"mean": 1.0, **numbers, "chance": 0.88}
     scores = {"bites.colour": score, "bites.mouth": sure, "bites.colour, short prompt": score | {"mean": 0.0}}
-    kept = {"protocol": "p", "scores": scores, "marks": {key: list(marks) for key in scores}}
+    scores["balls.size"] = sure
+    kept = {
+      "suite": "worlds",
+      "step": 1,
+      "protocol": "p",
+      "scores": scores,
+      "marks": {key: list(marks) for key in scores},
+    }
     (tmp_path / name).write_text(json.dumps(kept))
     return str(tmp_path / name)
 
@@ -283,6 +290,9 @@ def test_the_exam_s_table_says_how_far_each_score_is_on_its_way(tmp_path):
   bites = found["worlds"]["bites"]
   assert bites["way"] == found["way"] == pytest.approx(0.5) and bites["base"] == pytest.approx(0.15 / 0.8, abs=1e-4)
   assert bites["low"] < 0.5 < bites["high"] and bites["attributes"]["mouth"]["way"] is None
+  assert {name: found["worlds"]["balls"][name] for name in ("way", "low", "base")} == dict.fromkeys(
+    ("way", "low", "base")
+  )
 
 
 @pytest.mark.slow

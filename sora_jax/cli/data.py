@@ -83,7 +83,7 @@ def _name_dropped(dropped: list[dict]) -> None:
 
   for each in dropped:
     where = f"line {each['line']}" if each["line"] else "no line"
-    print(f"dropped {printable(each['file']) or 'a line'} ({where}): {each['reason']}", file=sys.stderr)
+    print(f"dropped {printable(each['file']) or 'a line'} ({where}): {printable(each['reason'])}", file=sys.stderr)
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""What a source would give to training, and what it would lose: each clip is decoded once, small.
+"""What a source would give to training, and what it would lose: each clip's first FRAMES frames are decoded, small.
 
 What can't be used is what the source drops when it is opened, and what a decoder only finds out about.
 """

@@ -7,10 +7,13 @@ are read as if it were not there, so what is lost is counted line by line.
 import codecs
 import csv
 import io
+import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from sora_jax.data.files import printable
 from sora_jax.video.containers import EXTENSIONS
 
 # (line, from 1; what it says, by the names below; why it can't be read, or nothing)
@@ -25,6 +28,7 @@ NAMES = {
 WANTED = "file and caption, or file, short and long"
 SEPARATORS = ",;\t|"
 LISTED = 8  # names that a message repeats
+SPANNED = 200  # most lines of a row of a table: a quote that is open for longer is not closed
 
 
 def by_name(row: Mapping) -> dict:
@@ -39,12 +43,12 @@ def by_name(row: Mapping) -> dict:
 
 def listed(names: Iterator[str] | Mapping | list[str]) -> str:
   """Names for a message of one line."""
-  shown = [" ".join(str(name).split())[:40] or '""' for name in names]
+  shown = [printable(" ".join(str(name).split())[:40]) or '""' for name in names]
   return ", ".join(shown[:LISTED]) + (", ..." if len(shown) > LISTED else "") if shown else "nothing"
 
 
 def json_rows(content: bytes) -> Iterator[Row]:
-  for number, line in enumerate(_in_utf8(content).split(b"\n"), 1):
+  for number, line in enumerate(re.split(rb"\r\n|\n|\r", _in_utf8(content)), 1):
     if not line.strip():
       continue
     try:
@@ -62,12 +66,12 @@ def json_rows(content: bytes) -> Iterator[Row]:
 
 def _objects(line: str) -> Iterator[object]:
   """The values of a line: one, or several where an end of line was lost."""
-  decoder, at = json.JSONDecoder(), 0
+  decoder, space, at = json.JSONDecoder(), re.compile(r"\s*"), 0
   line = line.strip()
   while at < len(line):
     value, at = decoder.raw_decode(line, at)
     yield value
-    at += len(line[at:]) - len(line[at:].lstrip())
+    at = space.match(line, at).end()  # type: ignore[union-attr]  # it always fits
 
 
 def _in_utf8(content: bytes) -> bytes:
@@ -111,7 +115,7 @@ def _header(line: str) -> tuple[str, list[str]]:
 
 def _record(lines: list[str], at: int, separator: str, header: list[str]) -> tuple[list[str], int, str]:
   """(values, lines that they take, why they can't be used) of the row that begins at a line."""
-  table = csv.reader((lines[line] for line in range(at, len(lines))), delimiter=separator, strict=True)
+  table = csv.reader(itertools.islice(lines, at, at + SPANNED), delimiter=separator, strict=True)
   try:
     row = next(table)
   except csv.Error as error:

@@ -203,7 +203,7 @@ def report_dropped(source: sources.Source, most: int = 20) -> None:
   """Names on stderr the files and lines of a folder that training can't use."""
   dropped = source.dropped
   for each in dropped[:most]:
-    print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {each.reason}", file=sys.stderr)
+    print(f"skipped {printable(each.file) or 'a line'} (line {each.line}): {printable(each.reason)}", file=sys.stderr)
   if len(dropped) > most:
     print(f"skipped {len(dropped) - most} more", file=sys.stderr)
 

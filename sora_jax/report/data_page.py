@@ -45,7 +45,7 @@ def show(source: Source, name: str, path: str | os.PathLike, tokens: Tokens | No
       file, line = source.where(index)
       losses.append(Dropped(file, line, f"unreadable: {str(error).removeprefix(f'{file}: ')}"))
   losses += source.dropped
-  sections = [Section("What it holds", "", facts=_facts(source, tokens)), Section("Clips", "", shown)]
+  sections = [Section("What it holds", "", facts=_facts(source, losses, tokens)), Section("Clips", "", shown)]
   if losses:
     sections.append(Section("Left out", "", facts=_losses(losses)))
   lead = f"{len(shown):,} of {len(source):,} clips, spread over the source, after decoding, scaling and cutting."
@@ -60,10 +60,10 @@ def show(source: Source, name: str, path: str | os.PathLike, tokens: Tokens | No
     facts=[],
     commands=[],
   )
-  return {"clips": len(source), "shown": len(shown), "dropped": len(source.dropped), "page": os.fspath(path)}
+  return {"clips": len(source), "shown": len(shown), "dropped": len(losses), "page": os.fspath(path)}
 
 
-def _facts(source: Source, tokens: Tokens | None) -> list[tuple[str, str]]:
+def _facts(source: Source, losses: list[Dropped], tokens: Tokens | None) -> list[tuple[str, str]]:
   shapes = [source.shape(index) for index in range(len(source))]
   images = sum(shape[0] == 1 for shape in shapes)
   sizes = collections.Counter(_size(height, width) for _, height, width in shapes)
@@ -74,7 +74,7 @@ def _facts(source: Source, tokens: Tokens | None) -> list[tuple[str, str]]:
   if tokens:
     lengths = [tokens(*shape) for shape in shapes]
     facts.append(("Tokens of a clip", f"{min(lengths):,} to {max(lengths):,}, {np.mean(lengths):,.0f} in the mean"))
-  return [*facts, ("Left out", describe_dropped(source.dropped)), ("Fingerprint", source.fingerprint[:16])]
+  return [*facts, ("Left out", describe_dropped(losses)), ("Fingerprint", source.fingerprint[:16])]
 
 
 def _size(height: int, width: int) -> str:

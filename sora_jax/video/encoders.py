@@ -18,6 +18,7 @@ from PIL import Image
 from sora_jax import clips
 from sora_jax.errors import InputError
 
+GIF_SECONDS, WEBP_SECONDS = 655.35, 16_777.215  # a frame can be shown for: 16 bits of 1/100, 24 bits of 1/1000
 # The boxes that lead to the description of a video's pixels.
 _ENTRY_PATH = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")
 
@@ -88,13 +89,20 @@ class _Refused(OSError):
   """Pillow can't encode these frames."""
 
 
+def _rate(fps: float) -> fractions.Fraction:
+  """Frames per second as containers hold them: 30000/1001 comes back from 29.97003, and an hour a frame from 1/3600."""
+  if fps >= 1:
+    return fractions.Fraction(fps).limit_denominator(1001)
+  return 1 / fractions.Fraction(1 / fps).limit_denominator(1001)
+
+
 def _mp4(frames: Iterator[np.ndarray], fps: float, file: BinaryIO) -> None:
   first = next(frames)
   shown = first.shape[:2]
   # H.264 crops 4:2:0 by two pixels at a time, and few players show full chroma.
   even = [(0, shown[0] % 2), (0, shown[1] % 2), (0, 0)]
   stored = shown[0] + shown[0] % 2, shown[1] + shown[1] % 2
-  rate = fractions.Fraction(fps).limit_denominator(1001)  # 30000/1001 comes back from 29.97003
+  rate = _rate(fps)
   with av.open(file, "w", format="mp4") as container:
     # With mbtree on, x264 gives other bytes now and then: it reads memory that it never set.
     options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
@@ -151,7 +159,7 @@ def add_aperture(file: BinaryIO, stored: tuple[int, int], shown: tuple[int, int]
 
 def _lossless_mp4(frames: Iterator[np.ndarray], fps: float, file: BinaryIO) -> None:
   first = next(frames)
-  rate = fractions.Fraction(fps).limit_denominator(1001)
+  rate = _rate(fps)
   with av.open(file, "w", format="mp4") as container:
     stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "medium"})
     stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "rgb24"
@@ -168,6 +176,15 @@ def _timestamps(count: int, fps: float, tick: float) -> np.ndarray:
   return np.rint(np.arange(count + 1) / fps / tick).astype(np.int64)
 
 
+def _shown_for(seconds_T: np.ndarray, most: float, kind: str) -> None:
+  """
+  Raises:
+    InputError: a frame is shown for longer than the format can say.
+  """
+  if seconds_T.max() > most:
+    raise InputError(f"{kind} shows a frame for {most:g} seconds at most, not {seconds_T.max():g}: use .mp4")
+
+
 def _gif(frames: Iterator[np.ndarray], fps: float, file: BinaryIO) -> None:
   frames_THWC = np.stack(list(frames))  # the palette is of the whole clip
   timestamps = _timestamps(len(frames_THWC), fps, 0.01)
@@ -176,6 +193,7 @@ def _gif(frames: Iterator[np.ndarray], fps: float, file: BinaryIO) -> None:
     if timestamps[index] - timestamps[kept[-1]] >= 2:
       kept.append(index)
   delays = np.maximum(np.diff([*timestamps[kept], timestamps[-1]]), 2)
+  _shown_for(delays / 100, GIF_SECONDS, "gif")
   # One palette and no dither, or still areas would flicker; it is drawn from at most a million pixels, spread
   # over the clip.
   pixels = frames_THWC.reshape(-1, 3)
@@ -191,6 +209,7 @@ def _webp(frames: Iterator[np.ndarray], fps: float, file: BinaryIO) -> None:
     _save(images, file, "WEBP", lossless=True)
     return
   delays = [int(delay) for delay in np.diff(_timestamps(len(images), fps, 0.001))]
+  _shown_for(np.array(delays) / 1000, WEBP_SECONDS, "webp")
   _save(images, file, "WEBP", duration=delays, loop=0, lossless=False, quality=90)
 
 

@@ -16,6 +16,7 @@ MAX_CHUNKS = 200_000  # of a WebP that are looked at
 ORIENTATION, ACROSS, DOWN = 0x0112, 0x011A, 0x011B  # tags of EXIF: how it is turned, and its two resolutions
 SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that swap the sides
 SQUARE = 0.02  # by which densities that are rounded to whole numbers may differ
+SAME = 4  # of 255, by which two versions of sRGB differ at most
 DEFAULT_DELAY = 100  # milliseconds: what players show for a picture whose stated delay is 0
 
 
@@ -66,7 +67,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
 def _in_srgb(image: Image.Image) -> Image.Image:
   """An image with a colour profile in the colours of sRGB; as it is where the profile is sRGB's or makes no sense."""
   profile = image.info.get("icc_profile", b"")
-  if not profile or b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile:
+  if not profile or _is_srgb(profile):
     return image
   try:
     given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -75,6 +76,21 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     return image
   assert shown is not None  # only what is done in place gives none
   return shown
+
+
+@functools.lru_cache(maxsize=8)
+def _is_srgb(profile: bytes) -> bool:
+  """Whether a profile names sRGB and means it: "Display P3 Gamut with sRGB Transfer" has other colours."""
+  if b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile:
+    return False
+  steps = np.linspace(0, 255, 6).astype(np.uint8)
+  colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
+  try:
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    shown = ImageCms.profileToProfile(Image.fromarray(colours), given, _srgb(), outputMode="RGB")
+  except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+    return True  # of another mode than it says, or damaged: its colours are what its name says
+  return bool(np.abs(np.asarray(shown).astype(int) - colours).max() <= SAME)
 
 
 @functools.cache

@@ -77,6 +77,15 @@ def test_values_of_several_lines_are_kept():
   assert used == [(2, "a.png", 'Two\nlines, "so" to say\n\nfour'), (6, "b.png", "B")] and not lost
 
 
+def test_a_quote_that_is_open_for_long_is_not_closed():
+  """However many lines open one, each reads so many of the next at most."""
+  text = "\n".join(["word"] * (tables.SPANNED + 1))
+  used, lost = table(f'file,caption\na.png,"{text}"\nb.png,B\n')
+  assert lost[0][0] == 2 and "a quote that is not closed" in lost[0][1] and used[-1][1:] == ("b.png", "B")
+  fits = text[: -len("\nword")]
+  assert table(f'file,caption\na.png,"{fits}"\n') == ([(2, "a.png", fits)], [])
+
+
 def test_a_header_that_fits_nothing_ends_it():
   assert table("words\tname\nx\ty\n")[1] == [
     (1, f'no "file" key in the header (words, name), which needs {tables.WANTED}')
@@ -114,6 +123,7 @@ ONE = '{"File": "a.png", "caption": "A"}'
   [
     (f"{ONE}\r\n\r\n{ONE}\r\n", [1, 3]),
     (f"\ufeff{ONE}\n{ONE}", [1, 2]),
+    (f"{ONE}\r{ONE}\r{ONE}", [1, 2, 3]),
     (f"{ONE}{ONE}\n {ONE} {ONE}", [1, 1, 2, 2]),  # ends of lines were lost
     (f"{ONE}\n".encode("utf-16"), [1]),
   ],
@@ -134,12 +144,14 @@ def test_json_of_many_writers(content: str | bytes, used: list[int]):
     (b"\xff\xff", "not UTF-8"),
   ],
 )
-def test_a_bad_line_of_json_costs_itself_alone(bad: str | bytes, reason: str):
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_a_bad_line_of_json_costs_itself_alone(bad: str | bytes, reason: str, end: bytes):
   bad = bad.encode() if isinstance(bad, str) else bad
-  used, lost = lines(ONE.encode() + b"\n" + bad + b"\n" + ONE.encode())
+  used, lost = lines(ONE.encode() + end + bad + end + ONE.encode())
   assert {1, 3} <= {number for number, _ in used} and [(n, why.partition(":")[0]) for n, why in lost] == [(2, reason)]
 
 
 def test_names_for_a_message():
   assert tables.listed(["a", "b\nc", ""]) == 'a, b c, ""'
   assert tables.listed({}) == "nothing"
+  assert tables.listed(["\x1b[2J"]) == "\\x1b[2J"  # which would clear a terminal

@@ -127,7 +127,7 @@ class TestFolder:
     (own / "fade.mp4").write_bytes(b"\0" * 100)
     (own / "still.png").unlink()
     said, page = page_of(tmp_path, source)
-    assert (said["shown"], said["dropped"]) == (1, 3) and "1 of 3 clips" in page.text
+    assert (said["shown"], said["dropped"]) == (1, 5) and "1 of 3 clips" in page.text
     assert re.search(r"Line 1still\.png: unreadable: (?!still\.png)\w", page.text)
     assert re.search(r"Line 2fade\.mp4: unreadable: (?!fade\.mp4)\w", page.text)
     assert [image["alt"] for image in page.all("img")] == ["Video: A strip."]

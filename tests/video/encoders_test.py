@@ -82,6 +82,18 @@ def test_an_encoder_that_gives_up_says_of_what_size(tmp_path):
     video_io.write_pieces(tmp_path / "clip.mp4", [smooth(1, 8, 17000)], 24)
 
 
+@pytest.mark.parametrize("fps", [0.00028, 0.0007, 0.3, 1.0, 30_000 / 1001])
+def test_a_rate_comes_back_also_where_a_frame_lasts_for_hours(tmp_path, fps):
+  video_io.write(tmp_path / "x.mp4", np.zeros((3, 16, 16, 3), np.uint8), fps)
+  assert video_io.probe(tmp_path / "x.mp4").fps == pytest.approx(fps, rel=2e-3)
+
+
+@pytest.mark.parametrize(("name", "fps"), [("x.gif", 0.0007), ("x.webp", 0.00005)])
+def test_a_frame_that_lasts_longer_than_a_format_can_say_is_refused(tmp_path, name, fps):
+  with pytest.raises(InputError, match=f"{name[2:]} shows a frame for .* seconds at most"):
+    video_io.write(tmp_path / name, np.zeros((3, 8, 8, 3), np.uint8), fps)
+
+
 @pytest.mark.parametrize("kind", ["mp4", "gif"])
 def test_a_full_disk_is_no_fault_of_the_frames(kind):
   class Full(io.BytesIO):

@@ -44,11 +44,12 @@ def test_alpha_lies_on_black_rounded():
   np.testing.assert_array_equal(opaque, RGB)
 
 
-def swapping_profile(name: bytes) -> bytes:
+def swapping_profile(name: bytes, swaps: int = 1) -> bytes:
   """sRGB with red and blue in each other's place, under another name."""
   profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
   red, blue = (profile.index(tag, 128) + 4 for tag in (b"rXYZ", b"bXYZ"))
-  profile[red : red + 8], profile[blue : blue + 8] = profile[blue : blue + 8], profile[red : red + 8]
+  for _ in range(swaps):
+    profile[red : red + 8], profile[blue : blue + 8] = profile[blue : blue + 8], profile[red : red + 8]
   for code in ("ascii", "utf-16-be"):
     profile = profile.replace("sRGB".encode(code), name.decode().encode(code))
   return bytes(profile)
@@ -73,9 +74,20 @@ def test_a_colour_profile_is_followed_in_every_mode_that_it_is_for():
   assert np.abs(image_pixels(saved(see_through, icc_profile=profile)) - swapped * 128 / 255).max() <= 2
 
 
-@pytest.mark.parametrize("profile", [swapping_profile(b"sRGB"), b"noise" * 40, swapping_profile(b"BGRs")[:300], b"\0"])
+@pytest.mark.parametrize(
+  "profile", [swapping_profile(b"sRGB", 0), b"noise" * 40, swapping_profile(b"BGRs")[:300], b"\0"]
+)
 def test_a_profile_of_srgb_or_of_no_sense_changes_nothing(profile):
   np.testing.assert_array_equal(image_pixels(saved(Image.fromarray(RGB), icc_profile=profile)), RGB)
+
+
+def test_a_profile_that_only_says_srgb_is_followed():
+  """As phones' do: "Display P3 Gamut with sRGB Transfer"."""
+  followed = image_pixels(saved(Image.fromarray(RGB), icc_profile=swapping_profile(b"BGRs")))
+  np.testing.assert_array_equal(
+    image_pixels(saved(Image.fromarray(RGB), icc_profile=swapping_profile(b"sRGB"))), followed
+  )
+  assert np.abs(followed.astype(int) - RGB).max() > 50
 
 
 def test_a_profile_for_other_colours_changes_nothing():
