@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 
 PATCH, KERNEL = 4, 5
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def init(key: jax.Array, hidden: tuple[int, ...]) -> dict[str, Any]:
@@ -57,10 +56,19 @@ def predict(params: dict[str, Any], frames_BTHW: jax.Array, truth_T: jax.Array) 
 def lstm(cell: dict[str, jax.Array], x: jax.Array, hidden: jax.Array, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
   """One cell at one time: (hidden, memory) after it."""
   both = jnp.concatenate([x, hidden], -1)
-  gates = lax.conv_general_dilated(both, cell["kernel"], (1, 1), "SAME", dimension_numbers=LAYOUT)
-  enter, forget, new, leave = jnp.split(gates + cell["bias"][None, None, None], 4, -1)
+  enter, forget, new, leave = jnp.split(convolved(both, cell["kernel"]) + cell["bias"][None, None, None], 4, -1)
   memory = jax.nn.sigmoid(forget) * memory + jax.nn.sigmoid(enter) * jnp.tanh(new)
   return jax.nn.sigmoid(leave) * jnp.tanh(memory), memory
+
+
+def convolved(x_BHWC: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A convolution that keeps the size, as one matrix product: on CPUs that is several times as fast, backward most."""
+  side, _, inputs, outputs = kernel.shape
+  height, width = x_BHWC.shape[1:3]
+  around = side // 2
+  padded = jnp.pad(x_BHWC, ((0, 0), (around, around), (around, around), (0, 0)))
+  shifted = [padded[:, y : y + height, x : x + width] for y in range(side) for x in range(side)]
+  return jnp.concatenate(shifted, -1) @ kernel.reshape(side * side * inputs, outputs)
 
 
 def patched(frames_BTHW: jax.Array) -> jax.Array:

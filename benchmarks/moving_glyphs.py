@@ -153,8 +153,8 @@ def train_convlstm(path: pathlib.Path, hidden: tuple[int, ...], seconds: float) 
     truth = np.where(np.arange(TOTAL - 1) < GIVEN, 1.0, fed).astype(np.float32)
     rate = RATE_OF_LEARNING * min(20 * spent, 1.0, (1 - spent) / 0.7)
     weights, state, value = step(weights, state, frames, truth, np.float32(rate))
+    value.block_until_ready()  # steps that only wait to be done would count as none
     if begun is None:
-      value.block_until_ready()
       begun = saved = time.monotonic()  # our seconds have compiling in them, these don't
     if steps % 100 == 0:
       print(f"ConvLSTM: {spent:4.0%} of its time, step {steps}, loss {float(value):.4f}", file=sys.stderr)

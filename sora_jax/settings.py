@@ -276,6 +276,17 @@ def _disagreements(found: dict[str, Any]) -> Iterator[str]:
     if left or size % 2 or size < least:  # rotary positions turn pairs, one at least along each axis
       both = " and ".join(f"config.{name}={found[name]}" for name in (width, heads))
       yield f"{both}: the width of a head must be an even number of {least} or more"
+  head, base = found["model.width"] // found["model.heads"], found["model.base_width"]
+  if base is not None and base % head:
+    yield (
+      f"config.model.base_width={base}: heads are {head} wide at config.model.width={found['model.width']}: make it a "
+      f"multiple of {head}, or change config.model.heads"
+    )
+  if found["task"] == "dit" and found["train.rows"] % found["train.ranks"]:
+    both = f"config.train.rows={found['train.rows']} can't be shared by config.train.ranks={found['train.ranks']}"
+    yield f"{both}: make it a multiple of them"
+  if found["data.loops"] and found["model.patch"][0] > 1:
+    yield f"config.data.loops={found['data.loops']}: loops need a model.patch that begins with 1"
   rest = [f"config.{name}=-1" for name, value in found.items() if name.startswith("mesh.") and value == -1]
   if len(rest) > 1:
     yield f"{' and '.join(rest)}: one axis at most takes the rest of the devices"

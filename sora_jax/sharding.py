@@ -1,6 +1,6 @@
 """The device mesh and the two tables that lay arrays over it. No other file names a mesh axis.
 
-Activations are laid out by logical names through `constrain`; parameters by the first regular expression
+Activations are laid out by logical names through `constrain`; parameters by the regular expression
 that matches their path. The same program runs on one device and on many: only the mesh differs.
 """
 

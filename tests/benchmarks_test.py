@@ -328,6 +328,13 @@ class TestConvLSTM:
     np.testing.assert_array_equal(made[:, 0], later[:, 0])
     assert np.abs(made[:, 1:] - later[:, 1:]).max(axis=(0, 2, 3)).min() > 0
 
+  def test_a_convolution_is_one(self):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 6, 7, 3)).astype(np.float32), rng.normal(size=(5, 5, 3, 4)).astype(np.float32)
+    layout = ("NHWC", "HWIO", "NHWC")
+    wanted = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    np.testing.assert_allclose(self.convlstm.convolved(x, kernel), wanted, rtol=1e-4, atol=1e-4)
+
   def test_patches_are_put_together_again(self):
     frames = jnp.arange(2 * 3 * 8 * 12.0).reshape(2, 3, 8, 12)
     np.testing.assert_array_equal(self.convlstm.unpatched(self.convlstm.patched(frames)), frames)

@@ -142,6 +142,12 @@ def test_of_a_wrong_name_the_nearest_is_told(tiny_config, name):
     ({"model.heads": 8}, "6 or more"),
     ({"model.text_heads": 16}, "config.model.text_width=16 and config.model.text_heads=16"),
     ({"mesh.data": -1}, "config.mesh.data=-1 and config.mesh.fsdp=-1: one axis at most"),
+    ({"train.rows": 3, "train.ranks": 2}, "config.train.rows=3 can't be shared by config.train.ranks=2"),
+    ({"model.base_width": 100}, "config.model.base_width=100: heads are 16 wide at config.model.width=32"),
+    (
+      {"data.loops": 0.5, "model.patch": (2, 1, 1)},
+      "config.data.loops=0.5: loops need a model.patch that begins with 1",
+    ),
     ({"train.rows": 0, "model.remat": "all"}, "config.model.remat='all': .*; config.train.rows=0: "),
   ],
 )

@@ -110,24 +110,26 @@ def _write_folder(
   card: bytes | None,
 ) -> tuple[int, int]:
   """The tensors and the bytes of an exported folder. It is taken for one from its last file on."""
-  if not exported.is_exported(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
+  begun = out / f"{exported.MODEL}.part"  # of an export that was stopped, too
+  other = not (exported.is_exported(out) or begun.exists())
+  if other and out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise InputError(f"--out {out} holds other files: name a new folder, or a file NAME{SUFFIX}")
-  (out / exported.MODEL).unlink(missing_ok=True)
   count = size = 0
   texts = {"config.json": (json.dumps(json.loads(about["config"]), indent=1, sort_keys=True) + "\n").encode()}
   if about["task"] == "dit":
     inner, meta, step = checkpoint.load_arrays(workdir / "autoencoder", "ema")
-    licence = about["weights_licence"]
-    inner = _in(inner, dtype)
-    count, size = _write(out / "autoencoder" / exported.MODEL, inner, metadata(meta, step, "ema", licence))
     texts["tokenizer.model"] = (workdir / "tokenizer.model").read_bytes()
+  out.mkdir(parents=True, exist_ok=True)
+  begun.write_bytes(b"")
+  (out / exported.MODEL).unlink(missing_ok=True)
+  if about["task"] == "dit":
+    about_inner = metadata(meta, step, "ema", about["weights_licence"])
+    count, size = _write(out / "autoencoder" / exported.MODEL, _in(inner, dtype), about_inner)
   if card is not None:
     texts[exported.CARD] = card
-  out.mkdir(parents=True, exist_ok=True)
   (out / exported.CARD).unlink(missing_ok=True)  # that of another export
   for name, content in texts.items():
     (out / name).write_bytes(content)
-  begun = out / f"{exported.MODEL}.part"
   more = _write(begun, arrays, about)
   files = {exported.MODEL: begun, **{name: out / name for name in texts}}
   if about["task"] == "dit":

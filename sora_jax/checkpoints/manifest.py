@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from sora_jax.errors import InputError
+from sora_jax.runtime import storage
 
 Folder = str | os.PathLike
 
@@ -39,14 +40,10 @@ class CheckpointError(InputError):
   """A checkpoint is missing, foreign or damaged; the message names it."""
 
 
-def is_remote(path: Folder) -> bool:
-  return "://" in os.fspath(path)
-
-
 def root(workdir: Folder) -> epath.Path:
   """The folder of a run's steps."""
   path = epath.Path(workdir)
-  return (path if is_remote(path) else path.absolute()) / "checkpoints"
+  return (path if storage.is_remote(path) else path.absolute()) / "checkpoints"
 
 
 def existing_root(workdir: Folder) -> epath.Path:
@@ -108,7 +105,7 @@ def write(folder: epath.Path, step: int, known: Mapping[str, dict] | None = None
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   files = {name: found[name] if name in found else known[name] for name in names}
   manifest = {"format": FORMAT, "saved_at": now, "files": files}
-  _write_whole(_manifest_path(folder, step), json.dumps(manifest, indent=1) + "\n")
+  storage.write_text(_manifest_path(folder, step), json.dumps(manifest, indent=1) + "\n")
   for path in list(folder.iterdir()):
     named = re.fullmatch(r"(\d+)\.manifest\.json", path.name)
     if named and not (folder / named[1]).exists():
@@ -160,7 +157,7 @@ def writer(folder: epath.Path) -> str:
 
 
 def set_writer(folder: epath.Path, name: str) -> None:
-  _write_whole(folder / WRITER, name)
+  storage.write_text(folder / WRITER, name)
 
 
 def is_pinned(folder: epath.Path, step: int) -> bool:
@@ -208,7 +205,7 @@ def listing(workdir: Folder) -> dict:
     state = "unknown" if wrong is None else "damaged" if wrong else "complete"
     try:
       saved_at = _manifest(folder, step)["saved_at"] if state == "complete" else None
-      size = sum(_size(folder / str(step) / name) for name in _files(folder / str(step)))
+      size = sum(storage.size(folder / str(step) / name) for name in _files(folder / str(step)))
     except FileNotFoundError:  # the run deletes it just now
       continue
     row = {"step": step, "bytes": size, "saved_at": saved_at, "pinned": is_pinned(folder, step), "state": state}
@@ -280,14 +277,14 @@ def _files(folder: epath.Path, above: str = "") -> Iterator[str]:
 
 
 def _entries(folder: epath.Path, names: Sequence[str]) -> dict[str, dict]:
-  entry = lambda name: {"bytes": _size(folder / name), "sha256": _sha256(folder / name)}
+  entry = lambda name: {"bytes": storage.size(folder / name), "sha256": _sha256(folder / name)}
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     return dict(zip(names, pool.map(entry, names), strict=True))
 
 
 def _fault(path: epath.Path, wanted: dict, contents: bool) -> str | None:
   try:
-    size = _size(path)
+    size = storage.size(path)
     if size != wanted["bytes"]:
       return f"is {size} bytes long, not {wanted['bytes']}"
     if contents and _sha256(path) != wanted["sha256"]:
@@ -299,21 +296,6 @@ def _fault(path: epath.Path, wanted: dict, contents: bool) -> str | None:
   return None
 
 
-def _size(path: epath.Path) -> int:
-  # For a local file epath also looks the owner up by name, which fails where there is none.
-  return path.stat().length if is_remote(path) else os.path.getsize(path)
-
-
 def _sha256(path: epath.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_whole(path: epath.Path, text: str) -> None:
-  """A file here is renamed into place; a bucket shows an object when it is complete."""
-  if is_remote(path):
-    path.write_text(text)
-    return
-  part = path.parent / f"{path.name}.part"
-  part.write_text(text)
-  part.replace(path)

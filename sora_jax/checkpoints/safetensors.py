@@ -8,14 +8,15 @@ from outside, so nothing in its header is believed before it was checked against
 import json
 import math
 import os
+import uuid
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
-from sora_jax.checkpoints import manifest
 from sora_jax.errors import InputError
+from sora_jax.runtime import storage
 
 TYPES = {
   "bool": "BOOL",
@@ -42,7 +43,7 @@ def write(path: epath.Path, tensors: dict[str, np.ndarray], about: dict[str, str
   """
   head = header(tensors, about)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path if manifest.is_remote(path) else path.parent / f"{path.name}.part"
+  part = path if storage.is_remote(path) else path.parent / f"{path.name}.{uuid.uuid4().hex}.part"
   try:
     with part.open("wb") as file:
       _write(file, head, tensors)

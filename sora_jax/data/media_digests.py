@@ -14,7 +14,7 @@ from typing import IO
 
 from etils import epath
 
-from sora_jax.runtime import storage
+from sora_jax.runtime import process, storage
 
 WHOLE = 2**26  # bytes: of a larger file, SAMPLES pieces are read
 SAMPLES, PIECE = 64, 2**20
@@ -61,8 +61,7 @@ def _sampled(file: IO[bytes], size: int) -> str:
 
 
 def _cache(folder: str) -> pathlib.Path:
-  base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-  return base / "sora_jax" / "media" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()}.json"
+  return process.caches() / "media" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()}.json"
 
 
 def _read(cache: pathlib.Path) -> dict[str, list]:

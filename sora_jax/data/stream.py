@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import grain
 
-from sora_jax.errors import InputError, SoraError
+from sora_jax.errors import InputError
 from sora_jax.runtime import preemption
+from sora_jax.runtime.work_units import WorkerLost
 
 ENDLESS = 2**40  # elements; more than any run takes
 AHEAD = 8  # batches that are made before they are asked for: a few slow files in a row stop no step
@@ -20,10 +21,6 @@ ON_MISMATCH = ("error", "restart", "remap")
 
 class DataChanged(InputError):
   """A position was saved in other data than these."""
-
-
-class WorkerLost(SoraError, RuntimeError):
-  """A process that makes batches was killed, as a system does that has no memory left."""
 
 
 class Extent(NamedTuple):

@@ -10,7 +10,6 @@ Shape letters: T frames, H height, W width, C colours.
 import hashlib
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from sora_jax import clips
 from sora_jax.data.files import MAX_CAPTION, Dropped, View, describe_dropped, fingerprint_of, is_clean, reopened
 from sora_jax.errors import InputError
-from sora_jax.runtime import storage
+from sora_jax.runtime import process, storage
 from sora_jax.video import io as video_io
 
 PICTURES = ("video", "image")
@@ -238,8 +237,7 @@ def _state(builder: Any, split: str) -> str:
 
 def _index(source: TfdsSource, state: str) -> list[dict[str, Any]]:
   """What `describe` says of every example, from the cache where it is of these data."""
-  base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-  path = base / "sora_jax" / "tfds" / f"{state}.json"
+  path = process.caches() / "tfds" / f"{state}.json"
   try:
     kept = json.loads(path.read_bytes())
     if kept["digest"] == _digest(kept["rows"]) and len(kept["rows"]) == len(source.data):

@@ -122,19 +122,26 @@ def open_prepared(
   """The latents of `source` that another run has made, which this one only reads.
 
   Raises:
-    InputError: they are not whole, or made from something else.
+    InputError: they are not whole, or made from something else, or the captions beside them are.
   """
   key = key_of(codec, source, extras)
   if changed := latents.differing(prepared_key(folder), key):
     raise InputError(
       f"data.prepared: {folder} was made from other {', '.join(changed)}: prepare again in a new workdir"
     )
-  return latents.LatentStore(folder)
+  store = latents.LatentStore(folder)
+  if captions.written_from(folder) != _captions_key(store, source):
+    raise InputError(f"data.prepared: {folder} has other captions than the source: run sora precompute there again")
+  return store
+
+
+def _captions_key(store: latents.LatentStore, source: Source) -> str:
+  return latents.digest([store.media_fingerprint, source.captions_fingerprint])
 
 
 def refresh_captions(store: latents.LatentStore, source: Source) -> None:
   """Writes the captions of a store's clips, where those that are there are not the source's."""
-  made_from = latents.digest([store.media_fingerprint, source.captions_fingerprint])
+  made_from = _captions_key(store, source)
   found = captions.written_from(store.folder)
   if found == made_from:
     return

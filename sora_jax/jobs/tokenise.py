@@ -95,6 +95,8 @@ def kept_texts(store: LatentStore, tokenizer: Tokenizer, limit: int, hosts: Host
       if not owned:
         raise InputError(f"{root}: its captions' ids are of other {', '.join(changed)}: use these, or prepare again")
       print(f"{root / KEY}: tokenising again: other {', '.join(changed)}", file=sys.stderr)
+    elif not owned:
+      raise InputError(f"{root}: its captions have no ids: run sora precompute with its workdir again")
     (root / KEY).unlink(missing_ok=True)  # a stop here leaves no key, so ids are never taken for others
     Texts.save(root, store.all_captions(), tokenizer, limit)
     storage.write_text(root / KEY, json.dumps(key, indent=1, sort_keys=True))

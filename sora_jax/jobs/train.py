@@ -128,12 +128,12 @@ def open_run(
   check_step(config, mesh, hosts.is_first)
   hosts.at("opening the data", seconds=LONG)
   source = sources.open_source(config.data, sources.seed_of(config), grid(config))
-  check_clips(config, source)
+  check_clips(config, source, config.data.token_drop)
   if hosts.is_first:
     report_dropped(source)
   quarantine.stop_at(config.data.max_bad, source.dropped, len(source))
   if config.task == "dit" and config.train.eval_every:
-    held_out.source_of(config, grid(config))
+    check_clips(config, held_out.source_of(config, grid(config)), 0.0)  # which are measured whole
   if config.data.prepared:
     precompute.prepared_key(epath.Path(config.data.prepared) / "latents")
   start = initial.find(config, workdir)
@@ -183,19 +183,22 @@ def check_step(config: Any, mesh: jax.sharding.Mesh, warns: bool = True) -> None
       )
 
 
-def check_clips(config: Any, source: sources.Source) -> None:
+def check_clips(config: Any, source: sources.Source, drop: float) -> None:
   """Finds out before anything is encoded that a clip is longer than a row.
+
+  Args:
+    drop: the share of its tokens that a step leaves out.
 
   Raises:
     InputError: the longest clip, and what to change.
   """
   most, row = config.data.max_tokens, config.train.row_tokens
   worlds = any(name.startswith("worlds:") for name in sources.names_of(config.data))  # which no budget shrinks
-  if config.task != "dit" or config.data.token_drop or (0 < most <= row and not worlds):
+  if config.task != "dit" or (0 < most <= row and not worlds):
     return
   shapes, which_N = np.unique(sources.shapes_of(source).shape_N3, axis=0, return_inverse=True)  # few among many clips
   tokens = np.array([grid(config).tokens(*shape) for shape in shapes.tolist()])
-  lengths = tokens[which_N.reshape(-1)]
+  lengths = (tokens - (tokens * drop).astype(int))[which_N.reshape(-1)]
   must_fit("clip", lengths, row, "raise train.row_tokens, or lower data.max_tokens or data.max_frames")
 
 
@@ -248,7 +251,7 @@ def fitting(smaller: str, remat: str) -> Iterator[None]:
       f"the devices have too little memory ({checkpoint.first_line(error)[:300]}): lower {smaller}, raise "
       f"train.accumulation, set {remat}, or share the model and its rows among more devices with "
       "mesh.fsdp, mesh.tensor or mesh.context; `sora plan` shows what a step needs before it runs. The last "
-      "checkpoint is as it was"
+      "checkpoint is as it was, and what makes batches smaller needs another --workdir"
     ) from error
 
 

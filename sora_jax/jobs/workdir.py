@@ -34,6 +34,7 @@ RESUMABLE = (
   "train.max_minutes",
   "train.accumulation",
   "model.remat",
+  "autoencoder.remat",
   "model.attention",
   "sample.",
   "mesh.",

@@ -162,7 +162,8 @@ def knobs(config: Any, where: chips.Slices | None, ranks: int) -> list[tuple[str
   flags, halved = _changed(config, "train", accumulation=2 * config.train.accumulation)
   if config.train.rows % (ranks * halved.train.accumulation):
     data, fsdp, context = config.mesh.data, config.mesh.fsdp, config.mesh.context
-    data, fsdp = (data // 2, fsdp) if data > 1 else (data, max(fsdp // 2, -1))  # -1 is what is left
+    if -1 not in (data, fsdp):  # which is what is left
+      data, fsdp = (data // 2, fsdp) if data > 1 else (data, max(fsdp // 2, 1))
     more, halved = _changed(halved, "mesh", data=data, fsdp=fsdp, context=2 * context)
     flags = f"{flags} {more}"
   if ranks > 1 or halved.mesh.context == config.mesh.context:

@@ -44,11 +44,17 @@ def place(env: Mapping[str, str]) -> Place | None:
   given = {name: env[name] for name in EXPLICIT if env.get(name)}
   listed = ", ".join(f"{name}={value}" for name, value in given.items())
   numbers = env.get("JAX_LOCAL_DEVICE_IDS", "")
+  whole = {"JAX_LOCAL_DEVICE_IDS": numbers.split(",") if numbers else []}
+  whole |= {name: [env[name]] for name in ("SLURM_NTASKS", "MEGASCALE_NUM_SLICES") if env.get(name)}
+  for name, values in whole.items():
+    if not all(value.strip().isdecimal() for value in values):
+      raise HostsError(f"{name}={env[name]}: needed are whole numbers")
   devices = [int(number) for number in numbers.split(",")] if numbers else None
   in_slurm = all(name in env for name in SLURM)
   if len(given) == len(EXPLICIT):
     address, count, index = given.values()
-    if not (":" in address and count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and count.isdecimal() and index.isdecimal() and int(index) < int(count)):
       raise HostsError(f"{listed}: needed are HOST:PORT, how many processes there are, and which this is, from 0")
     found = Place(address, int(count), int(index), devices)
   elif given.keys() & EXPLICIT[1:] or (given and not in_slurm and "TPU_WORKER_HOSTNAMES" not in env):

@@ -202,16 +202,19 @@ def keep_compiled(folder: str | os.PathLike | None) -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
   if "://" in os.fspath(folder):
     return
-  path = pathlib.Path(folder)
-  if not path.exists():
-    atexit.register(_note, path)
+  here = pathlib.Path(folder)
+  if not here.exists():
+    atexit.register(_note, here)
   # Not JAX's own limit: it needs filelock, and a lock can't be had in a bucket.
-  programs = [(path, path.stat()) for path in path.glob("*-cache")]
+  programs = []
+  for program in here.glob("*-cache"):
+    with contextlib.suppress(FileNotFoundError):  # another process may begin at the same time
+      programs.append((program, program.stat()))
   total = 0
-  for path, status in sorted(programs, key=lambda each: -max(each[1].st_atime, each[1].st_mtime)):
+  for program, status in sorted(programs, key=lambda each: -max(each[1].st_atime, each[1].st_mtime)):
     total += status.st_size
     if total > MAX_COMPILED:
-      path.unlink(missing_ok=True)
+      program.unlink(missing_ok=True)
 
 
 def trusted_programs(workdir: str | os.PathLike | None = None) -> pathlib.Path | None:
@@ -226,7 +229,7 @@ def trusted_programs(workdir: str | os.PathLike | None = None) -> pathlib.Path |
     with contextlib.suppress(OSError):
       if _note_of(folder).read_text() == _identity(folder) and _is_safe(folder) and os.access(folder, os.W_OK):
         return folder
-  folder = _caches() / "compiled" / _processor()
+  folder = caches() / "compiled" / _processor()
   try:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder if _is_safe(folder) else None
@@ -245,7 +248,7 @@ def _note(folder: pathlib.Path) -> None:
 
 def _note_of(folder: pathlib.Path) -> pathlib.Path:
   name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-  return _caches() / "compiled" / "folders" / name
+  return caches() / "compiled" / "folders" / name
 
 
 def _identity(folder: pathlib.Path) -> str:
@@ -254,7 +257,8 @@ def _identity(folder: pathlib.Path) -> str:
   return f"{status.st_dev}:{status.st_ino}:{status.st_ctime_ns}"
 
 
-def _caches() -> pathlib.Path:
+def caches() -> pathlib.Path:
+  """This user's folder for what can be made again."""
   named = os.environ.get("XDG_CACHE_HOME", "")
   base = pathlib.Path(named) if os.path.isabs(named) else pathlib.Path(os.path.expanduser("~")) / ".cache"
   return base / "sora_jax"

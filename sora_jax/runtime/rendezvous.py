@@ -221,7 +221,10 @@ def _line(connection: socket.socket, seconds: float, preemption: Preemption) -> 
       if not seen:
         raise ConnectionError("the other process has ended")
       line += connection.recv(seen.find(b"\n") + 1 or len(seen))  # what follows is another line
-  found = json.loads(line)
+  try:
+    found = json.loads(line)
+  except RecursionError as error:
+    raise ValueError("not a line of the rendezvous") from error
   if not isinstance(found, dict):
     raise ValueError("not a line of the rendezvous")
   return found

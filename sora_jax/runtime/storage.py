@@ -52,7 +52,7 @@ def tried(path: str | os.PathLike, read: Callable[[], Found]) -> Found:
     except LASTING:
       raise
     except Exception as error:  # clients of buckets have kinds of their own
-      if not is_remote(path):
+      if not is_remote(path) or isinstance(error, OSError) and error.errno == errno.ENOSPC:  # this machine's disk
         raise
       said = f"{os.fspath(path)}: can't be read ({' '.join(str(error).split())[:300] or type(error).__name__})"
       if number == TRIES:

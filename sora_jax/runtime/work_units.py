@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, SoraError
 from sora_jax.runtime import preemption
 
 Work = Callable[[int], Any]  # a module's function, or functools.partial of one: it is sent to other processes
@@ -64,13 +64,19 @@ def run(
           if preempted():
             pool.shutdown(wait=True, cancel_futures=True)
             return
-      except concurrent.futures.process.BrokenProcessPool:
+      except concurrent.futures.process.BrokenProcessPool as error:
         for worker in multiprocessing.active_children():
           worker.kill()  # the pool ends them by SIGTERM, from which they are shielded
-        raise
+        raise WorkerLost(
+          f"{name}: a worker was killed, as a system does that has no memory left: lower --workers; what is done stays"
+        ) from error
       except BaseException:
         pool.shutdown(wait=True, cancel_futures=True)
         raise
+
+
+class WorkerLost(SoraError, RuntimeError):
+  """A process that works for this one was killed, as a system does that has no memory left."""
 
 
 _taken: list[Work] = []  # in a worker: what it does, sent once and not with every unit

@@ -250,7 +250,7 @@ class _Meter:
       self.useful_timed += useful
 
   def report(self, bar: Any) -> dict[str, float]:
-    """Means since the last report; also shown on the bar."""
+    """Means since the last report, and the share of padding since the start; also shown on the bar."""
     now = time.monotonic()
     means = {name: float(np.mean([v[name] for v in self.values])) for name in self.values[0]}
     means["tokens_per_second"] = self.useful_since / max(now - self.since, 1e-9)

@@ -65,8 +65,9 @@ class MetricsLog:
       self.flush()
 
   def _add_line(self, line: str) -> None:
-    self.lines.append(line)
-    if not self.remote:
+    if self.remote:
+      self.lines.append(line)
+    else:
       with open(self.folder / FILE, "a") as file:
         file.write(line + "\n")
 

@@ -120,6 +120,17 @@ class TestFolder:
     with pytest.raises(OSError, match="No space left"):
       export.export(trained, tmp_path / "x")
     assert not exported.is_exported(tmp_path / "x")
+    monkeypatch.setattr(safetensors, "write", write)
+    export.export(trained, tmp_path / "x")
+    pretrained.verify(tmp_path / "x")
+
+  def test_one_that_can_not_be_made_leaves_the_old_one(self, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    export.export(tmp_path / "run", tmp_path / "x")
+    shutil.rmtree(tmp_path / "run" / "autoencoder")
+    with pytest.raises(CheckpointError):
+      export.export(tmp_path / "run", tmp_path / "x")
+    pretrained.verify(tmp_path / "x")
 
   def test_a_card_is_one_of_its_files_until_it_is_exported_without(self, trained, tmp_path):
     card = tmp_path / "card.md"

@@ -57,6 +57,14 @@ def test_a_damaged_key_is_not_trusted(tmp_path, tokenizer, content):
   assert_ids(kept_texts(store_of(tmp_path), tokenizer, 9), tokenizer, 9)
 
 
+def test_ids_that_another_run_has_not_made_are_not_made_for_it(tmp_path, tokenizer):
+  store = store_of(tmp_path)
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(InputError, match="its captions have no ids: run sora precompute"):
+    kept_texts(store, tokenizer, 9, owned=False)
+  assert sorted(tmp_path.iterdir()) == before
+
+
 def test_stopping_while_ids_are_written_leaves_no_key(tmp_path, tokenizer, monkeypatch):
   kept_texts(store_of(tmp_path), tokenizer, 9)
 

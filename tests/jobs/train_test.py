@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from sora_jax.checkpoints import checkpoint, manifest
-from sora_jax.data import pipeline, sources, stream
+from sora_jax.data import captions, pipeline, sources, stream
 from sora_jax.data.latents import LatentStore
 from sora_jax.errors import InputError
 from sora_jax.inference.codec import Codec
 from sora_jax.inference.generator import Generator, Request, Sampling
-from sora_jax.jobs.train import train
+from sora_jax.jobs.train import check_clips, train
 from sora_jax.models.autoencoder import grid
 from sora_jax.train.metrics import read_metrics
 from sora_jax.video import io as video_io
@@ -44,6 +44,17 @@ def test_what_would_fail_after_hours_of_encoding_fails_before(tiny_config, tmp_p
   with pytest.raises(InputError, match="config.model.vocabulary=99: it is a whole number from 261"):
     train(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_clip_is_as_long_as_what_is_kept_of_it_and_whole_where_it_is_held_out(tiny_config):
+  source = sources.open_source(tiny_config.data, 0, grid(tiny_config))
+  longest = max(grid(tiny_config).tokens(*source.shape(number)) for number in range(len(source)))
+  tiny_config.data.max_tokens = 0
+  tiny_config.train.row_tokens = longest - longest // 2
+  check_clips(tiny_config, source, 0.5)
+  for drop in (0.0, 0.25):
+    with pytest.raises(InputError, match="raise train.row_tokens"):
+      check_clips(tiny_config, source, drop)
 
 
 def test_an_unknown_task_is_named_and_nothing_is_written(tiny_config, tmp_path):
@@ -391,6 +402,15 @@ def test_a_prepared_workdir_of_other_clips_is_refused_and_stays(trained, tiny_co
   tiny_config.autoencoder.checkpoint = str(trained)
   with pytest.raises(InputError, match="holds no whole latents: run sora precompute"):
     train(tiny_config, tmp_path / "v")
+
+
+def test_a_prepared_workdir_of_other_captions_is_refused(trained, tiny_config, tmp_path):
+  shutil.copytree(trained, tmp_path / "kept")
+  path = tmp_path / "kept" / "latents" / captions.META
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"from": "others"}))
+  tiny_config.data.update(prepared=str(tmp_path / "kept"), seed=tiny_config.seed)
+  with pytest.raises(InputError, match="has other captions than the source: run sora precompute there again"):
+    train(tiny_config, tmp_path / "w")
 
 
 def test_a_transformer_s_workdir_stands_for_its_autoencoder(trained, tiny_config, tmp_path):

@@ -142,6 +142,12 @@ class TestAnswer:
       "data=1 --config.mesh.fsdp=32 --config.mesh.context=2"
     )
 
+  def test_an_axis_that_takes_the_rest_stays(self, config):
+    config.mesh.update(data=-1, fsdp=1)
+    (flags, changed, _), *_ = plan.knobs(config, chips.parse("v5p-128"), 64)
+    assert "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.context=2" in flags
+    assert (changed.mesh.data, changed.mesh.fsdp) == (-1, 1)
+
   def test_a_way_that_can_not_be_is_told_and_the_others_are_there(self, config, monkeypatch, answers):
     answers(examined(90.0), compile.CompileError("no such mesh"), examined(40.0))
     few, more = plan.plan(config, "v5p-128", None, None)["knobs"]

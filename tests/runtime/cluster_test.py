@@ -82,6 +82,9 @@ def test_alone(env, asked):
     (WHOLE | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4.*which this is, from 0"),
     (WHOLE | {"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES=four.*how many"),
     (WHOLE | {"JAX_COORDINATOR_ADDRESS": "node1"}, "JAX_COORDINATOR_ADDRESS=node1,.*HOST:PORT"),
+    (WHOLE | {"JAX_COORDINATOR_ADDRESS": "node1:x"}, "JAX_COORDINATOR_ADDRESS=node1:x,.*HOST:PORT"),
+    ({"JAX_LOCAL_DEVICE_IDS": "all"}, "JAX_LOCAL_DEVICE_IDS=all: needed are whole numbers"),
+    (SLURM | {"SLURM_NTASKS": "many"}, "SLURM_NTASKS=many"),
   ],
 )
 def test_half_of_it_and_nonsense_are_errors_that_name_the_variables(env, said):

@@ -98,8 +98,9 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, monkeypatch):
     path.write_bytes(bytes(10))
     os.utime(path, (1e9 - age, 1e9 - age))
   (tmp_path / "another").write_bytes(bytes(100))
+  (tmp_path / "gone-cache").symlink_to(tmp_path / "nowhere")  # as one that another process has just removed
   process.keep_compiled(tmp_path)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "middle-cache", "new-cache"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "gone-cache", "middle-cache", "new-cache"]
   assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 
 
