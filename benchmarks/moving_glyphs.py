@@ -189,7 +189,7 @@ def sheet(real_BTHW: np.ndarray, rows: dict[str, np.ndarray], clips: int = 4) ->
     np.repeat(frame[..., None], 3, -1) for frame in (np.clip(frames, 0, 1) * 255).astype(np.uint8)
   ]
   lines = []
-  for number in range(clips):
+  for number in range(min(clips, len(real_BTHW))):
     lines.append(shown(real_BTHW[number, ::2]))
     given = np.zeros_like(real_BTHW[number, :GIVEN])
     lines += [shown(np.concatenate([given, made[number]])[::2]) for made in rows.values()]
