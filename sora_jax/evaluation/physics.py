@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sora_jax.clips import Clip
+from sora_jax.clips import Clip, contact_sheet, to_uint8
 from sora_jax.data.sources import names_of
 from sora_jax.data.world_shapes import Rates, WorldShapes
 from sora_jax.errors import InputError
@@ -23,6 +23,7 @@ from sora_jax.inference.generator import Generator, Request, Sampling
 from sora_jax.worlds.physics import LEVELS, Collision, Parabola, Uniform
 
 SEED = 3000  # of states and clips
+SHOWN = 8  # frames of a clip on a sheet
 # Of DiT-L trained on 3 million clips of 256x256 pixels: uniform motion in and out of distribution, and real clips.
 PUBLISHED = {"uniform": {"in": 0.012, "out": 0.427, "ceiling": 0.0099}, "source": "Kang et al. 2024, arXiv 2411.02385"}
 WORLDS: Mapping[str, Any] = {world.name: world for world in (Uniform(), Parabola(), Collision())}
@@ -95,7 +96,19 @@ def examine(
   return scores
 
 
-def _row(generator: Generator, sampling: Sampling, each: Asked, given: int) -> dict[str, float | None]:
+def sheet(generator: Generator, sampling: Sampling) -> np.ndarray:
+  """Of each world at each level the first real clip, and the model's own of its first frames below: (H, W, 3) uint8."""
+  rows = []
+  for world in worlds_of(generator):
+    for level in LEVELS:
+      each = asked(generator, world, level, 1)
+      rows += [each.real[0].frames_THWC, _made(generator, sampling, each, given_frames(generator))[0]]
+  every = [max(1, len(frames) // SHOWN) for frames in rows]
+  return contact_sheet([list(to_uint8(frames[::step][:SHOWN])) for frames, step in zip(rows, every, strict=True)])
+
+
+def _made(generator: Generator, sampling: Sampling, each: Asked, given: int) -> list[np.ndarray]:
+  """The model's own clips of the first frames of the real ones."""
   requests = [
     Request(
       clip.caption,
@@ -108,9 +121,13 @@ def _row(generator: Generator, sampling: Sampling, each: Asked, given: int) -> d
     )
     for number, clip in enumerate(each.real)
   ]
+  return [clip.frames_THWC for clip in prompting.clips(generator, requests, sampling)]
+
+
+def _row(generator: Generator, sampling: Sampling, each: Asked, given: int) -> dict[str, float | None]:
   errors = functools.partial(_errors, each, given)
   real = [clip.frames_THWC for clip in each.real]
-  made = [clip.frames_THWC for clip in prompting.clips(generator, requests, sampling)]
+  made = _made(generator, sampling, each, given)
   moved = [each.world.extrapolate(clip.frames_THWC[:given], clip.fps, len(clip.frames_THWC)) for clip in each.real]
   rows = {
     "ceiling": errors(real),

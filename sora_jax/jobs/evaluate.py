@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from etils import epath
+from PIL import Image
 
 from sora_jax import sharding
 from sora_jax.data.world_source import WorldSource
@@ -77,6 +78,8 @@ def evaluate(
       storage.write_text(path.parent / "drift.svg", drift_plot(result["curves"]))
     if suite == "physics":
       storage.write_text(path.with_suffix(".svg"), physics_plot(result["scores"]))
+      with storage.written_local(path.with_suffix(".webp")) as local:
+        Image.fromarray(physics.sheet(generator, sampling)).save(local, "webp", quality=80)
   return result
 
 

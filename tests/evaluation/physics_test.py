@@ -51,6 +51,15 @@ def test_real_clips_and_straight_motion_are_nearly_right_and_other_clips_wrong(s
   assert straight > 3 * real  # balls that go on as they went know no impact
 
 
+def test_a_sheet_has_the_real_clip_and_the_model_s_of_each_level():
+  sheet = physics.sheet(Model("worlds:uniform"), Sampled())
+  rows = 2 * len(LEVELS)
+  side = (len(sheet) - 2) // rows - 2
+  assert sheet.dtype == np.uint8 and side in (64, 80)
+  frames = [sheet[2 + row * (side + 2) :, 2 + 7 * 66 :][:side, :64].astype(int) for row in range(rows)]
+  assert all((real != held).any() for real, held in zip(frames[::2], frames[1::2], strict=True))
+
+
 def test_levels_are_those_of_the_ranges():
   for level, outside in LEVELS.items():
     clips = physics.asked(Model(), "uniform", level, 8)

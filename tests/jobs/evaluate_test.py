@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sora_jax.errors import InputError
 from sora_jax.evaluation import drift, features, physics, prompting, sizes
@@ -94,6 +95,8 @@ def test_velocity_errors_are_drawn_by_level(trained, tmp_path, monkeypatch):
   gone = dict.fromkeys(row)
   scores = {f"{world}.{level}": row for world in ("uniform", "collision") for level in LEVELS}
   monkeypatch.setattr(physics, "examine", lambda *_: scores | {"uniform.both": gone})
+  monkeypatch.setattr(physics, "sheet", lambda *_: np.zeros((8, 8, 3), np.uint8))
   evaluate(str(trained), "physics", 2, str(tmp_path / "physics.json"))
   drawn = (tmp_path / "physics.svg").read_text()
   assert all(f">{word}<" in drawn for word in ("in", "both", "uniform", "collision, real"))
+  assert Image.open(tmp_path / "physics.webp").size == (8, 8)
