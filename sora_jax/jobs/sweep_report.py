@@ -192,8 +192,8 @@ def _report_framing(
   for kind, names in kinds.items():
     losses = [state_of(workdir / name, runs[name].steps)["held_out"] for name in names]
     native = [examined[name] for name in kinds.get("native", ()) if kind != "native"]
-    exams_of = [examined[name] for name in names]
-    found[kind] = _framing(exams_of, native, [loss for loss in losses if loss is not None])
+    mine = [examined[name] for name in names]
+    found[kind] = _framing(mine, native, [loss for loss in losses if loss is not None])
   command = "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
   storage.write_text(path, json.dumps({"command": command, **found}, indent=1) + "\n")
   return {"out": os.fspath(folder), **{kind: found[kind].get("native.whole") for kind in kinds}}
