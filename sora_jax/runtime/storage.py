@@ -7,6 +7,7 @@ an error that ends a run: it says nothing of the file, so no clip may be lost fo
 import atexit
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import pathlib
@@ -121,9 +122,20 @@ def _kept_copy(path: str, *version: int) -> str:
 
 @functools.cache
 def _kept_folder() -> str:
-  folder = tempfile.mkdtemp(prefix="sora-")
+  """A folder of this process, which holds its lock as long as it lives; those of processes that were killed go."""
+  for other in pathlib.Path(tempfile.gettempdir()).glob(f"{_KEPT}*"):
+    with contextlib.suppress(OSError), open(other / _LOCK) as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(other, ignore_errors=True)
+  folder = tempfile.mkdtemp(prefix=_KEPT)
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  _locks.append(open(os.path.join(folder, _LOCK), "w"))
+  fcntl.flock(_locks[0], fcntl.LOCK_EX)
   return folder
+
+
+_KEPT, _LOCK = "sora-kept-", "lock"
+_locks: list[IO[str]] = []  # open as long as this process lives
 
 
 def _download(path: str | os.PathLike, to: IO[bytes]) -> None:

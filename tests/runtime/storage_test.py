@@ -155,6 +155,31 @@ print(kept, open(kept).read())
     kept, content = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert content == "kept" and not os.path.exists(kept) and not os.path.exists(os.path.dirname(kept))
 
+  def test_copies_of_a_process_that_was_killed_go_with_the_next_one_and_those_of_others_stay(self, tmp_path):
+    code = f"""
+import os, sys
+from sora_jax.runtime import storage
+storage.is_remote = lambda path: True
+print(storage.kept_local({str(tmp_path / "a")!r}), flush=True)
+sys.stdin.read() == "end" or os._exit(1)
+"""
+    (tmp_path / "a").write_text("kept")
+    start = lambda: subprocess.Popen(
+      [sys.executable, "-c", code],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    processes = [start() for _ in range(2)]
+    kept = [process.stdout.readline().strip() for process in processes]
+    processes[0].communicate("killed")
+    assert [os.path.exists(path) for path in kept] == [True, True]
+    start().communicate("end")
+    assert [os.path.exists(path) for path in kept] == [False, True]
+    processes[1].communicate("end")
+    assert not os.path.exists(kept[1])
+
   def test_a_missing_object_is_an_error_and_leaves_nothing_behind(self, bucket):
     for read in (storage.kept_local, storage.size, lambda path: storage.local_file(path).__enter__()):
       with pytest.raises(FileNotFoundError):
