@@ -1,6 +1,6 @@
 """Video prediction on moving glyphs, in the units of OpenSTL's Moving MNIST table: ten frames given, ten predicted.
 
-    python benchmarks/moving_glyphs.py --workdir W [--clips 128] [--samples 8] [--hidden 64 64] [--json]
+    python benchmarks/moving_glyphs.py --workdir W [--clips 128] [--samples 8] [--hidden 32 32] [--json]
 
 trains configs/glyphs.py into W, then a ConvLSTM (benchmarks/convlstm.py) on the same world for as many seconds as that
 took, autoencoder included, and puts both beside the last given frame held. Either goes on where it was stopped; on one
@@ -54,7 +54,7 @@ def main() -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--clips", type=int, default=128)
   parser.add_argument("--samples", type=int, default=8)
-  parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64], help="channels of the ConvLSTM's layers")
+  parser.add_argument("--hidden", type=int, nargs="+", default=[32, 32], help="channels of the ConvLSTM's layers")
   parser.add_argument("--seconds", type=float, help="of the ConvLSTM's training; those of ours by default")
   parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the config to change")
   parser.add_argument("--sheet", type=pathlib.Path, help="a picture of the first clips, real and made")
