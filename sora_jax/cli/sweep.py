@@ -76,7 +76,7 @@ COMMANDS = {
     run,
     define_run,
     "train the runs of a sweep that have not ended, by one of the launchers",
-    "--config configs/sweep_NAME.py --workdir DIR [--sealed] [--only=NAME] [--on slurm|gke|tpu_pod] [--launch=...]",
+    "--config configs/sweep_NAME.py --workdir DIR [--sealed] [--only=NAME] [--on slurm|gke|tpu_pod]",
     ("config", "workdir"),
   ),
   "sweep status": Command(status, define_sweep, "what became of each run", "--workdir DIR", ("workdir",)),
