@@ -215,7 +215,8 @@ def _framing(
     if native:
       row["behind_native"] = summary((_of_prompts(native, measure) - values_N).tolist())
     measures[measure] = row
-  spread = {"mean": round(float(np.mean(losses)), 5), "low": min(losses), "high": max(losses)} if losses else None
+  ends = (float(np.mean(losses)), min(losses), max(losses)) if losses else ()
+  spread = {name: round(end, 5) for name, end in zip(("mean", "low", "high"), ends, strict=False)} or None
   return measures | {"held_out": spread, "seeds": len(seeds)}
 
 
