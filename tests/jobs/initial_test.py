@@ -79,7 +79,6 @@ def test_a_second_start_loads_nothing_again_and_ends_as_if_it_had_not_been_stopp
   Generator.load(tmp_path / "w")
 
 
-@pytest.mark.slow
 def test_what_is_prepared_has_its_own_autoencoder_and_tokenizer(trained, tiny_config, tmp_path):
   tiny_config.train.init = str(trained)
   found = initial.find(tiny_config, tmp_path)
@@ -89,6 +88,7 @@ def test_what_is_prepared_has_its_own_autoencoder_and_tokenizer(trained, tiny_co
   assert not found.autoencoder and not found.tokenizer
 
 
+@pytest.mark.slow
 def test_an_exported_folder_does_as_well(trained, tiny_config, tmp_path, capsys):
   export.export(trained, tmp_path / "exported")
   folder = started(tiny_config, tmp_path / "exported", tmp_path / "w")
