@@ -112,9 +112,10 @@ def means(exam: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     weight_A = (applies_AN / applies_AN.sum(0)).mean(1)
     others: dict[str, float | None] = {}
     for kind in ("ceiling", "autoencoder", "chance"):
-      known = [(exam["scores"][name][kind], weight) for name, weight in zip(mine, weight_A, strict=True)]
-      values_2A = np.array([pair for pair in known if pair[0] is not None], np.float64).T
-      others[kind] = round(float(np.average(values_2A[0], weights=values_2A[1])), 4) if values_2A.any() else None
+      values_A = np.array([exam["scores"][name][kind] for name in mine], np.float64)  # None becomes NaN
+      known_A = ~np.isnan(values_A)
+      mean = np.average(values_A[known_A], weights=weight_A[known_A]) if known_A.any() else None
+      others[kind] = None if mean is None else round(float(mean), 4)
     found[world] = summary(np.nanmean(marks_AN, 0).tolist()) | others
   return found
 

@@ -256,8 +256,9 @@ def out_paths(order: Order) -> list[pathlib.Path]:
   path = pathlib.Path(order.out)
   if path.suffix.lower() not in SUFFIXES:
     raise InputError(f"--out {order.out}: the suffix is one of {', '.join(SUFFIXES)}")
-  if path.suffix.lower() == ".png" and ((order.frames or 1) > 1 or order.mode in ("extend", "connect")):
-    what = f"not {order.frames}" if order.mode not in ("extend", "connect") else f"and sora {order.mode} makes a video"
+  video = order.mode in ("extend", "connect")
+  if path.suffix.lower() == ".png" and (video or (order.frames or 1) > 1):
+    what = f"and sora {order.mode} makes a video" if video else f"not {order.frames}"
     raise InputError(f"--out {order.out}: png holds one frame, {what}: use .mp4, .gif or .webp")
   if len(order.prompts) == 1:
     return [path]

@@ -55,6 +55,9 @@ def test_a_clip_is_as_long_as_what_is_kept_of_it_and_whole_where_it_is_held_out(
   for drop in (0.0, 0.25):
     with pytest.raises(InputError, match="raise train.row_tokens"):
       check_clips(tiny_config, source, drop)
+  tiny_config.data.update(source="a folder", held_out="worlds:shapes", max_tokens=1)
+  with pytest.raises(InputError, match="raise train.row_tokens"):  # no budget shrinks a world's held-out clips
+    check_clips(tiny_config, source, 0.0)
 
 
 def test_an_unknown_task_is_named_and_nothing_is_written(tiny_config, tmp_path):

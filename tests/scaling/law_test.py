@@ -117,7 +117,7 @@ def test_losses_that_go_on_falling_have_no_end():
 def test_losses_that_fall_with_nothing_have_no_law():
   found = law.fit(runs(seeds=1)._replace(loss=np.full(20, 0.5)))
   with pytest.raises(ValueError, match="fall neither with parameters nor with tokens"):
-    law.exponents(found._replace(alpha=0.0, beta=0.0), COST)
+    law.exponents(found, COST)
 
 
 def test_no_runs_have_no_weights():
