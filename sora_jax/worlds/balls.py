@@ -181,7 +181,8 @@ class Balls(abc.ABC):
     present: every ball is seen in its colour in every frame where it should be wholly inside.
     size: every radius is within RADIUS_TOLERANCE of the true one.
     velocity: the mean |parsed - true| horizontal velocity is within VELOCITY_TOLERANCE, measured over
-      0.3 s with single broken frames mended; left out for an image, and when the ball leaves too early.
+      0.3 s with single broken frames mended, and so is the vertical one where balls don't fall; left out for an
+      image, and when the ball leaves too early.
     fall (parabola): the same for the vertical velocity.
     A ball that is never seen makes everything that applies wrong.
     """
@@ -195,10 +196,10 @@ class Balls(abc.ABC):
     if frames > 1:
       reading = dataclasses.replace(reading, centres_NT2=_mend(reading.centres_NT2))
       lag = int(np.clip(round(_LAG_SECONDS / float(reading.times_T[1])), 1, frames - 1))
-      for attribute, axis in (("velocity", 0), ("fall", 1)):
-        gap = self._velocity_gap(reading, state, lag, axis) if attribute in self.attributes else None
-        if gap is not None:
-          right[attribute] = gap <= VELOCITY_TOLERANCE
+      gaps = [self._velocity_gap(reading, state, lag, axis) for axis in (0, 1)]
+      if all(gap is not None for gap in gaps):
+        across, down = (gap <= VELOCITY_TOLERANCE for gap in gaps if gap is not None)
+        right |= {"velocity": across, "fall": down} if "fall" in self.attributes else {"velocity": across and down}
     return {a: float(some and right[a]) for a in self.attributes if a in right}
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: Any) -> dict[str, float]:

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from sora_jax.worlds import hues, scene
+from sora_jax.worlds import blobs, hues, scene
 
 _SLANT = 0.5**0.5
 # (rows, columns) of the way out of the cake.
@@ -30,6 +30,7 @@ GROUND, MOUTH = hues.GREYS["white"], hues.GREYS["black"]
 HELD_OUT = (("red", "left"), ("green", "top"), ("blue", "right"), ("yellow", "bottom"), ("magenta", "top right"))
 
 _MOUTH_THERE = 0.1  # seconds around a bite in which the mouth touches the cake
+_SPOT = 0.01  # area of a hue beside the cake's in squared short sides that is something
 _NEAR_BITE = 0.3  # seconds around a bite in which the mouth hides it
 _STANDARD = (48, 48, 49, 16.0)  # the clip by which a state is described
 
@@ -56,12 +57,16 @@ class Remains:
   Attributes:
     times_T: seconds of the frames.
     colour: name of the cake's hue, "none" where no cake is seen.
+    colours_T: the same of each frame.
+    more_T: bool, something of another hue is seen too.
     left_TS: share of the cake at each of SIDES that is left, about 0..1.
     dark_TS: how dark it is beside the cake at each of SIDES, 0..1: a mouth.
   """
 
   times_T: np.ndarray
   colour: str
+  colours_T: np.ndarray
+  more_T: np.ndarray
   left_TS: np.ndarray
   dark_TS: np.ndarray
 
@@ -82,8 +87,9 @@ def _edge(side: str, height: int, width: int, beyond: float = 0.0) -> tuple[np.f
 class Bites:
   """The world of eating; see the module's docstring and `world.World`.
 
-  Attributes of its exam: colour: the cake's. bitten: what is gone at the end is what should be. stays: what the clip
-  itself shows bitten off doesn't come back. mouth: a mouth is seen at each bite, and nothing goes before its time.
+  Attributes of its exam: colour: the cake's, and nothing else has one. bitten: what is gone at the end is what should
+  be. stays: what the clip itself shows bitten off doesn't come back. mouth: a mouth is seen at each bite, and nothing
+  goes before its time.
   """
 
   name = "bites"
@@ -150,9 +156,11 @@ class Bites:
     rows_H, columns_W = scene.pixel_centres(height, width)
     middle = (height / min(height, width) / 2, width / min(height, width) / 2)
     inside_HW = np.hypot(rows_H[:, None] - middle[0], columns_W[None] - middle[1]) < CAKE_RADIUS - 0.02
-    area_N = (share_NTHW * inside_HW).sum(axis=(1, 2, 3))
-    number, total = int(area_N.argmax()), float(inside_HW.sum() * frames)
-    colour = list(hues.HUES)[number] if area_N[number] > 0.25 * total > 0 else "none"
+    area_NT, whole = (share_NTHW * inside_HW).sum(axis=(2, 3)), float(inside_HW.sum())
+    names, number = np.array(list(hues.HUES)), int(area_NT.sum(axis=1).argmax())
+    colour = str(names[number]) if area_NT[number].mean() > 0.25 * whole > 0 else "none"
+    colours_T = np.where(area_NT.max(axis=0) > 0.25 * whole, names[area_NT.argmax(axis=0)], "none")
+    others_NT = np.delete(np.stack([hues.mass(share_THW) for share_THW in share_NTHW]), number, axis=0)
     left, dark = [], []
     for side in SIDES:
       row, column = _edge(side, height, width)
@@ -161,7 +169,9 @@ class Bites:
       row, column = _edge(side, height, width, MOUTH_AWAY / 4)
       beside_HW = np.hypot(rows_H[:, None] - row, columns_W[None] - column) < MOUTH_RADIUS
       dark.append(dark_THW[:, beside_HW].mean(axis=1) if beside_HW.any() else np.zeros(frames))
-    return Remains(scene.frame_times(frames, fps), colour, np.stack(left, axis=1), np.stack(dark, axis=1))
+    left_TS, dark_TS = np.stack(left, axis=1), np.stack(dark, axis=1)
+    more_T = others_NT.max(axis=0) > _SPOT
+    return Remains(scene.frame_times(frames, fps), colour, colours_T, more_T, left_TS, dark_TS)
 
   def describe(self, state: BitesState) -> Remains:
     """What is read from the standard clip."""
@@ -174,7 +184,7 @@ class Bites:
     bites_S[[list(SIDES).index(side) for side in state.sides]] = bite_times(state)
     clear_TS = np.abs(times_T[:, None] - bites_S) > _NEAR_BITE  # elsewhere the mouth hides the side
     due_TS = times_T[:, None] > bites_S
-    right = {"colour": reading.colour == state.colour}
+    right = {"colour": blobs.shown(reading.colours_T, state.colour) and reading.more_T.mean() <= 0.2}
     right["bitten"] = (gone_TS == due_TS)[-1][clear_TS[-1]].all()
     if len(times_T) > 1:
       # From the first clear frame on in which a side is gone, it must be.

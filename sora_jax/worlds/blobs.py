@@ -6,6 +6,8 @@ far. What a blob is (its shape, its motion) is up to the world that calls.
 Shape letters: T frames, H height, W width, C colours; the last 2 of `centres_T2` is (row, column).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -65,3 +67,23 @@ def shrink(frames_THWC: np.ndarray, factor: int) -> np.ndarray:
   height, width = height // factor, width // factor
   blocks = frames_THWC[:, : height * factor, : width * factor]
   return blocks.reshape(frames, height, factor, width, factor, colours).mean(axis=(2, 4))
+
+
+def commonest(names_T: Sequence[str] | np.ndarray) -> str:
+  """The name that most frames show, "none" where there are no frames."""
+  names, counts = np.unique(np.asarray(names_T), return_counts=True)
+  return str(names[counts.argmax()]) if len(names) else "none"
+
+
+def shown(names_T: Sequence[str] | np.ndarray, name: str) -> bool:
+  """Whether a clip shows a name throughout: at least half of its frames do, and at most a fifth show another one.
+
+  Args:
+    names_T: what is read in each frame, "none" where nothing can be told: that is no other name.
+    name: the one that is asked for.
+  """
+  names_T = np.asarray(names_T)
+  if not len(names_T) or name == "none":
+    return False
+  others = ((names_T != name) & (names_T != "none")).mean()
+  return bool((names_T == name).mean() >= 0.5 and others <= 0.2)

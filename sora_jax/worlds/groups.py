@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from sora_jax.worlds import hues, scene, shapes
+from sora_jax.worlds import blobs, hues, scene, shapes
 
 FIGURES = shapes.SHAPES
 RADII = {"small": 0.09, "large": 0.14}
@@ -66,7 +66,7 @@ class Group:
     areas_NT: areas of each hue's largest blob in squared short sides.
     more_NT: areas of what else has that hue.
     figures_NT: names of the shapes, "none" where none fits.
-    texture: the ground's, "none" where it is like none.
+    textures_T: the ground's, "none" where it is like none.
     box_2: height and width of the frame in short sides.
   """
 
@@ -75,7 +75,7 @@ class Group:
   areas_NT: np.ndarray
   more_NT: np.ndarray
   figures_NT: np.ndarray
-  texture: str
+  textures_T: np.ndarray
   box_2: tuple[float, float]
 
 
@@ -121,9 +121,10 @@ def ground(texture: str, height: int, width: int) -> np.ndarray:
 class Groups:
   """The world of several shapes; see the module's docstring and `world.World`.
 
-  Attributes of its exam, each of all shapes at once: colour: their colours are seen, and no others. shape, size.
-  relation: their order from left to right; or of two, that one passes the other. motion: up, down or none of each; or
-  the way of the one that passes. front: who covers whom. ground: the texture.
+  Attributes of its exam, each of all shapes at once and throughout the clip (`blobs.shown`): colour: their colours are
+  seen, and no others. shape, size. relation: their order from left to right; or of two, that one passes the other.
+  motion: up, down or none of each, or the way of the one that passes, at about the world's speed. front: who covers
+  whom. ground: the texture.
   """
 
   name = "groups"
@@ -206,9 +207,9 @@ class Groups:
       tracks_NT2[number] = hues.track(share_THW, _REACH, _LEAST_AREA)
       areas_NT[number] = hues.mass_near(share_THW, tracks_NT2[number], _REACH)
       figures_NT[number] = hues.figures(share_THW, tracks_NT2[number], tuple(RADII.values()), FIGURES)
-    texture = _texture(frames_THWC, share_NTHW.max(axis=(0, 1)))
+    textures_T = _textures(frames_THWC, share_NTHW.max(axis=0))
     times_T, box_2 = scene.frame_times(frames, fps), scene.box_size(height, width)
-    return Group(times_T, tracks_NT2, areas_NT, total_NT - areas_NT, figures_NT, texture, box_2)
+    return Group(times_T, tracks_NT2, areas_NT, total_NT - areas_NT, figures_NT, textures_T, box_2)
 
   def describe(self, state: GroupsState) -> Group:
     """What is read from the standard clip."""
@@ -226,18 +227,15 @@ class Groups:
     if apart_T.any():
       seen_NT = ~np.isnan(reading.tracks_NT2[..., 0])
       others = [number for number in range(len(hues.HUES)) if number not in numbers]
-      seen_N = seen_NT[:, apart_T].mean(axis=1) > 0.5
+      seen_N = seen_NT[:, apart_T].mean(axis=1) > 0.8
       alone_N = (reading.more_NT[numbers][:, apart_T] < _LEAST_AREA / 2).mean(axis=1) > 0.8
       none_N = seen_NT[others].mean(axis=1) < 0.2
       right["colour"] = float(seen_N[numbers].all() and alone_N.all() and none_N.all())
     figures, sizes = [], []
     for item, number in zip(state.items, numbers, strict=True):
-      figures.append(_mode(reading.figures_NT[number, apart_T]) == item.figure)
-      area = float(np.median(reading.areas_NT[number, apart_T])) if apart_T.any() else 0.0
-      radius = np.sqrt(area / _AREAS[item.figure])
-      sizes.append(
-        min(RADII, key=lambda name: abs(np.log(max(radius, 1e-6) / RADII[name]))) == item.size and radius > 0.06
-      )
+      figures.append(blobs.shown(reading.figures_NT[number, apart_T], item.figure))
+      radii = np.sqrt(reading.areas_NT[number, apart_T] / _AREAS[item.figure])
+      sizes.append(blobs.shown([_size(radius) for radius in radii.tolist()], item.size))
     if apart_T.any():
       right |= {"shape": float(all(figures)), "size": float(all(sizes))}
     found = [reading.tracks_NT2[number] for number in numbers]
@@ -247,12 +245,9 @@ class Groups:
         wanted = _sides(truth[0][apart_T, 1], truth[1][apart_T, 1])
         if apart_T.any():
           right["relation"] = float(np.mean(ahead == wanted) > 0.8)
-      else:
-        columns = [
-          np.median(track_T2[~np.isnan(track_T2[:, 1]), 1]) if not np.isnan(track_T2).all() else np.nan
-          for track_T2 in found
-        ]
-        right["relation"] = float((np.diff(columns) > 0.1).all())
+      else:  # in four of five frames, and where all are seen
+        columns_NT = np.stack([track_T2[:, 1] for track_T2 in found])
+        right["relation"] = float((np.diff(columns_NT, axis=0) > 0.1).all(axis=0).mean() > 0.8)
     if apart_T.sum() > 1:
       right["motion"] = float(
         all(_moves(track_T2[apart_T], true_T2[apart_T]) for track_T2, true_T2 in zip(found, truth, strict=True))
@@ -265,7 +260,7 @@ class Groups:
           for number in (fronts, backs)
         ]
         right["front"] = float(kept[0] > 0.8 and kept[1] < 0.9 and kept[0] > kept[1])
-    right["ground"] = float(reading.texture == state.texture)
+    right["ground"] = float(blobs.shown(reading.textures_T, state.texture))
     return {name: right[name] for name in self.attributes if name in right}
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: GroupsState) -> dict[str, float]:
@@ -279,7 +274,8 @@ def _sides(x_T: np.ndarray, other_T: np.ndarray) -> np.ndarray:
 
 
 def _moves(found_T2: np.ndarray, truth_T2: np.ndarray, least: float = 0.1) -> bool:
-  """Whether a track moves as it should: its way over each half second or so, by sign; or it stays where it should."""
+  """Whether a track moves as it should: from frame to frame it goes where it should, about as far in all (half to twice
+  of it), and not sideways; or it stays where it is."""
   seen_T = ~np.isnan(found_T2[:, 0])
   if seen_T.sum() < 2:
     return False
@@ -288,21 +284,21 @@ def _moves(found_T2: np.ndarray, truth_T2: np.ndarray, least: float = 0.1) -> bo
   if not true_way.any():
     return bool(np.ptp(found_T2[seen_T], axis=0).max() < least)
   moving = np.abs(true_way) > 0.5 * np.median(np.abs(true_way))
-  return bool(np.mean(np.sign(way[moving]) == np.sign(true_way[moving])) > 0.7)
+  ahead = way[moving] * np.sign(true_way[moving])
+  share = ahead.sum() / np.abs(true_way[moving]).sum()
+  sideways = np.ptp(np.percentile(found_T2[seen_T, 1 - axis], (10, 90)))
+  return bool(np.mean(ahead > 0) > 0.7 and 0.5 < share < 2 and sideways < least)
 
 
-def _mode(names_T: np.ndarray) -> str:
-  """The commonest name."""
-  names, counts = np.unique(names_T, return_counts=True)
-  return str(names[counts.argmax()]) if len(names) else "none"
+def _size(radius: float) -> str:
+  """The nearest of RADII, "none" where it is much smaller than all."""
+  return min(RADII, key=lambda name: abs(np.log(radius / RADII[name]))) if radius > 0.06 else "none"
 
 
-def _texture(frames_THWC: np.ndarray, covered_HW: np.ndarray) -> str:
-  """The texture that the pixels which no shape ever covers are most like."""
-  height, width = covered_HW.shape
-  grey_HW, free_HW = np.median(frames_THWC.mean(axis=-1), axis=0), covered_HW < 0.1
-  if not free_HW.any():
-    return "none"
-  errors = {name: float(((grey_HW - ground(name, height, width))[free_HW] ** 2).mean()) for name in TEXTURES}
-  best = min(errors, key=errors.__getitem__)
-  return best if errors[best] < 0.04 else "none"
+def _textures(frames_THWC: np.ndarray, covered_THW: np.ndarray) -> np.ndarray:
+  """The texture that the pixels which no shape covers are most like, in each frame."""
+  grounds = np.stack([ground(name, *covered_THW.shape[1:]) for name in TEXTURES])
+  free_THW, grey_THW = covered_THW < 0.1, frames_THWC.mean(axis=-1)
+  errors_TK = np.stack([(free_THW * (grey_THW - each_HW) ** 2).sum(axis=(1, 2)) for each_HW in grounds], axis=1)
+  like_T = errors_TK.min(axis=1) < 0.04 * free_THW.sum(axis=(1, 2))
+  return np.where(like_T, np.array(TEXTURES)[errors_TK.argmin(axis=1)], "none")

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from sora_jax.worlds import hues, scene, shapes
+from sora_jax.worlds import blobs, hues, scene, shapes
 
 FIGURES = ("circle", "square", "triangle")
 RADIUS = 0.1
@@ -217,8 +217,8 @@ class Occlusion:
       phases = Phases.of(seen_share(state, height, width, x_T))
       colours_T, figures_T = np.array(lane.colours_T), np.array(lane.figures_T)
       if phases.before_T.any():
-        right["colour"].append(_mode(colours_T[phases.before_T]) == colour and lane.more_T.mean() < 0.1)
-        right["shape"].append(_mode(figures_T[phases.before_T]) == figure)
+        right["colour"].append(blobs.shown(colours_T[phases.before_T], colour) and lane.more_T.mean() < 0.1)
+        right["shape"].append(blobs.shown(figures_T[phases.before_T], figure))
       if phases.before_T.sum() > 1:
         first, *_, last = lane.x_T[phases.before_T]
         right["direction"].append((last - first) * (1 if state.direction == "right" else -1) > 0)
@@ -229,7 +229,7 @@ class Occlusion:
         right["place"].append(np.median(off_T) <= NEAR)
         if phases.before_T.any():
           same = [
-            _mode(seen_T[phases.before_T]) == _mode(seen_T[phases.after_T]) != "none"
+            blobs.shown(seen_T[phases.after_T], blobs.commonest(seen_T[phases.before_T]))
             for seen_T in (colours_T, figures_T)
           ]
           right["identity"].append(all(same))
@@ -277,9 +277,3 @@ def _along(share_NTHW: np.ndarray, short: int) -> Lane:
   own_T = hues.mass_near(share_THW, centres_T2, 2 * RADIUS / scale) * scale**2
   more_T = mass_NT.sum(axis=0) - own_T >= _LEAST_AREA
   return Lane(colours_T, centres_T2[:, 1] * scale, figures_T, more_T & seen_T)
-
-
-def _mode(names_T: np.ndarray) -> str:
-  """The commonest name."""
-  names, counts = np.unique(names_T, return_counts=True)
-  return str(names[counts.argmax()])

@@ -133,7 +133,7 @@ class Painter:
 
   Attributes of its exam: strokes: share of the strokes finished by the end that are there at the end in their colours,
   and of the one that is being made, what is made of it.
-  stays: share of the strokes that the clip itself once shows finished that are still there at its end. order: each
+  stays: share of the strokes that the clip itself once shows finished that stay so to its end. order: each
   stroke of the clip appears within its own time. brush: the brush is at its tip. clean: nothing else is ever
   painted.
   """
@@ -225,8 +225,11 @@ class Painter:
       made = [_there(reading, state.strokes[number], float(share_KT[number, -1]))[-1] >= THERE for number in begun]
       right["strokes"] = float(np.mean(made))
     if len(reading.times_T) > 1 and finished_KT[:, -1].any():
-      shown_K = ((there_KT >= THERE) & finished_KT).any(axis=1)
-      still_K = there_KT[:, -1] >= THERE
+      shown_KT = (there_KT >= THERE) & finished_KT
+      since_KT = np.cumsum(shown_KT, axis=1) > 0
+      kept_K = shown_KT.sum(axis=1) >= 0.8 * since_KT.sum(axis=1)
+      still_K = kept_K & shown_KT[:, -1]
+      shown_K = since_KT[:, -1]
       right["stays"] = float(still_K[shown_K].mean()) if shown_K.any() else 0.0
     in_time = [
       own_T[share_T >= 1][0] >= THERE and own_T[share_T <= 0].max(initial=0.0) < AWAY

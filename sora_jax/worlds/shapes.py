@@ -54,6 +54,8 @@ _NOTHING = "none"  # what is read where the pixels do not show it
 # What the examiner still accepts.
 _LEAST_LIKENESS = 0.88  # cosine between a colour's and the palette's difference from the background: 28 degrees
 _MOST_GAP = 0.6  # largest difference of any channel between a background and its named colour
+_DISTINCT = 0.05  # share of the blob's power by which another drawing is the better one of a frame
+_MORE = 0.02  # area in squared short sides of what is seen beside the blob that is something; small shapes have 0.06
 _LEAST_EXPLAINED = 0.6  # share of the blob's power that the best drawing explains
 
 
@@ -207,12 +209,14 @@ class Shapes:
     sight = _look(np.clip(np.nan_to_num(frames_THWC), -1.0, 1.0))
     if sight is None:
       return dict.fromkeys(keys, _NOTHING)
-    found = {"colour": sight.colour, "background": sight.background}
-    found["shape"], found["size"] = _fit_shape(sight)
-    if found["shape"] == _NOTHING:
+    shape, size, fits_K = _fit_shape(sight)
+    if shape == _NOTHING:
       return dict.fromkeys(keys, _NOTHING)
+    found = {"colour": sight.colour, "background": sight.background}
+    for key, name, names_K in zip(("shape", "size"), (shape, size), zip(*fits_K, strict=True), strict=True):
+      found[key] = name if blobs.shown(names_K, name) else _NOTHING
     if len(frames_THWC) > 1:
-      ways = free_range(found["shape"], found["size"], sight.box_2)
+      ways = free_range(shape, size, sight.box_2)
       found["direction"], found["speed"] = _fit_motion(sight, ways, scene.frame_times(len(frames_THWC), fps))
     return {key: found[key] for key in keys}
 
@@ -290,7 +294,8 @@ def _look(frames_THWC: np.ndarray) -> _Sight | None:
   if peak < 0.4:
     return None
   core_THW = strength_THW > 0.6 * peak
-  colours = [smooth_THWC[t][core_THW[t]].mean(axis=0) for t in np.flatnonzero(core_THW.any(axis=(1, 2)))]
+  there = np.flatnonzero(core_THW.any(axis=(1, 2)))
+  colours = [smooth_THWC[t][core_THW[t]].mean(axis=0) for t in there]
   contrast_C = np.median(colours, axis=0)
   if np.linalg.norm(contrast_C) < 0.2:  # frames of opposite colours: no one blob
     return None
@@ -303,13 +308,21 @@ def _look(frames_THWC: np.ndarray) -> _Sight | None:
   seen_T = mass_T > 0.3 * np.median(mass_T)
   if not seen_T.any() or np.median(mass_T) < 0.02 * scale**2:
     return None
+  grounds = [blobs.border_colour(frames_THWC[t : t + 1]) for t in there]
+  colours_K, backgrounds_K = zip(*map(_name_colours, grounds, colours), strict=True)
   colour, background = _name_colours(ground_C, contrast_C)
+  more_T = (core_THW & ~near_THW).sum(axis=(1, 2)) > _MORE * scale**2
+  if not blobs.shown(colours_K, colour) or max(more_T.mean(), 1 - seen_T.mean()) > 0.2:
+    colour = _NOTHING
+  if not blobs.shown(backgrounds_K, background):
+    background = _NOTHING
   box_2 = scene.box_size(height, width)
   return _Sight(colour, background, mask_THW * near_THW, centres_T2 / scale, seen_T, 1 / scale, box_2)
 
 
-def _fit_shape(sight: _Sight, most: int = 12) -> tuple[str, str]:
-  """The (shape, size) whose drawing along the track leaves the least squared error; "none" if all miss."""
+def _fit_shape(sight: _Sight, most: int = 12) -> tuple[str, str, list[tuple[str, str]]]:
+  """The (shape, size) whose drawing along the track leaves the least squared error, "none" if all miss, and the same of
+  single frames: another one only where it is distinctly better, "none" where all miss."""
   seen = np.flatnonzero(sight.seen_T)
   pick_K = seen[np.linspace(0, len(seen) - 1, min(most, len(seen))).round().astype(int)]
   mask_KHW = sight.mask_THW[pick_K].astype(np.float32)
@@ -332,8 +345,11 @@ def _fit_shape(sight: _Sight, most: int = 12) -> tuple[str, str]:
   voters = worst_first_K[len(worst_first_K) // 5 :]
   totals_N = table_NK[:, voters].sum(axis=1)
   if -totals_N.min() < _LEAST_EXPLAINED * power_K[voters].sum():
-    return _NOTHING, _NOTHING
-  return list(errors)[int(totals_N.argmin())]
+    return _NOTHING, _NOTHING, []
+  names, best = list(errors), int(totals_N.argmin())
+  best_K = np.where(table_NK[best] - table_NK.min(axis=0) > _DISTINCT * power_K, table_NK.argmin(axis=0), best)
+  told_K = -table_NK.min(axis=0) >= _LEAST_EXPLAINED * power_K
+  return *names[best], [names[each] if told else (_NOTHING,) * 2 for each, told in zip(best_K, told_K, strict=True)]
 
 
 @functools.lru_cache(maxsize=64)

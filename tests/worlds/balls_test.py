@@ -94,3 +94,12 @@ def test_tracks_that_are_gone_or_short_are_left():
   assert np.isnan(balls._mend(gone_NT2)).all()
   two_NT2 = np.array([[[0.0, 0.0], [5.0, 5.0]]])
   assert balls._mend(two_NT2) is two_NT2
+
+
+@pytest.mark.parametrize("world", [UNIFORM, COLLISION], ids=lambda world: world.name)
+def test_a_ball_that_sinks_has_another_velocity(world):
+  state = world.sample(np.random.default_rng(3))
+  sinking = lambda times_T: world.centres(state, times_T) - [0.0, 0.5] * times_T[:, None]
+  frames_THWC = world._drawn(sinking(np.arange(25) / 10), world.radii(state), 64, 64)
+  assert world.examine(frames_THWC, 10.0, state)["velocity"] == 0.0
+  assert world.examine(world.render(state, 64, 64, 25, 10.0), 10.0, state)["velocity"] == 1.0

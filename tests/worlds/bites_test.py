@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sora_jax.worlds import bites
+from sora_jax.worlds import bites, hues
 from tests.worlds import exams
 
 WORLD = bites.Bites()
@@ -67,3 +67,14 @@ def test_bites_elsewhere_are_wrong():
 def test_captions_say_what_is_gone_and_what_comes():
   assert WORLD.caption(STATE, "long", still=True) == "A round red cake, bitten off at the left, on a white table."
   assert "at the top right, then at the bottom" in WORLD.caption(STATE, "long")
+
+
+def test_a_cake_of_two_colours_is_wrong():
+  frames_THWC = exams.changed(WORLD, STATE, dataclasses.replace(STATE, colour="blue"))
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["colour"] == 0.0
+
+
+def test_something_beside_the_cake_is_wrong():
+  frames_THWC = WORLD.render(STATE, 64, 112, 17, 8.0)
+  frames_THWC[:, 4:16, 4:16] = hues.HUES["green"]
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["colour"] == 0.0

@@ -56,3 +56,19 @@ def test_shrink_takes_block_means():
   small_THWC = blobs.shrink(frames_THWC, 2)
   assert small_THWC.shape == (2, 2, 3, 3)
   np.testing.assert_allclose(small_THWC[1, 0, 2], frames_THWC[1, :2, 4:6].mean(axis=(0, 1)))
+
+
+@pytest.mark.parametrize(
+  ("names", "fine"),
+  [
+    (["a"] * 4 + ["b"], True),
+    (["a"] * 3 + ["b"] * 2, False),
+    (["a"] * 2 + ["none"] * 2, True),  # what can't be told is no other name
+    (["a"] + ["none"] * 2, False),
+    ([], False),
+  ],
+)
+def test_a_name_is_shown_by_half_of_the_frames_and_another_by_a_fifth_at_most(names, fine):
+  assert blobs.shown(names, "a") == fine
+  assert not blobs.shown(["none"] * 3, "none")
+  assert blobs.commonest(names) == ("a" if len(names) != 3 else "none") if names else blobs.commonest([]) == "none"

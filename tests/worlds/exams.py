@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from sora_jax.worlds.world import World
+from sora_jax.worlds.world import State, World
 
 SIZES = ((64, 64), (64, 112), (112, 64))  # (height, width)
 RATES, DURATIONS = (8.0, 16.0), (1, 17, 33)
@@ -43,3 +43,10 @@ def held_out_states(world: World, draws: int = 200) -> tuple[list, list]:
   """States of training and held-out ones, as many of each."""
   draw = lambda held_out: [world.sample(np.random.default_rng(seed), held_out) for seed in range(draws)]
   return draw(False), draw(True)
+
+
+def changed(world: World, state: State, other: State, frames: int = 33, fps: float = 8.0) -> np.ndarray:
+  """A clip of 64x112 pixels that shows a state, and in the last third of its frames another one."""
+  frames_THWC = world.render(state, 64, 112, frames, fps)
+  frames_THWC[-(frames // 3) :] = world.render(other, 64, 112, frames, fps)[-(frames // 3) :]
+  return frames_THWC

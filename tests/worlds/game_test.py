@@ -110,3 +110,12 @@ def test_any_aspect_is_drawn_whole():
   wide = WORLD.render(STATE, 20, 100, 1, 8.0)
   assert np.isfinite(wide).all() and wide.shape == (1, 20, 100, 3)
   np.testing.assert_allclose(wide[0, 0], np.broadcast_to(game._COLOURS[game.AIR], (100, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["walks", "digs", "builds"])
+def test_a_player_that_does_nothing_does_not_follow_its_policy(policy):
+  state = dataclasses.replace(STATE, policy=policy, terrain="flat")
+  for frames in (3, 5, 17):
+    frames_THWC = WORLD.render(state, 64, 64, frames, 8.0)
+    assert WORLD.examine(frames_THWC, 8.0, state)["policy"] == 1.0
+    assert WORLD.examine(np.repeat(frames_THWC[:1], frames, axis=0), 8.0, state)["policy"] == 0.0

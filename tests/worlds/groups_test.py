@@ -54,6 +54,33 @@ def test_another_state_is_marked_wrong(state, other, wrong):
   assert set(WORLD.examine(WORLD.render(state, 64, 112, 33, 8.0), 8.0, state).values()) == {1.0}
 
 
+@pytest.mark.parametrize(
+  ("other", "wrong"),
+  [
+    (dataclasses.replace(BESIDE, items=(dataclasses.replace(RED, figure="cross"), BLUE)), "shape"),
+    (dataclasses.replace(BESIDE, items=(dataclasses.replace(RED, size="small"), BLUE)), "size"),
+    (dataclasses.replace(BESIDE, items=(dataclasses.replace(RED, colour="green"), BLUE)), "colour"),
+    (dataclasses.replace(BESIDE, items=(BLUE, RED)), "relation"),
+    (dataclasses.replace(BESIDE, texture="striped"), "ground"),
+  ],
+)
+def test_what_changes_in_a_third_of_the_frames_is_wrong(other, wrong):
+  assert WORLD.examine(exams.changed(WORLD, BESIDE, other), 8.0, BESIDE)[wrong] == 0.0
+
+
+@pytest.mark.parametrize("state", [BESIDE, PASS])
+@pytest.mark.parametrize("speed", [0.1, 3.0])
+def test_shapes_at_another_speed_are_wrong(state, speed):
+  marks = WORLD.examine(WORLD.render(state, 64, 112, 9, 8.0 / speed), 8.0, state)
+  assert marks["motion"] == 0.0 and marks["colour"] == marks["shape"] == 1.0
+
+
+def test_a_shape_that_also_goes_sideways_is_wrong():
+  slide = lambda frames_THWC: np.stack([np.roll(frame, at, axis=1) for at, frame in enumerate(frames_THWC)])
+  state = dataclasses.replace(BESIDE, items=(RED,))
+  assert WORLD.examine(slide(WORLD.render(state, 64, 112, 17, 8.0)), 8.0, state)["motion"] == 0.0
+
+
 def test_what_passes_behind_a_larger_one_may_be_hidden_for_most_of_a_clip():
   for seed in (137, 248, 844):
     state = WORLD.sample(np.random.default_rng(seed), held_out=True)

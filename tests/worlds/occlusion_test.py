@@ -82,3 +82,12 @@ def test_captions_name_what_hides():
   assert WORLD.caption(STATE, "short") == "a red circle goes behind the screen and comes back"
   assert "behind" not in WORLD.caption(STATE, "long", still=True)
   assert set(STATE.colours) <= set(hues.HUES)
+
+
+@pytest.mark.parametrize(("change", "wrong"), [({"colours": ("blue",)}, "colour"), ({"figures": ("square",)}, "shape")])
+def test_a_shape_that_changes_before_it_is_hidden_is_wrong(change, wrong):
+  frames_THWC, other_THWC = (
+    WORLD.render(each, *SIZE, 33, 16.0) for each in (STATE, dataclasses.replace(STATE, **change))
+  )
+  frames_THWC[3:5] = other_THWC[3:5]  # of the six that show it whole
+  assert WORLD.examine(frames_THWC, 16.0, STATE)[wrong] == 0.0

@@ -82,3 +82,10 @@ def test_captions_say_what_is_there_and_what_comes():
     WORLD.caption(state, "long", still=True) == "A white canvas with a red stroke from the top left to the bottom left."
   )
   assert WORLD.caption(state, "short") == "a brush paints a blue stroke on a canvas"
+
+
+def test_a_stroke_that_is_gone_for_a_while_does_not_stay():
+  frames_THWC = WORLD.render(STATE, 64, 64, 33, 8.0)
+  frames_THWC[15:24, :, :20] = painter.CANVAS
+  marks = WORLD.examine(frames_THWC, 8.0, STATE)
+  assert marks["strokes"] == 1.0 and marks["stays"] == 0.5

@@ -11,6 +11,7 @@ import pytest
 
 from sora_jax.evaluation import marks
 from sora_jax.worlds import shapes
+from tests.worlds import exams
 
 WORLD = shapes.Shapes()
 SIZES = ((32, 32), (24, 40), (40, 24), (48, 48), (36, 64), (64, 36), (32, 56), (32, 32), (50, 33), (128, 128))
@@ -234,3 +235,27 @@ def test_shapes_reach_as_far_as_the_walls_are_told_and_balance_at_their_centre(s
 def test_an_unknown_shape_is_refused():
   with pytest.raises(ValueError, match="hexagon.*circle"):
     shapes.outline_distance("hexagon", 1.0, np.zeros(1), np.zeros(1))
+
+
+@pytest.mark.parametrize(
+  "change", [{"colour": "blue"}, {"shape": "square"}, {"size": "large"}, {"background": "light"}], ids=str
+)
+def test_what_changes_in_a_third_of_the_frames_is_wrong(change):
+  state = _state()
+  (wrong,) = change
+  assert WORLD.examine(exams.changed(WORLD, state, _state(**change)), 8.0, state)[wrong] == 0.0
+
+
+def test_a_second_shape_is_one_too_many():
+  frames_THWC = WORLD.render(_state(), 64, 128, 17, 8.0)
+  second = WORLD.render(_state(colour="blue"), 64, 128, 17, 8.0)[:, :, ::-1]
+  both_THWC = np.where(second > frames_THWC, second, frames_THWC)
+  marks = WORLD.examine(both_THWC, 8.0, _state())
+  assert marks["colour"] == 0.0
+  assert WORLD.examine(frames_THWC, 8.0, _state())["colour"] == 1.0
+
+
+def test_a_shape_that_is_gone_for_a_third_of_the_time_has_no_colour():
+  frames_THWC = WORLD.render(_state(), 64, 64, 18, 8.0)
+  frames_THWC[6:12] = shapes.BACKGROUNDS["dark"]
+  assert WORLD.examine(frames_THWC, 8.0, _state())["colour"] == 0.0
