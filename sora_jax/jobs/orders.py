@@ -21,7 +21,8 @@ from sora_jax.errors import InputError, path_errors
 from sora_jax.inference.generator import Sampling
 
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
-# What each mode is given besides a prompt: what each value may be, and which of them are files.
+# What each mode is given besides a prompt: what each value may be (it needs those that can't be None), and which of
+# them are files.
 GIVEN: dict[str, dict[str, Any]] = {
   "sample": {"condition": list | tuple | None},
   "animate": {"image": str, "at": float | int | None, "condition": list | tuple | None},
@@ -30,7 +31,6 @@ GIVEN: dict[str, dict[str, Any]] = {
   "edit": {"clip": str, "strength": float | int | None, "mask": str | None},
   "connect": {"clip": list | tuple},
 }
-NEEDED = {"animate": "image", "extend": "clip", "edit": "clip", "connect": "clip"}
 FILES = ("image", "clip", "mask", "condition")
 # What each field of an order, and each setting of the sampler in it, may be.
 ORDER_TYPES: dict[str, Any] = {
@@ -188,9 +188,9 @@ def check(order: Order) -> None:
     check_types(order)
   except TypeError as error:
     raise InputError(f"sora {order.mode}: {error}") from error
-  needed = NEEDED.get(order.mode)
-  if needed and not order.given.get(needed):
-    raise InputError(f"sora {order.mode} needs --{needed}")
+  for name, kind in GIVEN.get(order.mode, {}).items():
+    if not isinstance(None, kind) and not order.given.get(name):
+      raise InputError(f"sora {order.mode} needs --{name}")
   interval = order.overrides.get("interval")
   if interval is not None and (len(interval) != 2 or not all(isinstance(end, float | int) for end in interval)):
     raise InputError(f"sora {order.mode}: the interval of guidance is two noise levels, not {list(interval)}")
