@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-SEARCH = 1000  # looks from a start
+LOOKS, KEPT = 40, 12  # looks from every start; the best of so many starts is searched to its end
+SEARCH = 1000  # looks at most in such a search
 HUBER = 1e-3  # beyond this distance in log L a point pulls no harder
 STARTS = [
   (e, a, alpha, b, beta)
@@ -118,15 +119,16 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS, near: Law | 
 
   bounds = [(-15.0, 5.0), (-15.0, 5.0), (0.0, 3.0), (-15.0, 5.0), (0.0, 3.0)]
   # TNC calls no BLAS: L-BFGS-B's small products hung where a pool of BLAS threads had to share two busy cores.
-  middle, options = log_l.mean(), {"maxfun": SEARCH}
-  search = lambda start: optimize.minimize(
-    error, np.clip(start, *np.array(bounds).T), jac=True, bounds=bounds, method="TNC", options=options
+  search = lambda start, looks: optimize.minimize(
+    error, np.clip(start, *np.array(bounds).T), jac=True, bounds=bounds, method="TNC", options={"maxfun": looks}
   )
+  middle = log_l.mean()
   begin = [(middle + e, middle + a - 4, alpha, middle + b - 4, beta) for e, a, alpha, b, beta in starts]
   if near is not None:
     e, a, b = (math.log(max(value, 1e-9)) for value in (near.E, near.A, near.B))
     begin.append((e, a - near.alpha * middle_n, near.alpha, b - near.beta * middle_d, near.beta))
-  best = min(map(search, begin), key=lambda found: found.fun).x
+  found = sorted((search(start, LOOKS) for start in begin), key=lambda each: each.fun)
+  best = min((search(each.x, SEARCH) for each in found[: max(2, len(found) // KEPT)]), key=lambda each: each.fun).x
   e, a, alpha, b, beta = best
   return Law(
     float(np.exp(e)) if e > bounds[0][0] + 0.01 else 0.0,  # at the end of the search

@@ -21,6 +21,7 @@ BALL_COLOURS = {"red": (1.0, -1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 
 VELOCITY_TOLERANCE = 0.3  # units per second, mean over balls and frames
 RADIUS_TOLERANCE = 0.1  # share of the radius
+_SPOT = 0.4  # radius in world units of what is no speck
 _LAG_SECONDS = 0.3  # the exam measures velocities over about this long: less noise than frame to frame
 
 
@@ -31,13 +32,15 @@ class Tracks:
   Attributes:
     times_T: seconds of the frames.
     centres_NT2: (x, y) of each ball in world units; NaN in frames where it isn't seen.
-    radii_N: world units; NaN for a ball that is never seen.
+    radii_N: world units; NaN for a ball that is never seen, or whose size changes.
+    more_T: bool, something else has a ball's colour.
     half_width, half_height: how far the frame shows the world on both sides of its middle, world units.
   """
 
   times_T: np.ndarray
   centres_NT2: np.ndarray
   radii_N: np.ndarray
+  more_T: np.ndarray
   half_width: float
   half_height: float
 
@@ -120,11 +123,18 @@ class Balls(abc.ABC):
     order = list(BALL_COLOURS)
     middle_2, scale = np.array([height, width]) / (2 * factor), _scale(height, width) / factor
     found = [_follow(shares_2THW[order.index(colour)], middle_2, scale) for colour in self.colours]
+    tracked = dict(zip(self.colours, found, strict=True))
+    nobody = (np.full((frames, 2), np.nan), float("nan"))
+    rest_2T = [
+      _beside(share_THW, *tracked.get(colour, nobody), middle_2, scale)
+      for colour, share_THW in zip(order, shares_2THW, strict=True)
+    ]
     half_width, half_height = (WORLD_SIDE / 2 * side / min(height, width) for side in (width, height))
     return Tracks(
       times_T=scene.frame_times(frames, fps),
       centres_NT2=np.stack([centres_T2 for centres_T2, _ in found]),
       radii_N=np.array([radius for _, radius in found]),
+      more_T=np.max(rest_2T, axis=0) > np.pi * _SPOT**2,
       half_width=half_width,
       half_height=half_height,
     )
@@ -136,7 +146,7 @@ class Balls(abc.ABC):
     half = WORLD_SIDE / 2
     outside_NT = (np.abs(centres_NT2 - half) > half + radii_N[:, None, None]).any(axis=-1)
     centres_NT2[outside_NT] = np.nan
-    return Tracks(times_T, centres_NT2, radii_N, half, half)
+    return Tracks(times_T, centres_NT2, radii_N, np.zeros(len(times_T), bool), half, half)
 
   def _inside(self, tracks: Tracks, state: Any) -> np.ndarray:
     """bool (N, T): the ball should be wholly inside the frame."""
@@ -178,7 +188,7 @@ class Balls(abc.ABC):
   def compare(self, reading: Tracks, state: Any) -> dict[str, float]:
     """1.0 or 0.0 for each attribute that applies.
 
-    present: every ball is seen in its colour in every frame where it should be wholly inside.
+    present: every ball is seen in its colour in every frame where it should be wholly inside, and nothing else is.
     size: every radius is within RADIUS_TOLERANCE of the true one.
     velocity: the mean |parsed - true| horizontal velocity is within VELOCITY_TOLERANCE, measured over
       0.3 s with single broken frames mended, and so is the vertical one where balls don't fall; left out for an
@@ -190,15 +200,16 @@ class Balls(abc.ABC):
     seen_NT = ~np.isnan(reading.centres_NT2[..., 0])
     some = bool(seen_NT.any(axis=1).all())
     radii_N = self.radii(state)
-    right = {"present": seen_NT[inside_NT].all()} if inside_NT.any() else {}
+    right = {"present": seen_NT[inside_NT].all() and reading.more_T.mean() <= 0.2} if inside_NT.any() else {}
     right["size"] = (np.abs(reading.radii_N - radii_N) <= RADIUS_TOLERANCE * radii_N).all()
     frames = len(reading.times_T)
     if frames > 1:
-      reading = dataclasses.replace(reading, centres_NT2=_mend(reading.centres_NT2))
+      # An impact in the last frames looks like a broken one, so a clip is right as it is read or mended.
+      readings = (reading, dataclasses.replace(reading, centres_NT2=_mend(reading.centres_NT2)))
       lag = int(np.clip(round(_LAG_SECONDS / float(reading.times_T[1])), 1, frames - 1))
-      gaps = [self._velocity_gap(reading, state, lag, axis) for axis in (0, 1)]
-      if all(gap is not None for gap in gaps):
-        across, down = (gap <= VELOCITY_TOLERANCE for gap in gaps if gap is not None)
+      gaps = [[self._velocity_gap(each, state, lag, axis) for each in readings] for axis in (0, 1)]
+      if all(gap is not None for both in gaps for gap in both):
+        across, down = (min(gap for gap in both if gap is not None) <= VELOCITY_TOLERANCE for both in gaps)
         right |= {"velocity": across, "fall": down} if "fall" in self.attributes else {"velocity": across and down}
     return {a: float(some and right[a]) for a in self.attributes if a in right}
 
@@ -233,8 +244,20 @@ def _follow(share_THW: np.ndarray, middle_2: np.ndarray, scale: float) -> tuple[
   edges_T2 = np.minimum(centres_T2, 2 * middle_2 - centres_T2)
   whole_T = seen_T & (edges_T2.min(axis=1) >= 0.95 * radius_T)
   radius = np.median(radius_T[whole_T]) if whole_T.any() else radius_T[seen_T].max()
+  if whole_T.any() and (np.abs(radius_T[whole_T] / radius - 1) > 2 * RADIUS_TOLERANCE).mean() > 0.2:
+    radius = np.nan
   xy_T2 = WORLD_SIDE / 2 + (centres_T2 - middle_2)[:, ::-1] * [1, -1] / scale
   return np.where(seen_T[:, None], xy_T2, np.nan), float(radius / scale)
+
+
+def _beside(
+  share_THW: np.ndarray, centres_T2: np.ndarray, radius: float, middle_2: np.ndarray, scale: float
+) -> np.ndarray:
+  """Area of a colour away from its ball in each frame, (T,) in squared world units; arguments as `_follow` has them."""
+  pixels_T2 = (centres_T2[:, ::-1] - WORLD_SIDE / 2) * [-1, 1] * scale + middle_2
+  pixels_T2 = np.nan_to_num(pixels_T2, nan=-1e6)
+  near_THW = blobs.near(pixels_T2, (1.3 * np.nan_to_num(radius, nan=2.0) + 0.5) * scale + 1.5, *share_THW.shape[1:])
+  return np.where(near_THW | (share_THW < 0.5), 0.0, share_THW).sum(axis=(1, 2)) / scale**2
 
 
 def _near_mass(

@@ -88,8 +88,8 @@ class Bites:
   """The world of eating; see the module's docstring and `world.World`.
 
   Attributes of its exam: colour: the cake's, and nothing else has one. bitten: what is gone at the end is what should
-  be. stays: what the clip itself shows bitten off doesn't come back. mouth: a mouth is seen at each bite, and nothing
-  goes before its time.
+  be. stays: what the clip itself shows bitten off doesn't come back. mouth: a mouth is seen at each bite, and each
+  goes in its time, not before and not later.
   """
 
   name = "bites"
@@ -197,7 +197,12 @@ class Bites:
       asked_S = near_TS.any(axis=0)
       if asked_S.any():
         seen = [(reading.dark_TS[near_TS[:, side], side] > 0.3).any() for side in np.flatnonzero(asked_S)]
-        right["mouth"] = all(seen) and (~gone_TS)[clear_TS & ~due_TS].mean() > 0.95
+        ever_TS = np.cumsum(gone_TS & clear_TS, axis=0) > 0
+        early_S, late_S = (
+          (wrong_TS & asked_TS & clear_TS).sum(axis=0) > 0.2 * (asked_TS & clear_TS).sum(axis=0)
+          for wrong_TS, asked_TS in ((gone_TS, ~due_TS), (~ever_TS, due_TS))
+        )
+        right["mouth"] = all(seen) and not (early_S | late_S).any()
     return {name: float(reading.colour != "none" and right[name]) for name in self.attributes if name in right}
 
   def examine(self, frames_THWC: np.ndarray, fps: float, state: BitesState) -> dict[str, float]:

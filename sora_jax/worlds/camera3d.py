@@ -25,6 +25,7 @@ REACH = {"dollies": 1.5, "pans": 0.3}  # how far it goes before it comes back
 HELD_OUT = (("red", "cone"), ("green", "box"), ("blue", "sphere"), ("yellow", "cylinder"), ("cyan", "cone"))
 
 RIGID = 1 / 64  # short sides: the median reprojection error of a rigid clip, 2 pixels of 128
+_FITS = 1.5 * RIGID  # that of a clip's camera: its places are not searched for, so real ones have up to 0.9 of RIGID
 _SMALL = 40  # pixels of the short side of the render that a clip's hues are compared with
 _WIDE, _TALL = 0.42, 0.84  # half the width and the height of every solid
 _CELL = 0.7  # of the ground's pattern
@@ -107,6 +108,12 @@ def poses(move: str, times_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.stack([right_T3, np.cross(ahead_T3, right_T3), ahead_T3], axis=1), places_T3
 
 
+def likeliest(errors: dict[str, float]) -> str:
+  """The move that explains a clip best. Errors of pans and of a camera that stands count half: they show no depth, so
+  an orbit with depths that suit it fits them too, and the few frames of a short clip better than what they are."""
+  return min(errors, key=lambda move: errors[move] * (1.0 if move.startswith(("orbits", "dollies")) else 0.5))
+
+
 def _place(solid: Solid) -> np.ndarray:
   x, y = SLOTS[solid.slot]
   return np.array([x + solid.off_x, y + solid.off_y, 0.0], np.float32)
@@ -175,7 +182,7 @@ class Camera3d:
     points_PT2 = tracking.follow(frames_THWC.mean(axis=-1))
     fits = {move: tracking.depth_errors(points_PT2, *poses(move, times_T), FOCAL) for move in MOVES}
     errors = {move: tracking.middle(each) for move, each in fits.items()}
-    best = min(errors, key=errors.__getitem__)
+    best = likeliest(errors)
     rigid = tracking.rigid_error(points_PT2, *poses(best, times_T), FOCAL) if np.isfinite(errors[best]) else np.inf
     return View(seen, solids, errors, float(rigid), times_T, areas_TN, box_2)
 
@@ -190,8 +197,8 @@ class Camera3d:
       "solid": reading.solids == {solid.slot: (solid.colour, solid.solid) for solid in state.solids},
     }
     if len(reading.times_T) > 1:
-      best = min(reading.errors, key=reading.errors.__getitem__)
-      right |= {"camera": best == state.move and np.isfinite(reading.errors[best]), "rigid": reading.rigid <= RIGID}
+      best = likeliest(reading.errors)
+      right |= {"camera": best == state.move and reading.errors[best] <= _FITS, "rigid": reading.rigid <= RIGID}
     return {name: float(right[name]) for name in self.attributes if name in right}
 
   def _coloured(self, reading: View, state: Camera3dState) -> bool:

@@ -185,7 +185,8 @@ class Game:
 
   Attributes of its exam: player: the player of that name, and no other, is seen. terrain: the land that the clip begins
   with. policy: blocks are taken and laid, and ways gone, as its policy does. lawful: share of transitions from tick to
-  tick that keep the rules. place: the player is within a cell of where it should be, most of the time.
+  tick that keep the rules, between ticks through which nothing changes. place: the player is within a cell of where it
+  should be, most of the time.
   """
 
   name = "game"
@@ -273,8 +274,10 @@ class Game:
     picked = np.flatnonzero(np.append(np.diff(ticks_T), 1))  # the last frame of each tick
     if len(picked) > 1:
       looks, ticks = kinds_TRC[picked], ticks_T[picked]
-      steps = list(zip(looks, looks[1:], np.diff(ticks).tolist(), strict=False))
-      right["lawful"] = float(np.mean([lawful(*step) for step in steps]))
+      steady_T = _alike(kinds_TRC, looks[np.searchsorted(ticks, ticks_T)])
+      steady_K = np.array([steady_T[ticks_T == tick].all() for tick in ticks])
+      steps = zip(looks, looks[1:], np.diff(ticks).tolist(), strict=False)
+      right["lawful"] = float(np.mean(steady_K[1:] & steady_K[:-1] & [lawful(*step) for step in steps]))
       grids_KRC, places_K2 = history(state, int(ticks[-1]))
       right["policy"] = float(_acts(looks, grids_KRC[ticks][(slice(None), *window)], places_K2[ticks]))
       off = [
@@ -288,6 +291,12 @@ class Game:
   def examine(self, frames_THWC: np.ndarray, fps: float, state: GameState) -> dict[str, float]:
     """Reads the clip and compares; see `compare`."""
     return self.compare(self.read(frames_THWC, fps), state)
+
+
+def _alike(some_TRC: np.ndarray, others_TRC: np.ndarray) -> np.ndarray:
+  """Whether two looks have their players in the same cells, and nearly all of the land's, bool (T,)."""
+  players = ((some_TRC > BRICK) == (others_TRC > BRICK)).all(axis=(1, 2))
+  return players & ((some_TRC == others_TRC).mean(axis=(1, 2)) > 0.95)
 
 
 def _others(kinds_TRC: np.ndarray, mine: int) -> bool:

@@ -287,7 +287,7 @@ def _moves(found_T2: np.ndarray, truth_T2: np.ndarray, least: float = 0.1) -> bo
   ahead = way[moving] * np.sign(true_way[moving])
   share = ahead.sum() / np.abs(true_way[moving]).sum()
   sideways = np.ptp(np.percentile(found_T2[seen_T, 1 - axis], (10, 90)))
-  return bool(np.mean(ahead > 0) > 0.7 and 0.5 < share < 2 and sideways < least)
+  return bool(np.mean(ahead > 0) > 0.8 and 0.5 < share < 2 and sideways < least)
 
 
 def _size(radius: float) -> str:

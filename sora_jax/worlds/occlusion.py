@@ -74,13 +74,13 @@ class Sighting:
   Attributes:
     times_T: seconds of the frames.
     lanes: by how many shapes there might be, what is seen along each lane.
-    screen: a dark screen stands in the middle.
+    screen_T: bool, a dark screen stands in the middle.
     box_2: height and width of the frame in short sides.
   """
 
   times_T: np.ndarray
   lanes: dict[int, tuple[Lane, ...]]
-  screen: bool
+  screen_T: np.ndarray
   box_2: tuple[float, float]
 
 
@@ -183,8 +183,8 @@ class Occlusion:
         rows = slice(height * number // len(places), max(1, height * (number + 1) // len(places)))
         found.append(_along(share_NTHW[:, :, rows], min(height, width)))
       lanes[count] = tuple(found)
-    screen = bool(np.median(middle) < 0.2)
-    return Sighting(scene.frame_times(frames, fps), lanes, screen, scene.box_size(height, width))
+    screen_T = np.median(middle, axis=(1, 2)) < 0.2
+    return Sighting(scene.frame_times(frames, fps), lanes, screen_T, scene.box_size(height, width))
 
   def describe(self, state: OcclusionState) -> Sighting:
     """What a perfect reading of the standard clip would be."""
@@ -200,7 +200,7 @@ class Occlusion:
     return Sighting(
       times_T,
       {count: tuple(found) if count == len(found) else (empty,) * count for count in LANES},
-      state.screen,
+      np.full(frames, state.screen),
       scene.box_size(height, width),
     )
 
@@ -208,7 +208,8 @@ class Occlusion:
     """1.0 or 0.0 for each attribute that applies; what needs a return is left out of a clip without one."""
     height, width = (round(1000 * side) for side in reading.box_2)
     right: dict[str, list[bool]] = {name: [] for name in self.attributes}
-    right["screen"].append(reading.screen == state.screen)
+    screen_T = reading.screen_T == state.screen
+    right["screen"].append(screen_T.mean() >= 0.8)
     returns = []  # of each that comes back: its column as seen, its true one, and when it is back
     truth = [track_T2[:, 1] for track_T2 in centres(state, height, width, reading.times_T)]
     for lane, colour, figure, x_T in zip(
@@ -220,10 +221,10 @@ class Occlusion:
         right["colour"].append(blobs.shown(colours_T[phases.before_T], colour) and lane.more_T.mean() < 0.1)
         right["shape"].append(blobs.shown(figures_T[phases.before_T], figure))
       if phases.before_T.sum() > 1:
-        first, *_, last = lane.x_T[phases.before_T]
-        right["direction"].append((last - first) * (1 if state.direction == "right" else -1) > 0)
+        right["direction"].append(_goes(lane.x_T[phases.before_T], x_T[phases.before_T]))
       if phases.hidden_T.any():
         right["hidden"].append((colours_T[phases.hidden_T] == "none").mean() > 0.7)
+        right["screen"].append(screen_T[phases.hidden_T].mean() >= 0.8)
       if phases.after_T.any():
         off_T = np.nan_to_num(np.abs(lane.x_T - x_T)[phases.after_T], nan=9.0)
         right["place"].append(np.median(off_T) <= NEAR)
@@ -245,6 +246,14 @@ class Occlusion:
   def examine(self, frames_THWC: np.ndarray, fps: float, state: OcclusionState) -> dict[str, float]:
     """Reads the clip and compares; see `compare`."""
     return self.compare(self.read(frames_THWC, fps), state)
+
+
+def _goes(found_T: np.ndarray, truth_T: np.ndarray) -> bool:
+  """Whether what is seen of a way goes where it should, from frame to frame, and half to twice as far in all."""
+  seen_T = ~np.isnan(found_T)
+  way, true_way = np.diff(found_T[seen_T]), np.diff(truth_T[seen_T])
+  ahead = way * np.sign(true_way)
+  return bool(len(way) and (ahead > 0).mean() > 0.7 and 0.5 < ahead.sum() / np.abs(true_way).sum() < 2)
 
 
 @dataclasses.dataclass(frozen=True)

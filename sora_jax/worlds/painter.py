@@ -232,14 +232,16 @@ class Painter:
       shown_K = since_KT[:, -1]
       right["stays"] = float(still_K[shown_K].mean()) if shown_K.any() else 0.0
     in_time = [
-      own_T[share_T >= 1][0] >= THERE and own_T[share_T <= 0].max(initial=0.0) < AWAY
-      for own_T, share_T in zip(there_KT, share_KT, strict=True)
-      if (share_T <= 0).any() and (share_T >= 1).any()
+      own_T[share_T >= 1][0] >= THERE
+      and own_T[share_T <= 0].max(initial=0.0) < AWAY
+      and _grows(reading, stroke, share_T)
+      for stroke, own_T, share_T in zip(state.strokes, there_KT, share_KT, strict=True)
+      if (share_T >= 1).any() and len(share_T) > 1
     ]
     if in_time:
       right["order"] = float(all(in_time))
     off_T = np.linalg.norm(reading.brush_T2 - brush(state, reading.box_2, reading.times_T), axis=1)
-    right["brush"] = float(np.median(np.nan_to_num(off_T, nan=9.0)) <= BRUSH_OFF)
+    right["brush"] = float((np.nan_to_num(off_T, nan=9.0) <= BRUSH_OFF).mean() >= 0.8)
     right["clean"] = float(_clean(reading, state, share_KT))
     return {name: right[name] for name in self.attributes if name in right}
 
@@ -264,6 +266,13 @@ def _there(reading: Canvas, stroke: Stroke, share: float = 1.0) -> np.ndarray:
   hues_TQ = hues_TQ if both in PATHS else hues_TQ[:, ::-1]
   points = max(1, int(share * _POINTS))
   return (hues_TQ[:, :points] == list(hues.HUES).index(stroke.colour)).mean(axis=1)
+
+
+def _grows(reading: Canvas, stroke: Stroke, share_T: np.ndarray) -> bool:
+  """Whether a stroke follows its brush: while it is made, its first part is there in half of the frames or more."""
+  making = np.flatnonzero((share_T >= _BEGUN) & (share_T < 1))
+  made = [_there(reading, stroke, float(share_T[frame]))[frame] >= THERE for frame in making]
+  return not made or bool(np.mean(made) >= 0.5)
 
 
 def _clean(reading: Canvas, state: PainterState, share_KT: np.ndarray) -> bool:

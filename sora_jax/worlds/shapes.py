@@ -320,7 +320,7 @@ def _look(frames_THWC: np.ndarray) -> _Sight | None:
   return _Sight(colour, background, mask_THW * near_THW, centres_T2 / scale, seen_T, 1 / scale, box_2)
 
 
-def _fit_shape(sight: _Sight, most: int = 12) -> tuple[str, str, list[tuple[str, str]]]:
+def _fit_shape(sight: _Sight, most: int = 64) -> tuple[str, str, list[tuple[str, str]]]:
   """The (shape, size) whose drawing along the track leaves the least squared error, "none" if all miss, and the same of
   single frames: another one only where it is distinctly better, "none" where all miss."""
   seen = np.flatnonzero(sight.seen_T)
@@ -377,7 +377,7 @@ def _fit_motion(
     return (square / (square + scatter**2)).mean(axis=-1)
 
   rest_S2 = (track_S2 - np.median(track_S2, axis=0)) ** 2
-  best, loss = (_NOTHING, _NOTHING), min(float(misfit(rest_S2.sum(axis=1))), 0.5)
+  best, loss = (_NOTHING, _NOTHING), min(float(misfit(rest_S2.sum(axis=1))), 0.25)
   for axis, (back, ahead) in enumerate((("up", "down"), ("left", "right"))):
     length = float(ways[1][axis])
     start_P1 = _phases(length)

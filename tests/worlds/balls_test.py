@@ -103,3 +103,25 @@ def test_a_ball_that_sinks_has_another_velocity(world):
   frames_THWC = world._drawn(sinking(np.arange(25) / 10), world.radii(state), 64, 64)
   assert world.examine(frames_THWC, 10.0, state)["velocity"] == 0.0
   assert world.examine(world.render(state, 64, 64, 25, 10.0), 10.0, state)["velocity"] == 1.0
+
+
+def test_a_ball_that_swells_has_another_size():
+  state = physics.BallState(radius=1.0, x=2.0, y=5.0, velocity=1.5)
+  frames_THWC = UNIFORM.render(state, 96, 96, 33, 10.0)
+  frames_THWC[18:] = UNIFORM.render(dataclasses.replace(state, radius=2.0), 96, 96, 33, 10.0)[18:]
+  assert UNIFORM.examine(frames_THWC, 10.0, state)["size"] == 0.0
+
+
+@pytest.mark.parametrize("colour", balls.BALL_COLOURS)
+def test_a_second_ball_is_one_too_many(colour):
+  state = physics.BallState(radius=1.0, x=2.0, y=3.0, velocity=1.5)
+  frames_THWC = UNIFORM.render(state, 96, 96, 33, 10.0)
+  frames_THWC[:, 15:31, 60:76] = balls.BALL_COLOURS[colour]
+  assert UNIFORM.examine(frames_THWC, 10.0, state)["present"] == 0.0
+
+
+def test_an_impact_in_the_last_frames_is_no_broken_one():
+  values = (0.5051123331864612, 2.5056718487525815, 3.926841999799377)  # found by search
+  others = (1.0566468745548285, 8.167418066082996, -1.0470595155211897, 3.064552959200708)
+  state = physics.PairState(*values, *others)
+  assert COLLISION.examine(COLLISION.render(state, 64, 64, 7, 6.0), 6.0, state)["velocity"] == 1.0

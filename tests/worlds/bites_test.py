@@ -78,3 +78,12 @@ def test_something_beside_the_cake_is_wrong():
   frames_THWC = WORLD.render(STATE, 64, 112, 17, 8.0)
   frames_THWC[:, 4:16, 4:16] = hues.HUES["green"]
   assert WORLD.examine(frames_THWC, 8.0, STATE)["colour"] == 0.0
+
+
+def test_a_bite_that_is_gone_before_its_time_or_long_after_it_is_wrong():
+  frames_THWC = WORLD.render(STATE, 96, 96, 33, 8.0)
+  early_THWC, late_THWC = frames_THWC.copy(), frames_THWC.copy()
+  early_THWC[:8, 66:] = frames_THWC[-1, 66:]  # the bottom
+  late_THWC[12:-1, 66:] = frames_THWC[0, 66:]
+  for wrong_THWC in (early_THWC, late_THWC):
+    assert WORLD.examine(wrong_THWC, 8.0, STATE)["mouth"] == 0.0

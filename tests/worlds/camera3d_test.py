@@ -97,3 +97,23 @@ def test_a_clip_without_anything_to_follow_is_not_rigid():
     "camera": 0.0,
     "rigid": 0.0,
   }
+
+
+@pytest.mark.parametrize("move", camera3d.MOVES)
+def test_the_camera_of_three_frames_is_read(move):
+  for seed in range(3):
+    state = dataclasses.replace(WORLD.sample(np.random.default_rng(seed)), move=move)
+    assert WORLD.examine(WORLD.render(state, 96, 96, 3, 16.0), 16.0, state)["camera"] == 1.0
+
+
+def test_an_orbit_that_turns_back_or_stops_is_another_one():
+  solids = tuple(
+    camera3d.Solid(colour, solid, slot, 0.0, 0.0, 0.3)
+    for colour, solid, slot in (("red", "box", "left"), ("yellow", "sphere", "middle"), ("blue", "cone", "right"))
+  )
+  state = camera3d.Camera3dState(solids, "orbits left")
+  frames_THWC = WORLD.render(state, 96, 96, 33, 8.0)
+  back_THWC = np.concatenate([frames_THWC[:17], frames_THWC[15::-1]])
+  stopped_THWC = np.concatenate([frames_THWC[:14], np.repeat(frames_THWC[14:15], 19, axis=0)])
+  for wrong_THWC in (back_THWC, stopped_THWC):
+    assert WORLD.examine(wrong_THWC, 8.0, state)["camera"] == 0.0

@@ -119,3 +119,11 @@ def test_a_player_that_does_nothing_does_not_follow_its_policy(policy):
     frames_THWC = WORLD.render(state, 64, 64, frames, 8.0)
     assert WORLD.examine(frames_THWC, 8.0, state)["policy"] == 1.0
     assert WORLD.examine(np.repeat(frames_THWC[:1], frames, axis=0), 8.0, state)["policy"] == 0.0
+
+
+def test_what_changes_within_a_tick_is_not_lawful():
+  frames_THWC = WORLD.render(STATE, 96, 96, 33, 16.0)
+  ticks_T = np.arange(33) // 4
+  for frame in np.flatnonzero(np.append(ticks_T[1:] == ticks_T[:-1], False))[1:]:  # all but the last of each tick
+    frames_THWC[frame] = frames_THWC[frame, ::-1]
+  assert WORLD.examine(frames_THWC, 16.0, STATE)["lawful"] == 0.0

@@ -91,3 +91,16 @@ def test_a_shape_that_changes_before_it_is_hidden_is_wrong(change, wrong):
   )
   frames_THWC[3:5] = other_THWC[3:5]  # of the six that show it whole
   assert WORLD.examine(frames_THWC, 16.0, STATE)[wrong] == 0.0
+
+
+def test_a_screen_that_is_gone_while_it_hides_is_wrong():
+  frames_THWC = WORLD.render(STATE, *SIZE, 33, 8.0)
+  ((_, x_T),) = (track_T2.T for track_T2 in occlusion.centres(STATE, *SIZE, np.arange(33) / 8))
+  frames_THWC[occlusion.Phases.of(occlusion.seen_share(STATE, *SIZE, x_T)).hidden_T] = occlusion.GROUND
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["screen"] == 0.0
+
+
+@pytest.mark.parametrize("speed", [0.1, 5.0])
+def test_a_shape_that_hardly_moves_or_rushes_has_another_direction(speed):
+  marks = WORLD.examine(WORLD.render(STATE, *SIZE, 5, 16.0 / speed), 16.0, STATE)
+  assert marks["direction"] == 0.0 and marks["colour"] == 1.0

@@ -89,3 +89,23 @@ def test_a_stroke_that_is_gone_for_a_while_does_not_stay():
   frames_THWC[15:24, :, :20] = painter.CANVAS
   marks = WORLD.examine(frames_THWC, 8.0, STATE)
   assert marks["strokes"] == 1.0 and marks["stays"] == 0.5
+
+
+def test_strokes_that_pop_up_whole_or_late_are_not_in_order():
+  frames_THWC = WORLD.render(STATE, 64, 64, 33, 16.0)
+  popped_THWC = frames_THWC.copy()
+  popped_THWC[:13, :, :20] = painter.CANVAS  # the first stroke is there when it is finished, at .8 s
+  assert WORLD.examine(frames_THWC, 16.0, STATE)["order"] == 1.0
+  assert WORLD.examine(popped_THWC, 16.0, STATE)["order"] == 0.0
+  begun = dataclasses.replace(STATE, done=1)
+  late_THWC = WORLD.render(begun, 64, 64, 33, 16.0)
+  late_THWC[:20, :, :20] = painter.CANVAS
+  assert WORLD.examine(late_THWC, 16.0, begun)["order"] == 0.0
+
+
+def test_a_brush_that_is_gone_for_half_of_the_time_is_wrong():
+  frames_THWC = WORLD.render(STATE, 64, 64, 33, 8.0)
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["brush"] == 1.0
+  frames_THWC[15:29] = np.maximum(frames_THWC[15:29], -0.6 * (frames_THWC[15:29].max(-1, keepdims=True) > 0) + 0.6)
+  frames_THWC[15:29][frames_THWC[15:29].max(-1) < 0.5] = painter.CANVAS
+  assert WORLD.examine(frames_THWC, 8.0, STATE)["brush"] == 0.0

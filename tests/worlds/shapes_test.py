@@ -259,3 +259,18 @@ def test_a_shape_that_is_gone_for_a_third_of_the_time_has_no_colour():
   frames_THWC = WORLD.render(_state(), 64, 64, 18, 8.0)
   frames_THWC[6:12] = shapes.BACKGROUNDS["dark"]
   assert WORLD.examine(frames_THWC, 8.0, _state())["colour"] == 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shape_that_stops_halfway_does_not_move_on(seed):
+  state = WORLD.sample(np.random.default_rng(seed))
+  frames_THWC = WORLD.render(state, 96, 96, 33, 8.0)
+  frames_THWC[18:] = frames_THWC[17]
+  marks = WORLD.examine(frames_THWC, 8.0, state)
+  assert marks["speed"] == 0.0 and marks["shape"] == 1.0
+
+
+def test_a_shape_that_is_another_one_in_every_second_frame_is_wrong():
+  frames_THWC, other_THWC = (WORLD.render(_state(shape=shape), 64, 64, 23, 8.0) for shape in ("circle", "square"))
+  frames_THWC[1::2] = other_THWC[1::2]
+  assert WORLD.examine(frames_THWC, 8.0, _state())["shape"] == 0.0
