@@ -169,6 +169,7 @@ def element(number: int) -> np.ndarray:
   return np.arange(4) + number
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_comes_with_where_it_was_raised_and_nothing_hangs():
   """F24, in this process."""
   reading = Reading(grain.sharding.ShardOptions(0, 1), workers=1)

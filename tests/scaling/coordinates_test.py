@@ -23,6 +23,7 @@ def test_steps_move_as_far_at_eight_times_the_width(part):
   assert spread(plain, "features") > 2 and spread(plain, "output") > 4
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_moved():
   # The last layer starts at zero, so the first step moves nothing before it.
   still, moved = (coordinates.measure((32,), None, rates, steps=2)[0] for rates in ((1e-9, 1e-9), (0.02, 0.02)))

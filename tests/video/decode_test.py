@@ -330,8 +330,9 @@ class TestVideos:
     write_video(path, np.broadcast_to(shades[:, None, None, None], (30, 48, 64, 3)), "mjpeg", "yuvj420p")
     data = bytearray(path.read_bytes())
     starts = [i for i in range(len(data)) if data[i : i + 3] == b"\xff\xd8\xff"]
-    for begin in starts[12:15]:
-      data[begin : begin + 300] = bytes(300)
+    for begin, end in zip(starts[12:15], starts[13:16], strict=True):  # an encoder with one thread writes small frames
+      middle = (begin + end) // 2
+      data[begin:middle] = bytes(middle - begin)
     path.write_bytes(data)
     got = video_io.read(path, fps=10, max_frames=99)[:, 24, 32, 0].astype(int)
     wanted = shades.astype(int)
