@@ -359,7 +359,7 @@ def _phases(length: float, step: float = 0.01) -> np.ndarray:
 
 
 def _fit_motion(
-  sight: _Sight, ways: tuple[np.ndarray, np.ndarray], times_T: np.ndarray, scatter: float = 0.05
+  sight: _Sight, ways: tuple[np.ndarray, np.ndarray], times_T: np.ndarray, scatter: float = 0.1
 ) -> tuple[str, str]:
   """The (direction, speed) whose bouncing path fits the track best, "none" for rest and for disorder.
 
@@ -387,4 +387,6 @@ def _fit_motion(
       if loss_P.min() < loss:
         loss = float(loss_P.min())
         best = (ahead if start_P1[loss_P.argmin(), 0] < length else back, speed)
-  return best
+        way_S, found_S = np.diff(path_PS[loss_P.argmin()]), np.diff(track_S2[:, axis])
+  # A clip that stands still for half of the time fits a way too, and goes along it in half of the frames alone.
+  return best if best[0] == _NOTHING or (way_S * found_S > 0).mean() > 0.6 else (_NOTHING, _NOTHING)

@@ -274,3 +274,12 @@ def test_a_shape_that_is_another_one_in_every_second_frame_is_wrong():
   frames_THWC, other_THWC = (WORLD.render(_state(shape=shape), 64, 64, 23, 8.0) for shape in ("circle", "square"))
   frames_THWC[1::2] = other_THWC[1::2]
   assert WORLD.examine(frames_THWC, 8.0, _state())["shape"] == 0.0
+
+
+def test_a_shape_that_goes_unevenly_and_drifts_a_little_has_its_direction():
+  state = _state(speed="fast")
+  uneven = [0.0, 0.2, 0.3, 0.45, 0.5, 0.65, 0.7]  # seconds, where 0.1 apart would be even
+  drift = [0, 0, 1, 1, 2, 2, 3]  # pixels of 32 to one side
+  frames = [WORLD.render(state, 32, 32, 2, 1 / max(time, 1e-3))[-1 if time else 0] for time in uneven]
+  frames_THWC = np.stack([np.roll(frame, by, axis=0) for frame, by in zip(frames, drift, strict=True)])
+  assert WORLD.examine(frames_THWC, 10.0, state)["direction"] == 1.0
