@@ -10,10 +10,13 @@ SUITES = ("worlds", "physics", "framing", "fidelity", "prompting")
 
 
 def define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("checkpoint", None, "the workdir of a trained transformer", flag_values=values)
+  about = "the workdir of a trained transformer, an exported folder, or pretrained:worlds"
+  flags.DEFINE_string("checkpoint", None, about, flag_values=values)
   flags.DEFINE_enum("suite", None, SUITES, "what is measured", flag_values=values)
   flags.DEFINE_integer("clips", None, "held-out clips; the suite's own by default", lower_bound=2, flag_values=values)
-  flags.DEFINE_string("out", None, "a file for the JSON; by default one in DIR/evaluations", flag_values=values)
+  flags.DEFINE_string(
+    "out", None, "a file for the JSON; by default one in DIR/evaluations, of pretrained:NAME here", flag_values=values
+  )
   flags.DEFINE_string("i3d", None, "of fidelity: I3D's weights in safetensors, for the FVD", flag_values=values)
 
 

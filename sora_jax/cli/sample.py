@@ -15,7 +15,7 @@ METHODS = ("euler", "heun")
 def define_order(values: flags.FlagValues) -> None:
   """The flags that all of these commands read. None has a default: with --from what is not given stays as it was."""
   text = lambda name, about: flags.DEFINE_string(name, None, about, flag_values=values)
-  text("checkpoint", "the workdir of a trained transformer")
+  text("checkpoint", "the workdir of a trained transformer, an exported folder, or pretrained:worlds")
   flags.DEFINE_multi_string(
     "prompt",
     None,
