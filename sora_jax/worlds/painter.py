@@ -134,7 +134,8 @@ class Painter:
   Attributes of its exam: strokes: share of the strokes finished by the end that are there at the end in their colours,
   and of the one that is being made, what is made of it.
   stays: share of the strokes that the clip itself once shows finished that stay so to its end. order: each
-  stroke of the clip appears within its own time. brush: the brush is at its tip. clean: nothing else is ever
+  stroke of the clip appears within its own time. brush: the brush is at its tip,
+  in three frames of five or more. clean: nothing else is ever
   painted.
   """
 
@@ -241,7 +242,7 @@ class Painter:
     if in_time:
       right["order"] = float(all(in_time))
     off_T = np.linalg.norm(reading.brush_T2 - brush(state, reading.box_2, reading.times_T), axis=1)
-    right["brush"] = float((np.nan_to_num(off_T, nan=9.0) <= BRUSH_OFF).mean() >= 0.8)
+    right["brush"] = float((np.nan_to_num(off_T, nan=9.0) <= BRUSH_OFF).mean() >= 0.6)
     right["clean"] = float(_clean(reading, state, share_KT))
     return {name: right[name] for name in self.attributes if name in right}
 
