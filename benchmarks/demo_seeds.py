@@ -10,13 +10,17 @@ chance}], lowest: {attribute: of all seeds}}.
 """
 
 import argparse
-import ast
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from sora_jax.cli.config import UsageError, check_keys
 from sora_jax.runtime import process
 
 
@@ -58,12 +62,21 @@ def run(seed: int, out: pathlib.Path, validation: bool, changes: list[str]) -> d
   config.seed = seed
   if validation:
     config.data.source = "worlds:shapes_validation"
-  for change in changes:
-    key, _, value = change.partition("=")
-    config.update_from_flattened_dict({key: ast.literal_eval(value)})
-  found = demo.run(out / f"seed-{seed}", config)
+  found = demo.run(out / f"seed-{seed}", changed(config, changes))
   kept = ("seconds", "alignment", "alignment_short_captions", "ceiling", "chance", "psnr_db")
   return {"seed": seed} | {name: found[name] for name in kept}
+
+
+def changed(config: ml_collections.ConfigDict, changes: list[str]) -> ml_collections.ConfigDict:
+  """The config with KEY=VALUE settings as the commands read them; an unknown key ends in one line."""
+  words, values = [f"--config.{change}" for change in changes], flags.FlagValues()
+  try:
+    check_keys(words, config)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+    values(["demo_seeds", *words])
+  except (UsageError, flags.Error) as error:
+    raise SystemExit(f"demo_seeds: {error}") from error
+  return values.config
 
 
 def table(runs: list[dict], lowest: dict) -> None:

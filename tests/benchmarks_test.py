@@ -338,3 +338,11 @@ class TestConvLSTM:
   def test_patches_are_put_together_again(self):
     frames = jnp.arange(2 * 3 * 8 * 12.0).reshape(2, 3, 8, 12)
     np.testing.assert_array_equal(self.convlstm.unpatched(self.convlstm.patched(frames)), frames)
+
+
+def test_settings_of_the_demo_are_read_as_the_commands_read_them(tiny_config):
+  changed = load("demo_seeds.py").changed
+  found = changed(tiny_config, ["train.steps=7", "data.loops=0.25"])
+  assert (found.train.steps, found.data.loops, found.seed) == (7, 0.25, tiny_config.seed)
+  with pytest.raises(SystemExit, match="demo_seeds: config.train has no key 'stepz': did you mean 'steps'"):
+    changed(tiny_config, ["train.stepz=7"])

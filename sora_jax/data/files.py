@@ -3,6 +3,7 @@
 Where the files lie is left to `folder.py` and `records.py`.
 """
 
+import abc
 import collections
 import contextlib
 import dataclasses
@@ -131,7 +132,7 @@ def reopened(kind: Callable[..., Any], arguments: dict[str, Any], fingerprint: s
   return source
 
 
-class FileSource:
+class FileSource(abc.ABC):
   """Clips in files, by index; a subclass says where the files are.
 
   Attributes:
@@ -146,9 +147,9 @@ class FileSource:
     self.fingerprint = fingerprint_of([self.media_fingerprint, self.captions_fingerprint])
     self.view = view
 
+  @abc.abstractmethod
   def open_file(self, index: int) -> contextlib.AbstractContextManager[str | os.PathLike]:
     """A local file with clip `index`, for as long as the context lasts."""
-    raise NotImplementedError
 
   def __len__(self) -> int:
     return len(self.entries)

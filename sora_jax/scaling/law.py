@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-LOOKS, KEPT = 40, 12  # looks from every start; the best of so many starts is searched to its end
+LOOKS, KEPT = 40, 12  # looks from every start, of which the best one in so many is searched to its end
 SEARCH = 1000  # looks at most in such a search
 HUBER = 1e-3  # beyond this distance in log L a point pulls no harder
 STARTS = [

@@ -69,6 +69,16 @@ def shrink(frames_THWC: np.ndarray, factor: int) -> np.ndarray:
   return blocks.reshape(frames, height, factor, width, factor, colours).mean(axis=(2, 4))
 
 
+def goes(way: np.ndarray, true_way: np.ndarray, least: float) -> bool:
+  """Whether a track goes where it should: more than `least` of its steps do, and half to twice as far in all.
+
+  Args:
+    way, true_way: steps along one axis, (T,), the true ones none of them 0.
+  """
+  ahead = way * np.sign(true_way)
+  return bool(len(way) and (ahead > 0).mean() > least and 0.5 < ahead.sum() / np.abs(true_way).sum() < 2)
+
+
 def commonest(names_T: Sequence[str] | np.ndarray) -> str:
   """The name that most frames show, "none" where there are no frames."""
   names, counts = np.unique(np.asarray(names_T), return_counts=True)

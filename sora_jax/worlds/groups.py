@@ -284,10 +284,8 @@ def _moves(found_T2: np.ndarray, truth_T2: np.ndarray, least: float = 0.1) -> bo
   if not true_way.any():
     return bool(np.ptp(found_T2[seen_T], axis=0).max() < least)
   moving = np.abs(true_way) > 0.5 * np.median(np.abs(true_way))
-  ahead = way[moving] * np.sign(true_way[moving])
-  share = ahead.sum() / np.abs(true_way[moving]).sum()
   sideways = np.ptp(np.percentile(found_T2[seen_T, 1 - axis], (10, 90)))
-  return bool(np.mean(ahead > 0) > 0.8 and 0.5 < share < 2 and sideways < least)
+  return blobs.goes(way[moving], true_way[moving], 0.8) and bool(sideways < least)
 
 
 def _size(radius: float) -> str:

@@ -221,7 +221,8 @@ class Occlusion:
         right["colour"].append(blobs.shown(colours_T[phases.before_T], colour) and lane.more_T.mean() < 0.1)
         right["shape"].append(blobs.shown(figures_T[phases.before_T], figure))
       if phases.before_T.sum() > 1:
-        right["direction"].append(_goes(lane.x_T[phases.before_T], x_T[phases.before_T]))
+        seen_T = phases.before_T & ~np.isnan(lane.x_T)
+        right["direction"].append(blobs.goes(np.diff(lane.x_T[seen_T]), np.diff(x_T[seen_T]), 0.7))
       if phases.hidden_T.any():
         right["hidden"].append((colours_T[phases.hidden_T] == "none").mean() > 0.7)
         right["screen"].append(screen_T[phases.hidden_T].mean() >= 0.8)
@@ -246,14 +247,6 @@ class Occlusion:
   def examine(self, frames_THWC: np.ndarray, fps: float, state: OcclusionState) -> dict[str, float]:
     """Reads the clip and compares; see `compare`."""
     return self.compare(self.read(frames_THWC, fps), state)
-
-
-def _goes(found_T: np.ndarray, truth_T: np.ndarray) -> bool:
-  """Whether what is seen of a way goes where it should, from frame to frame, and half to twice as far in all."""
-  seen_T = ~np.isnan(found_T)
-  way, true_way = np.diff(found_T[seen_T]), np.diff(truth_T[seen_T])
-  ahead = way * np.sign(true_way)
-  return bool(len(way) and (ahead > 0).mean() > 0.7 and 0.5 < ahead.sum() / np.abs(true_way).sum() < 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,11 +132,9 @@ class Painter:
   """The world of lasting change; see the module's docstring and `world.World`.
 
   Attributes of its exam: strokes: share of the strokes finished by the end that are there at the end in their colours,
-  and of the one that is being made, what is made of it.
-  stays: share of the strokes that the clip itself once shows finished that stay so to its end. order: each
-  stroke of the clip appears within its own time. brush: the brush is at its tip,
-  in three frames of five or more. clean: nothing else is ever
-  painted.
+  and of the one that is being made, what is made of it. stays: share of the strokes that the clip itself once shows
+  finished that stay so to its end. order: each stroke of the clip grows within its own time. brush: the brush is at its
+  tip, in three frames of five or more. clean: nothing else is ever painted.
   """
 
   name = "painter"

@@ -165,8 +165,8 @@ class TestFileSource:
       source[3]
 
   def test_a_source_says_where_its_files_are(self):
-    with pytest.raises(NotImplementedError):
-      FileSource([], (), "", View()).open_file(0)
+    with pytest.raises(TypeError, match="open_file"):
+      FileSource([], (), "", View())
 
 
 class TestReopened:

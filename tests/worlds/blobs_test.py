@@ -70,5 +70,28 @@ def test_shrink_takes_block_means():
 )
 def test_a_name_is_shown_by_half_of_the_frames_and_another_by_a_fifth_at_most(names, fine):
   assert blobs.shown(names, "a") == fine
+
+
+def test_what_no_frame_shows_is_not_shown():
   assert not blobs.shown(["none"] * 3, "none")
-  assert blobs.commonest(names) == ("a" if len(names) != 3 else "none") if names else blobs.commonest([]) == "none"
+
+
+def test_the_commonest_name_is_that_of_most_frames():
+  assert blobs.commonest(["b", "a", "none", "a"]) == "a" and blobs.commonest([]) == "none"
+
+
+@pytest.mark.parametrize(
+  ("way", "fine"),
+  [
+    ([0.1] * 5, True),
+    ([0.2] * 4 + [-0.1], True),  # one of five goes back
+    ([0.3] * 3 + [-0.1] * 2, False),
+    ([-0.1] * 5, False),
+    ([0.04] * 5, False),  # too slow
+    ([0.21] * 5, False),  # too fast
+    ([], False),
+  ],
+)
+def test_a_track_goes_as_it_should_in_most_steps_and_about_as_far(way, fine):
+  for sign in (1, -1):
+    assert blobs.goes(sign * np.array(way), sign * np.full(len(way), 0.1), 0.7) == fine
