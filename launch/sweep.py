@@ -6,7 +6,8 @@
 A value with commas of its own stands in brackets or quotes. `--runs FILE` names the runs instead, JSON of {name:
 [KEY=VALUE, ...]}, as `sora sweep run` writes it; `--at_once N` trains so many at a time on this machine. `local` and
 `tpu_pod` train one run after the other, the latter on one resource, which the last run removes; `slurm` and `gke` queue
-them all. The same command again resumes every run.
+them all. The same command again resumes every run; on Slurm a run's job waits until none of the same name is left, so
+that no run trains twice at once.
 """
 
 import argparse
@@ -127,7 +128,9 @@ def commands(args: argparse.Namespace, rest: list[str]) -> list[list[str]]:
     words = [*start, f"--config={args.config}", f"--workdir={workdir}"]
     words += [f"--set={each}" for each in settings] + [f"--env={each}" for each in args.env]
     if args.on in ("slurm", "gke"):
-      words.append(f"--name={args.name}-{digest(name)}")
+      words.append(f"--name={args.name}-{digest(workdir)}")
+    if args.on == "slurm" and not any(word.startswith("--sbatch=--dependency") for word in rest):
+      words.append("--sbatch=--dependency=singleton")
     if args.on == "tpu_pod" and number < len(runs) and "--keep" not in rest:
       words.append("--keep")
     lines.append(words)

@@ -41,8 +41,8 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
   Raises:
     InputError: there is no sweep, runs of its grid are not done or too few, or a large one has no sealed prediction.
   """
-  here = epath.Path(workdir)
-  runs = {name: Planned(**each) for name, each in read(here, sweep)["runs"].items()}
+  here, there = epath.Path(workdir), read(workdir, sweep)
+  runs = {name: Planned(**each) for name, each in there["runs"].items()}
   states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
   losses = {name: found["held_out"] for name, found in states.items()}
   grid = {name: each for name, each in runs.items() if not each.sealed}
@@ -60,7 +60,7 @@ def fit(workdir: str | os.PathLike, sweep: Any = None, draws: int = DRAWS) -> di
       raise InputError(f"{workdir}: {error}") from error
   else:
     known = {name: loss for name, loss in losses.items() if loss is not None}
-    result = fit_law(here, runs, known, draws) | {"scores": _scores(here, runs)}
+    result = fit_law(here, runs, known, draws, there["base"]) | {"scores": _scores(here, runs)}
   storage.write_text(here / FILE, json.dumps(result, indent=1) + "\n")
   return result
 
@@ -71,8 +71,13 @@ def _sealed_losses(workdir: epath.Path) -> dict[str, float]:
   return {each["name"]: each["loss"] for each in sealed["points"]} if sealed else {}
 
 
-def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, float], draws: int) -> dict[str, Any]:
+def fit_law(
+  workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, float], draws: int, base: str
+) -> dict[str, Any]:
   """The law of the grid's runs, and how what was sealed fared; see `fit`.
+
+  Args:
+    base: the digest of the config that the runs change.
 
   Raises:
     InputError: too few runs, or a large one has no sealed prediction.
@@ -85,7 +90,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
   try:
     found = law.fit(points)
     cost = law.Cost.of(points.params, flops_N / points.tokens)
-    growth = law.exponents(found, cost)
+    growth = law.exponents(found, cost, flops_N.max())
   except ValueError as error:
     raise InputError(f"{workdir}: {error}") from error
   laws, gaps = law.resampled(points, found, draws), law.spread(points, found)
@@ -95,7 +100,7 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
     "law": {name: float(f"{value:.5g}") for name, value in found._asdict().items()},
     "law_intervals": _intervals(laws),
     "exponents": {name: round(value, 4) for name, value in growth.items()},
-    "exponents_intervals": _exponent_intervals(laws, cost),
+    "exponents_intervals": _exponent_intervals(laws, cost, flops_N.max()),
     "runs": len(grid),
     "residual": round(float(np.sqrt(np.mean(gaps**2))), 5),
     "backtest": _backtest(points, flops_N),
@@ -108,8 +113,8 @@ def fit_law(workdir: epath.Path, runs: dict[str, Planned], losses: dict[str, flo
     "frontier": _frontier(found, cost, flops_N),
   }
   if large := {name: each for name, each in runs.items() if each.sealed}:
-    sealed = seal.read(workdir) or _seal(workdir, large, result, (found, laws, gaps, naive))
-    must_be_sealed(workdir, large)
+    sealed = seal.read(workdir) or _seal(workdir, large, result | {"base": base}, (found, laws, gaps, naive))
+    must_be_sealed(workdir, large, base)
     result |= {"sha256": sealed["sha256"], "sealed_at": sealed["sealed_at"]}
     models: dict[tuple[int, float], list[str]] = {}
     for name, each in large.items():
@@ -163,6 +168,7 @@ def _seal(
   for name, each in large.items():
     low, high = law.interval(laws, gaps, each.params, each.tokens)
     predictions[name] = {
+      "settings": each.settings,
       "flops": each.flops,
       "params": each.params,
       "tokens": each.tokens,
@@ -171,13 +177,14 @@ def _seal(
       "high": round(high, 6),
       "naive": naive,
     }
-  kept = {name: result[name] for name in ("law", "runs", "residual", "largest_fitted_flops", "points")}
+  kept = {name: result[name] for name in ("base", "law", "runs", "residual", "largest_fitted_flops", "points")}
   return seal.write(workdir, {"predictions": predictions, **kept})
 
 
 def _fared(names: Sequence[str], predictions: dict[str, Any], losses: dict[str, float]) -> dict[str, Any]:
   """A prediction beside what the runs of its seeds, those that are done, have measured."""
-  prediction, known = predictions[names[0]], [losses[name] for name in names if name in losses]
+  prediction = {key: value for key, value in predictions[names[0]].items() if key != "settings"}
+  known = [losses[name] for name in names if name in losses]
   measured = float(np.mean(known)) if known else None
   row = {"runs": list(names), **prediction, "losses": known, "measured": measured}
   more: dict[str, Any] = dict.fromkeys(("error", "naive_error", "error_of_change", "covered"))
@@ -214,8 +221,8 @@ def _intervals(laws: Sequence[law.Law]) -> dict[str, list[float]]:
   return {name: [float(f"{end:.4g}") for end in ends[:, place]] for place, name in enumerate(law.Law._fields)}
 
 
-def _exponent_intervals(laws: Sequence[law.Law], cost: law.Cost) -> dict[str, list[float]]:
-  found = [law.exponents(each, cost) for each in laws if each.alpha + cost.power * each.beta > 0]
+def _exponent_intervals(laws: Sequence[law.Law], cost: law.Cost, flops: float) -> dict[str, list[float]]:
+  found = [law.exponents(each, cost, flops) for each in laws if each.alpha + each.beta > 0]
   return {
     name: [round(float(end), 4) for end in np.percentile([each[name] for each in found], [2.5, 97.5])]
     for name in (found[0] if found else ())

@@ -15,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def run(
   here, runs = epath.Path(workdir), planned(sweep, base)
   begin(here, sweep, base, runs)
   if stage == "sealed":
-    must_be_sealed(here, runs)
+    must_be_sealed(here, runs, digest_of(base))
   mine = picked({name: each for name, each in runs.items() if each.sealed == (stage == "sealed")}, only)
   states = {name: state_of(here / name, each.steps) for name, each in runs.items()}
   left = {name: each for name, each in mine.items() if states[name]["state"] not in ENDED}
@@ -162,18 +163,28 @@ def picked(runs: dict[str, Planned], only: Sequence[str]) -> dict[str, Planned]:
   return {name: each for name, each in runs.items() if name in fit or not only}
 
 
-def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned]) -> None:
-  """
+def must_be_sealed(workdir: epath.Path, runs: dict[str, Planned], base: str) -> None:
+  """Files that were sealed before they held settings are compared by names and budgets alone.
+
+  Args:
+    base: the digest of the config that the runs change.
+
   Raises:
     InputError: the large runs have no sealed predictions, or these are of other runs.
   """
   sealed = seal.read(workdir)
   if sealed is None:
     raise InputError(f"{workdir}: no sealed predictions: run sora sweep fit --workdir {workdir} before the sealed runs")
+  if sealed.get("base", base) != base:
+    raise InputError(f"{workdir / seal.FILE} has predictions of runs of another config: undo what changed in it since")
   for name, each in runs.items():
-    known = sealed["predictions"].get(name, {}).get("flops", math.nan)
+    prediction = sealed["predictions"].get(name, {})
+    known = prediction.get("flops", math.nan)
     if each.sealed and not math.isclose(known, each.flops):  # sums differ in their last digit from machine to machine
       raise InputError(f"{workdir / seal.FILE} has no prediction of the run {name} with {each.flops:g} FLOPs")
+    mine = json.loads(json.dumps(each.settings))
+    if each.sealed and prediction.get("settings", mine) != mine:
+      raise InputError(f"{workdir / seal.FILE} predicts the run {name} with other settings than the sweep's file has")
 
 
 def launch(config_file: str, runs: dict[str, list[str]], workdir: str, where: Where, dry_run: bool = False) -> int:
@@ -233,7 +244,8 @@ def seconds_left(left: dict[str, Planned], runs: dict[str, Planned], states: dic
   """What is left of some runs takes one after another; None before the first run has ended.
 
   A step takes as long as other runs of the same model took, and of a model that has not been trained yet as long a
-  FLOP as that of all runs that have ended.
+  FLOP as that of all runs that have ended. What these took beside their steps (starting, compiling, the evaluation and
+  the save at the end) each of the others takes too.
 
   Args:
     states: of `state_of`, of all runs.
@@ -245,9 +257,9 @@ def seconds_left(left: dict[str, Planned], runs: dict[str, Planned], states: dic
     alike = [other for other in done if runs[other].params == each.params] or done
     if not alike:
       return None
-    total += (
-      flops_left({name: each}, states) * sum(took[other] for other in alike) / sum(runs[other].flops for other in alike)
-    )
+    a_flop = sum(took[other] for other in alike) / sum(runs[other].flops for other in alike)
+    beside = sum(max(states[other]["seconds"] - took[other], 0.0) for other in alike) / len(alike)
+    total += flops_left({name: each}, states) * a_flop + beside
   return total
 
 
@@ -266,11 +278,13 @@ def status(workdir: str | os.PathLike, sweep: Any = None) -> dict[str, Any]:
   """What became of each run; of a sweep's file, where one is given, the workdir must be.
 
   Returns:
-    {runs: {name: {state, step, steps, starts, ends, seconds, held_out, slow}}, counts: {state: how many}, flops,
-    seconds, flops_left, seconds_left}: `seconds` is what all starts took, `seconds_left` what is left at that speed,
-    both one run after another. `state` is "waiting", "begun" (it runs, or waits for its turn to go on), "done" or
-    "diverged" (its loss is not finite, which another start would not change); `ends` says how its starts ended; `slow`
-    is how many times longer its steps take than those of the same run with other seeds, where that is more than SLOW.
+    {runs: {name: {state, step, steps, starts, ends, silent, seconds, held_out, slow}}, counts: {state: how many},
+    flops, seconds, flops_left, seconds_left}: `seconds` is what all starts took, `seconds_left` what is left at that
+    speed, both one run after another. `state` is "waiting", "begun" (it runs, or waits for its turn to go on), "done"
+    or "diverged" (its loss is not finite, which another start would not change); `ends` says how its starts ended, and
+    `silent` for how many seconds one that has not ended has written nothing, where that is longer than training ever
+    is: it was killed, or its machine is gone. `slow` is how many times longer its steps take than those of the same
+    run with other seeds, where that is more than SLOW.
 
   Raises:
     InputError: there is no sweep.
@@ -321,7 +335,14 @@ def state_of(folder: epath.Path, steps: int) -> dict[str, Any]:
     "steps": steps,
     "starts": account.get("starts", 0),
     "ends": ends,
+    "silent": silent(folder, account) if account and len(ends) < account["starts"] else None,
     "seconds": round(account.get("wall_seconds", 0.0), 1),
     "step_seconds": round(model["seconds"] / step, 4) if step else None,
     "held_out": held_out,
   }
+
+
+def silent(folder: epath.Path, account: dict[str, Any]) -> int | None:
+  """Seconds since a start that has not ended wrote its account, where one that goes on would have written it again."""
+  quiet = time.time() - (folder / "logs" / goodput.FILE).stat().mtime
+  return round(quiet) if quiet > 4 * max(goodput.REMOTE_BEAT, goodput.SHARE * account["wall_seconds"]) else None

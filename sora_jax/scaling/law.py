@@ -94,10 +94,12 @@ def fit(points: Points, starts: Sequence[Sequence[float]] = STARTS, near: Law | 
   """The law of the least error over all starts, of which `near` is one where it is given.
 
   Raises:
-    ValueError: fewer points than numbers to find.
+    ValueError: fewer points than numbers to find, or all of one size or of one length of training.
   """
   if len(points.loss) < len(Law._fields):
     raise ValueError(f"a law of {len(Law._fields)} numbers can't be fitted to {len(points.loss)} runs")
+  if np.ptp(points.params) == 0 or np.ptp(points.tokens) == 0:
+    raise ValueError("a law of sizes and tokens can't be fitted to runs of one size, or of as many tokens each")
   log_n, log_d, log_l = (np.log(np.asarray(values, np.float64)) for values in points[:3])
   # Centred, so that the numbers that are searched for hardly depend on each other.
   middle_n, middle_d = log_n.mean(), log_d.mean()
@@ -185,34 +187,48 @@ def best_for(law: Law, cost: "Cost", flops: float) -> tuple[float, float, float]
 
 
 class Cost(NamedTuple):
-  """FLOPs of a token as a power of the parameters: factor x N^power. It would be 6 N of dense layers alone."""
+  """FLOPs of a token of a model of N parameters: fixed + root sqrt(N) + linear N.
 
-  factor: float
-  power: float
+  Matrices grow with N, attention and whatever else grows with the width with its root, and some of a model not at all
+  (the text encoder of a sweep).
+  """
+
+  fixed: float
+  root: float
+  linear: float
 
   @classmethod
   def of(cls, params: np.ndarray, flops_per_token: np.ndarray) -> "Cost":
-    """Of the models of a sweep; of one size alone in proportion to N."""
-    log_n, log_f = np.log(params), np.log(flops_per_token)
-    power = float(np.polyfit(log_n, log_f, 1)[0]) if np.ptp(log_n) > 0 else 1.0
-    return cls(float(np.exp(np.mean(log_f - power * log_n))), power)
+    """Of the models of a sweep, by least squares of relative errors; no term is negative."""
+    terms = np.stack([np.ones(len(params)), np.sqrt(params), params], -1)
+    found, _ = optimize.nnls(terms / flops_per_token[:, None], np.ones(len(params)))
+    return cls(*found.tolist())
 
   def per_token(self, params: np.ndarray | float) -> np.ndarray:
-    return self.factor * np.power(params, self.power)
+    return self.fixed + self.root * np.sqrt(params) + self.linear * np.asarray(params, np.float64)
+
+  def power(self, params: float) -> tuple[float, float]:
+    """(p, dp / d log N) where a token costs as N^p at this size."""
+    root, linear, cost = self.root * params**0.5, self.linear * params, float(self.per_token(params))
+    power = (root / 2 + linear) / cost
+    return power, (root / 4 + linear) / cost - power**2
 
 
-def exponents(law: Law, cost: Cost) -> dict[str, float]:
-  """How what is best grows with a budget: parameters ~ C^params, tokens ~ C^tokens, reducible loss ~ C^-loss.
+def exponents(law: Law, cost: Cost, flops: float) -> dict[str, float]:
+  """How what is best grows at a budget: parameters ~ C^params, tokens ~ C^tokens, reducible loss ~ C^-loss.
 
-  With C = factor N^p D the best N is where alpha A N^-alpha = p beta B D^-beta (Hoffmann et al. 2022, eq. 4).
+  The best N of C = cost(N) D is where alpha A N^-alpha = p beta B D^-beta, p being the power of the cost at N
+  (Hoffmann et al. 2022, eq. 4, has p = 1); the exponents are its derivatives.
 
   Raises:
     ValueError: the loss falls with neither.
   """
-  if law.alpha + cost.power * law.beta <= 0:
+  if law.alpha + law.beta <= 0:
     raise ValueError("the losses fall neither with parameters nor with tokens: there is no law of them")
-  grow = law.beta / (law.alpha + cost.power * law.beta)
-  return {"params": grow, "tokens": 1 - cost.power * grow, "loss": law.alpha * grow}
+  power, bend = cost.power(best_for(law, cost, flops)[0])
+  grow = law.beta / (law.alpha + power * law.beta + bend / power)
+  falls = law.alpha * law.beta / (law.alpha + power * law.beta)
+  return {"params": grow, "tokens": 1 - power * grow, "loss": falls}
 
 
 def sigmoid(log_flops: np.ndarray, scores: np.ndarray, chance: float) -> dict[str, Any]:

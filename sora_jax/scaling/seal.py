@@ -1,6 +1,7 @@
 """Predictions that are written down before what they predict is run: a file with the hash of its own content.
 
-Whoever reads it later sees that nothing in it was changed, and a sweep's large runs don't start without it.
+A sweep's large runs don't start without it. The hash finds what was changed by accident; that the file is older than
+what it predicts is shown by whoever keeps its history, as a commit does.
 """
 
 import hashlib

@@ -199,9 +199,8 @@ def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh) -> Calla
 
 
 def _held_out(task: Task, state: TrainState) -> dict[str, float]:
-  """Losses on held-out clips of the averaged weights, and the mean one of the weights as they are."""
-  found = task.evaluate(state.ema)
-  return found | {f"{name}_raw": value for name, value in task.evaluate(state.params).items() if name == "held_out"}
+  """Losses on held-out clips of the averaged weights, and those of the weights as they are (`_raw`)."""
+  return task.evaluate(state.ema) | {f"{name}_raw": value for name, value in task.evaluate(state.params).items()}
 
 
 def _preview(task: Task, ema: Any, log: MetricsLog, step: int) -> None:

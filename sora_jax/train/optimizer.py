@@ -42,7 +42,7 @@ class OptimizerConfig(NamedTuple):
 
 
 def schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
-  """Linear warm-up, constant, linear decay to zero at the last step."""
+  """Linear warm-up, constant, linear decay to zero at the last step; the warm-up has what the decay leaves of a run."""
   decay = max(round(config.steps * config.decay_share), 1)
   warmup = min(config.warmup, config.steps - decay)
   return optax.join_schedules(

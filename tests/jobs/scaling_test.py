@@ -96,6 +96,17 @@ def test_a_grid_that_diverged_has_no_law(tiny_config, tmp_path):
     scaling.fit(tmp_path, FILE)
 
 
+def test_a_grid_of_one_size_has_no_law(tiny_config, tmp_path):
+  file = make((("flops", (2e9, 3e9)), ("seed", (0, 1, 2))))
+  runs = sweep_runs.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, tiny_config, runs)
+  for name, each in runs.items():
+    leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 1.0)
+  with pytest.raises(InputError, match="can't be fitted to runs of one size"):
+    scaling.fit(tmp_path, file)
+  assert not (tmp_path / "fit.json").exists()  # of which a report would be made
+
+
 def test_what_has_begun_can_t_be_sealed(swept):
   folder, runs = swept
   name, each = next((name, each) for name, each in runs.items() if each.sealed)
@@ -115,13 +126,14 @@ def test_a_large_run_that_joins_later_has_no_prediction(swept, tiny_config):
 
 
 def test_few_runs_seal_nothing(tiny_config, tmp_path):
-  file = make((("flops", (2e9, 3e9, 4e9, 6e9, 8e9)),), (("flops", (8e10,)),))
+  sizes = ("model.width,model.heads", ((16, 2), (32, 4)))
+  file = make((sizes, ("flops", (2e9, 4e9, 8e9))), (("flops", (8e10,)),))
   runs = sweep_runs.planned(file, tiny_config)
   sweep.begin(tmp_path, file, tiny_config, runs)
   for number, (name, each) in enumerate(runs.items()):
     if not each.sealed:
       leave(tmp_path / name, each.steps, each.steps, [DONE], 10.0, 1.0 - 0.1 * number)
-  with pytest.raises(InputError, match="5 runs are too few for intervals"):
+  with pytest.raises(InputError, match="6 runs are too few for intervals"):
     scaling.fit(tmp_path, file, draws=5)
 
 

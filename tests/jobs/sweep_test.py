@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import pathlib
 
 import pytest
@@ -12,6 +13,7 @@ from sora_jax.jobs import sweep, sweep_runs
 from sora_jax.runtime import child
 from sora_jax.runtime.goodput import DONE, KILLED
 from sora_jax.scaling import seal
+from sora_jax.settings import digest_of
 from tests.jobs.sweep_runs_test import GRID, make
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -74,6 +76,19 @@ def test_status_tells_what_became_of_each_run(tiny_config, tmp_path):
   assert states["seed=3"][:2] == ("begun", 1) and states["seed=4"][0] == "waiting"
   assert found["runs"]["seed=1"]["held_out"] == 0.6 and found["runs"]["seed=3"]["held_out"] is None
   assert found["flops"] == pytest.approx(3 * runs["seed=0"].flops)
+
+
+def test_a_start_that_was_killed_falls_silent(tiny_config, tmp_path):
+  file = make((("flops", (2e9,)), ("seed", (0, 1, 2))))
+  runs = sweep_runs.planned(file, tiny_config)
+  sweep.begin(tmp_path, file, tiny_config, runs)
+  for name, ends in (("seed=0", []), ("seed=1", []), ("seed=2", [KILLED])):
+    leave(tmp_path / name, 9, 3, ends, 5.0)
+  for name in ("seed=0", "seed=2"):
+    path = tmp_path / name / "logs" / "goodput.json"
+    os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+  silent = {name: each["silent"] for name, each in sweep.status(str(tmp_path))["runs"].items()}
+  assert silent["seed=0"] == pytest.approx(3600, abs=60) and silent["seed=1"] is None and silent["seed=2"] is None
 
 
 def test_there_is_no_status_without_a_sweep(tmp_path):
@@ -161,6 +176,21 @@ def test_large_runs_don_t_start_without_sealed_predictions_of_them(tiny_config, 
   assert not launched.calls
 
 
+def test_large_runs_are_those_whose_loss_was_predicted(tiny_config, tmp_path, monkeypatch):
+  launched, file = Launched(monkeypatch), make((("flops", (2e9,)),), (("flops", (2e10,)),))
+  large = sweep_runs.planned(file, tiny_config)["sealed_run"]
+  prediction = {"flops": large.flops, "settings": large.settings | {"train.log_every": 7}}
+  seal.write(tmp_path, {"base": digest_of(tiny_config), "predictions": {"sealed_run": prediction}})
+  with pytest.raises(InputError, match="predicts the run sealed_run with other settings"):
+    sweep.run(file, tiny_config, str(tmp_path), sweep.Where(), "sealed")
+  other = tmp_path / "other"
+  other.mkdir()
+  seal.write(other, {"base": "of another", "predictions": {"sealed_run": {"flops": large.flops}}})
+  with pytest.raises(InputError, match="of another config: undo what changed"):
+    sweep.run(file, tiny_config, str(other), sweep.Where(), "sealed")
+  assert not launched.calls
+
+
 def test_what_was_sealed_on_another_machine_may_differ_in_its_last_digit(tiny_config, tmp_path, monkeypatch):
   launched, file = Launched(monkeypatch, (0, 0, 0)), make((("flops", (2e9,)),), (("flops", (2e10,)),))
   large = sweep_runs.planned(file, tiny_config)["sealed_run"]
@@ -233,11 +263,13 @@ def test_a_run_takes_as_long_as_others_of_its_model_or_as_all_others(tiny_config
   small, large = "width=16_heads=2_flops=2e+09_seed=0", "width=32_heads=4_flops=2e+09_seed=0"
   leave(tmp_path / small, runs[small].steps, runs[small].steps, [DONE], 10.0, 0.5)
   found = sweep.status(str(tmp_path))
-  assert found["seconds_left"] == pytest.approx(10.0 * 11, rel=0.1)  # budgets of 1 + 2 x 2 and 2 x 1 + 2 x 2 times
+  beside = 5.0  # seconds of a run that are not of its steps
+  # Budgets of 1 + 2 x 2 and 2 x 1 + 2 x 2 times, in seven runs.
+  assert found["seconds_left"] == pytest.approx(10.0 * 11 + 7 * beside, rel=0.1)
   assert found["flops_left"] == pytest.approx(2.2e10, rel=0.1)
   half = tmp_path / "half"
   sweep.begin(half, make(GRID), tiny_config, runs)
   leave(half / small, runs[small].steps, runs[small].steps // 2, [], 5.0)
   assert sweep.status(str(half))["flops_left"] == pytest.approx(2.3e10, rel=0.05)
   leave(tmp_path / large, runs[large].steps, runs[large].steps, [DONE], 30.0, 0.5)
-  assert sweep.status(str(tmp_path))["seconds_left"] == pytest.approx(10.0 * 5 + 30.0 * 5, rel=0.1)
+  assert sweep.status(str(tmp_path))["seconds_left"] == pytest.approx(10.0 * 5 + 30.0 * 5 + 6 * beside, rel=0.1)

@@ -165,6 +165,10 @@ def test_the_commands_are_those_of_the_golden_files_and_the_launchers_take_them(
   for _, script, *words in lines(done.stdout):
     assert sandbox.run(script.rpartition("/")[2], *words, "--dry_run").returncode == 0
   assert sandbox.calls() == []
+  # A run that is queued twice trains once at a time, unless its jobs are to wait for something else.
+  assert done.stdout.count("--dependency=singleton") == (on == "slurm") * len(lines(done.stdout))
+  own = sandbox.run("sweep.py", *GRID[:2], *more, "--dry_run", "--", *launcher, "--sbatch=--dependency=afterok:1")
+  assert "singleton" not in own.stdout
 
 
 def test_an_unknown_launcher_is_refused():

@@ -6,7 +6,7 @@ import pytest
 from sora_jax.scaling import law
 
 TRUE = law.Law(E=0.22, A=9.0, alpha=0.42, B=55.0, beta=0.36)
-COST = law.Cost(6.0, 1.0)
+COST = law.Cost(0.0, 0.0, 6.0)
 
 
 def runs(noise: float = 0.0, seeds: int = 3, seed: int = 0) -> law.Points:
@@ -91,21 +91,24 @@ def test_the_best_size_for_a_budget_is_where_the_law_is_lowest():
     assert loss <= TRUE.loss(sizes, budget / (6 * sizes)).min() * (1 + 1e-4)
 
 
-def test_exponents_are_those_of_the_frontier():
-  found = law.exponents(TRUE, COST)
-  budgets = np.geomspace(1e13, 1e16, 5)
-  best = np.array([law.best_for(TRUE, COST, budget) for budget in budgets])
+@pytest.mark.parametrize("cost", [COST, law.Cost(2e5, 800.0, 6.0), law.Cost(0.0, 800.0, 0.0)])
+def test_exponents_are_those_of_the_frontier(cost):
+  found = law.exponents(TRUE, cost, 1e14)
+  budgets = np.geomspace(5e13, 2e14, 41)
+  best = np.array([law.best_for(TRUE, cost, budget) for budget in budgets])
   slope = lambda values: np.polyfit(np.log(budgets), np.log(values), 1)[0]
   assert slope(best[:, 0]) == pytest.approx(found["params"], abs=0.01)
   assert slope(best[:, 1]) == pytest.approx(found["tokens"], abs=0.01)
   assert -slope(best[:, 2] - TRUE.E) == pytest.approx(found["loss"], abs=0.01)
 
 
-def test_the_cost_of_a_token_is_fitted_as_a_power():
-  params = np.array([1e4, 1e5, 1e6])
-  found = law.Cost.of(params, 20 * params**0.9)
-  assert (found.factor, found.power) == pytest.approx((20, 0.9))
-  assert law.Cost.of(params[:1], np.array([6e4])).per_token(1e4) == pytest.approx(6e4)
+def test_the_cost_of_a_token_holds_beyond_the_sizes_that_it_is_fitted_to():
+  params, cost = np.array([3e4, 1e5, 2e5, 5e5]), lambda size: 2e5 + 800 * size**0.5 + 6 * size
+  found = law.Cost.of(params, cost(params))
+  assert found == pytest.approx((2e5, 800, 6), rel=1e-6)
+  assert found.per_token(1e8) == pytest.approx(cost(1e8), rel=1e-6)
+  assert found.power(1e3)[0] < found.power(1e6)[0] < found.power(1e12)[0] == pytest.approx(1, rel=1e-3)
+  assert min(law.Cost.of(params[:2], np.array([6e5, 5e5]))) >= 0
 
 
 def test_losses_that_go_on_falling_have_no_end():
@@ -117,11 +120,18 @@ def test_losses_that_go_on_falling_have_no_end():
 def test_losses_that_fall_with_nothing_have_no_law():
   found = law.fit(runs(seeds=1)._replace(loss=np.full(20, 0.5)))
   with pytest.raises(ValueError, match="fall neither with parameters nor with tokens"):
-    law.exponents(found, COST)
+    law.exponents(found, COST, 1e13)
 
 
 def test_no_runs_have_no_weights():
   assert law.weights(np.zeros(0), np.zeros(0), np.zeros(0)).size == 0
+
+
+@pytest.mark.parametrize("name", ["params", "tokens"])
+def test_runs_of_one_size_or_of_one_length_have_no_law(name):
+  points = runs(seeds=1)
+  with pytest.raises(ValueError, match="can't be fitted to runs of one size, or of as many tokens each"):
+    law.fit(points._replace(**{name: np.full_like(points.loss, 1e6)}))
 
 
 def test_too_few_runs_are_refused():
