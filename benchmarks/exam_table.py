@@ -40,8 +40,8 @@ def measured(exam: dict, base: dict | None) -> dict:
     world, attribute = name.split(".", 1)
     row = {key: score[key] for key in ("mean", "low", "high", "autoencoder", "ceiling", "chance")}
     row["way"] = way(score)
-    if base:
-      row["base"] = base["scores"][name]["mean"]
+    if base:  # which may have been asked with long prompts alone
+      row["base"] = base["scores"].get(name, {}).get("mean")
     worlds.setdefault(world, {"attributes": {}})["attributes"][attribute] = row
   for world, found in worlds.items():
     named = {name: row for name, row in found["attributes"].items() if "," not in name and row["way"] is not None}

@@ -7,6 +7,7 @@ from sora_jax.cli.config import UsageError
 from sora_jax.runtime import process
 
 SUITES = ("worlds", "physics", "framing", "fidelity", "prompting")
+KINDS = ("long", "short", "given")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -17,17 +18,22 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "out", None, "a file for the JSON; by default one in DIR/evaluations, of pretrained:NAME here", flag_values=values
   )
+  flags.DEFINE_list(
+    "kinds", None, "of worlds: what the model is asked with, of long, short, given; all by default", flag_values=values
+  )
   flags.DEFINE_string("i3d", None, "of fidelity: I3D's weights in safetensors, for the FVD", flag_values=values)
 
 
 def evaluate(given: Given) -> dict:
   if given.i3d and given.suite != "fidelity":
     raise UsageError(f"--i3d is of --suite fidelity, not of {given.suite}")
+  if given.kinds is not None and (given.suite != "worlds" or not given.kinds or set(given.kinds) - set(KINDS)):
+    raise UsageError(f"--kinds {','.join(given.kinds)}: it is of --suite worlds, some of {', '.join(KINDS)}")
   process.keep_compiled(process.trusted_programs(given.checkpoint))
   with process.importing():
     from sora_jax.jobs import evaluate as job
 
-  return job.evaluate(given.checkpoint, given.suite, given.clips, given.out, given.i3d)
+  return job.evaluate(given.checkpoint, given.suite, given.clips, given.out, given.i3d, given.kinds)
 
 
 def define_nothing(values: flags.FlagValues) -> None:

@@ -37,6 +37,7 @@ REPEAT = "every command takes --json, and --help for all its flags"
 def main() -> None:
   """The console entry point."""
   process.restart_with_large_pages()
+  process.end_tidily()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   process.keep_freed_memory()
   process.compile_sooner()
@@ -78,6 +79,8 @@ def run(words: Sequence[str]) -> int:
     return _fail(error, 1)
   except KeyboardInterrupt:
     return _fail(KeyboardInterrupt("interrupted"), 128 + signal.SIGINT)
+  except process.Ended as error:
+    return _fail(error, 128 + error.code)
   print(json.dumps(result) if given.json else printed(result))
   return 0
 

@@ -1,7 +1,8 @@
 """Episodes of a Gymnasium environment as clips: `gym:NAME`, played at random; the extra "gym".
 
 Pictures are what the environment draws, at its own size and rate. Captions are its name, the mission of an episode
-where there is one (MiniGrid), and what the player has achieved (Crafter).
+where there is one (MiniGrid), and what the player has achieved (Crafter, which keeps to an older interface). In Python
+a source may be given who plays.
 
 Shape letters: T frames, H height, W width, C colours.
 """
@@ -10,7 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from sora_jax.video import io as video_io
 
 FPS = 10.0  # of an environment that doesn't say
 TRIES = 8  # episodes begun for one that lasts as long as its clip
-PACKAGES = ("minigrid", "crafter", "ale_py")  # which add environments when they are imported
+PACKAGES = ("minigrid", "ale_py")  # which add environments when they are imported
+CRAFTER = {"CrafterReward-v1": True, "CrafterNoReward-v1": False}  # by their names in the older Gym
+Policy = Callable[[Any, np.random.Generator], Any]  # (observation, randomness of the episode) -> action
 _NAME = re.compile(r"[A-Za-z0-9_/.-]{1,80}")  # no colon: gymnasium would import what stands before it
 
 
 class GymSource:
-  """Clips of an environment: number i is always the same episode, played by the same random actions.
+  """Clips of an environment: number i is always the same episode, played by the same actions.
 
   Durations take turns. An episode that ends too early is begun again with another seed; where all end, its last frame
   stays.
@@ -35,12 +38,13 @@ class GymSource:
 
   dropped: Sequence[Dropped] = ()
 
-  def __init__(self, name: str, clips: int, frames: Sequence[int], view: View, seed: int):
+  def __init__(self, name: str, clips: int, frames: Sequence[int], view: View, seed: int, policy: Policy | None = None):
     """
     Args:
       name: of the environment, as `gymnasium.make` takes it.
       frames: durations; 1 is an image.
       view: how clips are seen; its rate of 0 keeps the environment's.
+      policy: a function with a name, which captions tell; None plays at random.
 
     Raises:
       InputError: no such environment, or it draws nothing.
@@ -48,7 +52,7 @@ class GymSource:
     view.check()
     if clips < 1 or not frames or not all(isinstance(each, int) and each > 0 for each in frames):
       raise InputError(f"gym:{name} needs clips and frames above 0, as numbers: got {clips} and {tuple(frames)}")
-    self.name, self.clips, self.view, self.seed = name, clips, view, seed
+    self.name, self.clips, self.view, self.seed, self.policy = name, clips, view, seed, policy
     self.frames = [min(each, view.max_frames) for each in frames]
     self._words: dict[int, dict[str, str]] = {}
     with contextlib.closing(_open(name)) as env:
@@ -64,7 +68,8 @@ class GymSource:
       rate = env.metadata.get("render_fps")
     self.own_fps = float(rate) if rate and 0 < float(rate) < 1000 else FPS
     drawn = hashlib.sha256(picture.tobytes()).hexdigest()  # another version of the environment draws something else
-    key = f"gym {name} {version} {clips} {self.frames} {view.fps} {self.native} {seed} {drawn}"
+    played = f"{policy.__module__}.{policy.__qualname__}" if policy else ""
+    key = f"gym {name} {version} {clips} {self.frames} {view.fps} {self.native} {seed} {drawn} {played}"
     self.fingerprint = self.media_fingerprint = self.captions_fingerprint = hashlib.sha256(key.encode()).hexdigest()
 
   def __len__(self) -> int:
@@ -100,7 +105,7 @@ class GymSource:
     with contextlib.closing(_open(self.name)) as env:
       for turn in range(TRIES):
         seed = int(np.random.default_rng([self.seed, index, turn]).integers(2**31))
-        pictures, words = _episode(env, self.name, seed, steps)
+        pictures, words = _episode(env, self.name, seed, steps, self.policy)
         if len(pictures) == steps:
           break
     self._words[index] = words
@@ -120,6 +125,8 @@ def _open(name: str) -> Any:
     gymnasium = importlib.import_module("gymnasium")
   except ImportError as error:
     raise InputError(f"gym:{name} needs Gymnasium: pip install -e '.[gym]'") from error
+  if name in CRAFTER:
+    return _Crafter(CRAFTER[name], gymnasium)
   for package in PACKAGES:
     with contextlib.suppress(Exception):  # a broken one adds none
       importlib.import_module(package)
@@ -127,6 +134,39 @@ def _open(name: str) -> Any:
     return gymnasium.make(name, render_mode="rgb_array").unwrapped
   except Exception as error:  # gymnasium's own errors, and those of what an environment imports
     raise InputError(f"gym:{name} can't be opened: {' '.join(str(error).split())[:300]}") from error
+
+
+class _Crafter:
+  """Crafter (Hafner 2021) as Gymnasium has environments; it takes its seed when it is made."""
+
+  metadata: dict[str, Any] = {}
+
+  def __init__(self, reward: bool, gymnasium: Any):
+    """
+    Raises:
+      InputError: Crafter is not installed.
+    """
+    try:
+      self.package = importlib.import_module("crafter")
+    except ImportError as error:
+      raise InputError("gym:Crafter... needs Crafter: pip install crafter") from error
+    self.reward = reward
+    self.env: Any = None
+    self.action_space = gymnasium.spaces.Discrete(len(self.package.constants.actions))
+
+  def reset(self, seed: int) -> tuple[Any, dict]:
+    self.env = self.package.Env(reward=self.reward, seed=seed)
+    return self.env.reset(), {}
+
+  def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+    observation, reward, done, info = self.env.step(int(action))
+    return observation, reward, done, False, info
+
+  def render(self) -> np.ndarray:
+    return self.env.render()
+
+  def close(self) -> None:
+    self.env = None
 
 
 def _picture(env: Any, name: str) -> np.ndarray:
@@ -140,21 +180,25 @@ def _picture(env: Any, name: str) -> np.ndarray:
   return picture
 
 
-def _episode(env: Any, name: str, seed: int, steps: int) -> tuple[list[np.ndarray], dict[str, str]]:
-  """At most so many pictures of an episode of random actions, and its captions."""
+def _episode(
+  env: Any, name: str, seed: int, steps: int, policy: Policy | None
+) -> tuple[list[np.ndarray], dict[str, str]]:
+  """At most so many pictures of an episode, and its captions."""
   observation, info = env.reset(seed=seed)
   env.action_space.seed(seed)
+  rng = np.random.default_rng(seed)
   pictures = [_picture(env, name)]
   while len(pictures) < steps:
-    observation, _, ended, cut, info = env.step(env.action_space.sample())
+    action = policy(observation, rng) if policy else env.action_space.sample()
+    observation, _, ended, cut, info = env.step(action)
     pictures.append(_picture(env, name))
     if ended or cut:
       break
-  return pictures, _words_of(name, observation, info)
+  return pictures, _words_of(name, observation, info, policy.__name__ if policy else "random")
 
 
-def _words_of(name: str, observation: Any, info: Any) -> dict[str, str]:
-  """Captions by what an environment tells of itself."""
+def _words_of(name: str, observation: Any, info: Any, player: str) -> dict[str, str]:
+  """Captions by what an environment tells of itself, and who plays."""
   title = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", re.sub(r"-v\d+$", "", name.split("/")[-1])).replace("-", " ").lower()
   short, more = f"the game {title}", []
   mission = observation.get("mission") if isinstance(observation, dict) else None
@@ -164,5 +208,6 @@ def _words_of(name: str, observation: Any, info: Any) -> dict[str, str]:
   done = sorted(str(each) for each, count in achieved.items() if count) if isinstance(achieved, dict) else []
   if done:
     more.append(f"the player did {', '.join(done).replace('_', ' ')}")
-  long = "; ".join([f"{short}, played at random", *more])
+  played = "at random" if player == "random" else f"by {player.replace('_', ' ')}"
+  long = "; ".join([f"{short}, played {played}", *more])
   return {"short": short, "long": f"{long[0].upper()}{long[1:]}."[:MAX_CAPTION]}

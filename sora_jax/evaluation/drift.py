@@ -20,7 +20,7 @@ MINUTE, MINUTE_CLIPS = 60.0, 8
 
 def errors_of(subject: Subject, frames: int, count: int) -> np.ndarray:
   """(clips, frames) of the first `count` clips: NaN where no shape is seen."""
-  given = prompting.context(subject.generator, subject.frames)
+  given = prompting.context(subject.generator.grid, subject.frames)
   real = [subject.real(number, frames) for number in range(count)]
   extensions = [
     Extension(clip[:given], subject.prompt(number), subject.fps, SEED + number, forward=frames - given)

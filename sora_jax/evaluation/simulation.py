@@ -6,8 +6,8 @@ that went through the autoencoder; and chance, the score of guessing.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Exam(NamedTuple):
   scores: list[Score]
   clips: list[Clip]  # what the model made, in the order of the source
   marks: list[dict[str, float]]  # of each clip
+  errors: dict[str, dict[str, float | None]]  # see `medians`
 
 
 def requests_of(source: WorldSource, style: str, seed: int) -> list[Request]:
@@ -85,7 +86,8 @@ def examine(
   shown = lambda frames: marks(world, states, list(zip(frames, rates, strict=True)))
   each = [world.examine(clip.frames_THWC, clip.fps, state) for clip, state in zip(clips, states, strict=True)]
   made = {name: [mark[name] for mark in each if name in mark] for name in world.attributes}
-  ceiling, coded = shown(real), shown(through(generator.codec, real))
+  decoded = through(generator.codec, real)
+  ceiling, coded = shown(real), shown(decoded)
   held = shown([held_from(frames, given) for frames in real]) if given else None
   goes_on = getattr(world, "extrapolate", None) if given > 1 else None
   moved = goes_on and shown([goes_on(f[:given], fps, len(f)) for f, fps in zip(real, rates, strict=True)])
@@ -104,7 +106,29 @@ def examine(
     for name in world.attributes
     if made[name]
   ]
-  return Exam(scores, clips, each)
+  whose = {"median": [clip.frames_THWC for clip in clips], "ceiling": real, "autoencoder": decoded}
+  return Exam(scores, clips, each, medians(world, states, rates, whose))
+
+
+def medians(
+  world: Any, states: Sequence[Any], rates: Sequence[float], whose: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, dict[str, float | None]]:
+  """{name: {whose: median over clips}} of what a world measures beside its marks (its `errors`); {} of most worlds.
+
+  None where most clips have no such error, or nothing in them can be measured.
+
+  Args:
+    whose: clips of the same states.
+  """
+  if not hasattr(world, "errors"):
+    return {}
+  found: dict[str, dict[str, float | None]] = {}
+  for name, clips in whose.items():
+    rows = [world.errors(*each) for each in zip(clips, rates, states, strict=True)]
+    for key in rows[0] if rows else ():
+      middle = float(np.median([row[key] for row in rows if key in row]))
+      found.setdefault(key, {})[name] = round(middle, 3) if math.isfinite(middle) else None
+  return found
 
 
 def mean(marks_by_name: dict[str, list[float]], name: str) -> float | None:

@@ -24,7 +24,12 @@ from sora_jax.inference.generator import Generator, Sampling
 
 VERSION = 2  # raised by hand when the exam itself changes
 SEED = 1000  # of held-out states; training's are drawn from the config's own seed
-KINDS = ("", ", short prompt", ", frames given")
+# What a model is asked with: what stands behind an attribute's name, the caption's style, whether frames are given.
+KINDS = {
+  "long": ("", "long", False),
+  "short": (", short prompt", "short", False),
+  "given": (", frames given", "long", True),
+}
 
 
 def sources(generator: Generator, clips: int) -> dict[str, WorldSource]:
@@ -52,12 +57,20 @@ def examine(
   sampling: Sampling,
   asked: Mapping[str, WorldSource],
   progress: Callable[[str], None] = lambda name: None,
+  kinds: Sequence[str] = tuple(KINDS),
 ) -> dict[str, Any]:
-  """{scores: {WORLD.ATTRIBUTE and one of KINDS: figures}, marks: {the same: a mark a clip, or None}, protocol}."""
+  """{scores: {WORLD.ATTRIBUTE and its kind: figures}, marks: {the same: a mark a clip, or None},
+  errors: {WORLD.NAME and its kind: `simulation.medians`}, protocol}.
+
+  Args:
+    kinds: of KINDS; the others are left out.
+  """
   given = simulation.given_frames(generator)
   scores, marks = {}, {}
+  errors: dict[str, dict[str, float | None]] = {}
   for world, source in asked.items():
-    for kind, style, frames in zip(KINDS, ("long", "short", "long"), (0, 0, given), strict=True):
+    for kind, style, is_given in (KINDS[each] for each in kinds):
+      frames = given if is_given else 0
       clips = longer(source, frames)
       if clips is None:
         continue
@@ -67,7 +80,8 @@ def examine(
         name = f"{world}.{score.attribute}{kind}"
         scores[name] = simulation.figures(score)
         marks[name] = [mark.get(score.attribute) for mark in exam.marks]
-  return {"scores": scores, "marks": marks, "protocol": protocol(asked, sampling, given)}
+      errors |= {f"{world}.{name}{kind}": medians for name, medians in exam.errors.items()}
+  return {"scores": scores, "marks": marks, "errors": errors, "protocol": protocol(asked, sampling, given)}
 
 
 def longer(source: WorldSource, frames: int) -> WorldSource | None:

@@ -39,6 +39,7 @@ class Condition:
     given = self.frames_THWC.shape
     if len(given) != 4 or given[3] != 3 or not given[0]:
       raise InputError(f"the frames of a condition have the shape (frames, height, width, 3), not {given}")
+    check_values("the frames of a condition", self.frames_THWC)
     if list(given[1:3]) != size:
       raise InputError(f"a condition is {given[2]}x{given[1]} and the clip {size[1]}x{size[0]}: they must be equal")
     if self.mask_HW is not None and list(self.mask_HW.shape) != size:
@@ -86,9 +87,21 @@ class Edit:
     """
     if self.frames_THWC.shape != (*shape_THW, 3):
       raise InputError(f"the clip to change has the shape {self.frames_THWC.shape}, and the one to make {shape_THW}")
+    check_values("the clip to change", self.frames_THWC)
     if self.mask_THW is not None and self.mask_THW.shape != shape_THW:
       raise InputError(f"the mask has the shape {self.mask_THW.shape}, and the clip {shape_THW}: they must be equal")
     check_strength("strength", self.strength)
+
+
+def check_values(name: str, frames_THWC: np.ndarray) -> None:
+  """
+  Raises:
+    InputError: it is not of finite floats.
+  """
+  if not np.issubdtype(frames_THWC.dtype, np.floating):
+    raise InputError(f"{name} are floats from -1 to 1 (clips.from_uint8 makes them), not {frames_THWC.dtype}")
+  if not np.isfinite(frames_THWC).all():
+    raise InputError(f"{name} are not finite")
 
 
 def check_strength(name: str, value: float) -> None:

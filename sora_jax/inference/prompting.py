@@ -9,6 +9,7 @@ Shape letters: T frames, H height, W width.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sora_jax.errors import InputError
 from sora_jax.inference import detail
 from sora_jax.inference.conditions import Condition
 from sora_jax.inference.generator import Generator, Request, Sampling
+from sora_jax.patches import Grid
 
 SEEDS = 2**31  # there are so many
 NEXT_SEED = 1_000_003  # from one window's seed to the next one's
@@ -69,29 +71,47 @@ class Connection:
 
 def window(generator: Generator) -> int:
   """Frames of the longest clip that the model was trained on."""
-  data = generator.config.data
+  return longest_of(generator.config.data, generator.grid)
+
+
+def longest_of(data: Any, grid: Grid) -> int:
+  """Frames of the longest clip of a config's data."""
   names = names_of(data)
   files = any(not name.startswith(("worlds:", "gym:")) for name in names)
   longest = [data.max_frames] if files else []
   if any(name.startswith("worlds:") for name in names):
-    longest += [frames for frames, _, _ in WorldShapes.of(data, generator.grid).distinct()]
+    longest += [frames for frames, _, _ in WorldShapes.of(data, grid).distinct()]
   if any(name.startswith("gym:") for name in names):
     longest += [min(frames, data.max_frames) for frames in data.frames]
   return max(longest)
 
 
-def context(generator: Generator, frames: int) -> int:
+def context(grid: Grid, frames: int) -> int:
   """How many frames of its surroundings a window is made from: those of 1, 2, 4, ... latent frames, as in training.
 
   Args:
     frames: of the window; at most half of its latent frames are given.
   """
-  latent_frames = generator.grid.latent_shape(frames, 1, 1)[0]
-  return 1 + (2 ** ((max(latent_frames, 2) // 2).bit_length() - 1) - 1) * generator.grid.compression[0]
+  latent_frames = grid.latent_shape(frames, 1, 1)[0]
+  return 1 + (2 ** ((max(latent_frames, 2) // 2).bit_length() - 1) - 1) * grid.compression[0]
+
+
+def windows(data: Any, grid: Grid, frames: int) -> list[int]:
+  """Frames of each window in which a clip of a prompt is made, those that it is made from among them."""
+  most = longest_of(data, grid)
+  found, known = [min(frames, most)], context(grid, most)
+  left = frames - found[0]
+  while left > 0:
+    new = min(max(most - known, 1), left)
+    found.append(known + new)
+    left -= new
+  return found
 
 
 def sampled(generator: Generator, requests: Sequence[Request], sampling: Sampling) -> list[Clip]:
   """The generator's clips with the frames that they were made from as these were given, and with their detail.
+
+  Of a clip to change, what lies outside of its mask is as it was given too.
 
   Not so with conditions that hold in a part of the frame, fall between two frames, or have less than the strength of a
   window's history.
@@ -106,8 +126,15 @@ def sampled(generator: Generator, requests: Sequence[Request], sampling: Samplin
         found.append(detail.Given(start, each.frames_THWC))
     return found
 
+  def kept(request: Request, frames_THWC: np.ndarray) -> np.ndarray:
+    if request.edit is None or request.edit.mask_THW is None:
+      return frames_THWC
+    return np.where(request.edit.mask_THW[..., None], frames_THWC, request.edit.frames_THWC)
+
   return [
-    dataclasses.replace(clip, frames_THWC=detail.restored(clip.frames_THWC, given(request), request.loop))
+    dataclasses.replace(
+      clip, frames_THWC=kept(request, detail.restored(clip.frames_THWC, given(request), request.loop))
+    )
     for clip, request in zip(generator.sample(requests, sampling), requests, strict=True)
   ]
 
@@ -125,7 +152,7 @@ def roll_out(
     those yielded earlier. No frames where a clip has all that was asked for. Memory does not grow with the windows.
   """
   whole = window(generator)
-  most = context(generator, whole)
+  most = context(generator.grid, whole)
   left = [each.backward if backward else each.forward for each in extensions]
   known = [cut(each.frames_THWC, most, generator, backward) for each in extensions]
   done = [len(each.frames_THWC) for each in extensions]
@@ -165,10 +192,11 @@ def shown_in(conditions: Sequence[Condition], start: int, frames: int, fps: floa
   """What a window of a clip, `frames` from frame `start` on, shows of the clip's conditions; times are the window's."""
   found = []
   for each in conditions:
-    first = math.floor(each.seconds * fps + 0.5) - start
-    here = each.frames_THWC[max(-first, 0) : max(frames - first, 0)]
-    if len(here):
-      found.append(dataclasses.replace(each, frames_THWC=here, seconds=max(first, 0) / fps))
+    first = each.seconds * fps - start  # it may lie between two frames
+    before, after = max(math.ceil(-first - CLOSE), 0), max(math.floor(frames - 1 - first + CLOSE) + 1, 0)
+    if len(here := each.frames_THWC[before:after]):
+      begins = min(max(first + before, 0.0), frames - len(here))
+      found.append(dataclasses.replace(each, frames_THWC=here, seconds=begins / fps))
   return found
 
 
@@ -307,7 +335,7 @@ def _turn(generator: Generator, extension: Extension) -> Request:
     raise InputError(
       f"{len(given)} frames and {extension.forward} more are no multiple of {time}: ask for {asked} more"
     )
-  start, end = (cut(given, context(generator, window(generator)), generator, first) for first in (True, False))
+  start, end = (cut(given, context(generator.grid, window(generator)), generator, first) for first in (True, False))
   conditions = [Condition(start)]
   if len(start) < len(given):
     conditions.append(Condition(end, (len(given) - len(end)) / fps))

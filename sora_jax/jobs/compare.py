@@ -1,5 +1,6 @@
 """`sora compare`: what two runs' exams and losses differ by, with intervals."""
 
+import json
 from typing import Any
 
 from etils import epath
@@ -10,6 +11,8 @@ from sora_jax.jobs import exams
 from sora_jax.train.metrics import read_metrics
 
 SUITE = "worlds"
+# Settings of the data that held-out clips are made by.
+HELD_OUT = ("source", "held_out", "held_out_clips", "sizes", "frames", "rates", "fps", "max_frames", "max_tokens")
 
 
 def compare(first: str, second: str) -> dict[str, Any]:
@@ -23,14 +26,21 @@ def compare(first: str, second: str) -> dict[str, Any]:
     {first, second, protocol, scores: {name: {first, second, difference, low, high}}, left_out: names that only one has,
     curves: {name: [[step, first, second], ...]}}: a difference is of the second less the first, clip by clip, with
     its 95 % interval; curves are of the losses on held-out clips at the steps that both logged, for workdirs that
-    have them.
+    have them, of the same clips.
 
   Raises:
-    InputError: a run has no exam and the other has, or both have none and no losses either, or exams are of unlike
-      protocols.
+    InputError: a run has no exam and the other has, or both have none and no losses of the same clips either, or exams
+      are of unlike protocols.
   """
   curves = _curves(first, second)
-  if curves and not any(exams.path_of(run, SUITE).is_file() for run in (first, second)):
+  examined = any(exams.path_of(run, SUITE).is_file() for run in (first, second))
+  if other := curves and _other_clips(first, second):
+    if not examined:
+      raise InputError(
+        f"{first} and {second} have other held-out clips ({other} differs): their losses can't be compared"
+      )
+    curves = {}
+  if curves and not examined:
     return {"first": first, "second": second, "protocol": None, "scores": {}, "left_out": [], "curves": curves}
   found = [exams.read(run, SUITE) for run in (first, second)]
   protocols = [exam["protocol"] for exam in found]
@@ -56,6 +66,18 @@ def compare(first: str, second: str) -> dict[str, Any]:
     "left_out": left_out,
     "curves": curves,
   }
+
+
+def _other_clips(first: str, second: str) -> str | None:
+  """A setting by which two runs' held-out clips differ; None where there is none, or a run has no config."""
+  paths = [epath.Path(run) / "config.json" for run in (first, second)]
+  if not all(path.is_file() for path in paths):
+    return None
+  try:
+    some, others = (json.loads(path.read_text())["data"] for path in paths)
+    return next((f"data.{name}" for name in HELD_OUT if some.get(name) != others.get(name)), None)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"{paths[0]} or {paths[1]} is no run's config: {error!r}") from error
 
 
 def _curves(first: str, second: str) -> dict[str, list[list[float]]]:

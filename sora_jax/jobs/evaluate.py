@@ -3,12 +3,14 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 from PIL import Image
 
 from sora_jax import sharding
+from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.data.world_source import WorldSource
 from sora_jax.errors import InputError, path_errors
 from sora_jax.evaluation import drift, features, framing, likeness, physics, prompting, simulation, sizes, worlds
@@ -28,11 +30,19 @@ EACH = {  # what has so many
   "fidelity": "of each world or source",
   "prompting": "in each mode",
 }
+INTERVALS = dict.fromkeys(CLIPS, "95 % bootstrap intervals") | {
+  "fidelity": "95 % intervals, of distances by the jackknife, of all else by the bootstrap"
+}
 SIZES_CLIPS = 24  # at each size, duration and rate
 
 
 def evaluate(
-  checkpoint: str, suite: str, clips: int | None = None, out: str | None = None, i3d: str | None = None
+  checkpoint: str,
+  suite: str,
+  clips: int | None = None,
+  out: str | None = None,
+  i3d: str | None = None,
+  kinds: Sequence[str] | None = None,
 ) -> dict:
   """Runs a suite on held-out clips of the worlds that the model was trained on.
 
@@ -42,6 +52,7 @@ def evaluate(
     clips: how many held-out clips, EACH says of what; those of CLIPS by default.
     out: a file for the JSON that is returned; SUITE.json in the workdir's folder of evaluations by default.
     i3d: a safetensors file of I3D's weights, for the Frechet video distance of the suite "fidelity".
+    kinds: of `worlds.KINDS`, what the suite "worlds" asks with; all by default.
 
   Returns:
     {suite, scores: {name: {mean, low, high, ceiling, chance}}, protocol, about, step, weights_sha256, seconds, ...}.
@@ -60,14 +71,15 @@ def evaluate(
   sampling = Sampling.of(generator.config)
   if suite == "fidelity":
     found = compare(generator, sampling, count, i3d)
+  elif suite == "worlds":
+    found = examine(generator, sampling, count, kinds or tuple(worlds.KINDS))
   else:
-    found = {"worlds": examine, "physics": follow, "framing": frame, "prompting": prompt}[suite](
-      generator, sampling, count
-    )
+    found = {"physics": follow, "framing": frame, "prompting": prompt}[suite](generator, sampling, count)
   result = {
     "suite": suite,
     **found,
-    "about": f"{count} held-out clips {EACH[suite]}, {generator.config.data.source}; 95 % bootstrap intervals",
+    "command": command_of(checkpoint, suite, count, kinds),
+    "about": f"{count} held-out clips {EACH[suite]}, {generator.config.data.source}; {INTERVALS[suite]}",
     "step": generator.step,
     "weights_sha256": generator.digest(),
     "seconds": round(time.monotonic() - started, 1),
@@ -81,6 +93,13 @@ def evaluate(
       with storage.written_local(path.with_suffix(".webp")) as local:
         Image.fromarray(physics.sheet(generator, sampling)).save(local, "webp", quality=80)
   return result
+
+
+def command_of(checkpoint: str, suite: str, clips: int, kinds: Sequence[str] | None) -> str:
+  """What makes these figures again; a workdir is named DIR, wherever it lies."""
+  where = checkpoint if is_pretrained(checkpoint) else "DIR"
+  asked = f" --kinds {','.join(kinds)}" if kinds else ""
+  return f"sora evaluate --suite {suite} --checkpoint {where} --clips {clips}{asked}"
 
 
 def drift_plot(curves: dict[str, Any]) -> str:
@@ -109,9 +128,9 @@ def say(name: str) -> None:
   print(f"evaluate: {name}", file=sys.stderr, flush=True)
 
 
-def examine(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any]:
+def examine(generator: Generator, sampling: Sampling, count: int, kinds: Sequence[str]) -> dict[str, Any]:
   """The exam of all worlds that the model was trained on."""
-  return worlds.examine(generator, sampling, worlds.sources(generator, count), say)
+  return worlds.examine(generator, sampling, worlds.sources(generator, count), say, kinds)
 
 
 def follow(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any]:
@@ -122,7 +141,11 @@ def follow(generator: Generator, sampling: Sampling, count: int) -> dict[str, An
   """
   scores = physics.examine(generator, sampling, count, say)
   given = simulation.given_frames(generator)
-  return {"scores": scores, "protocol": f"{count} clips a level, {given} frames given", "published": physics.PUBLISHED}
+  return {
+    "scores": scores,
+    "protocol": f"{count} clips a level, {given} frames given, seed {physics.SEED}",
+    "published": physics.PUBLISHED,
+  }
 
 
 def frame(generator: Generator, sampling: Sampling, count: int) -> dict[str, Any]:

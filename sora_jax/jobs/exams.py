@@ -11,6 +11,7 @@ from sora_jax.checkpoints.pretrained import is_pretrained
 from sora_jax.errors import InputError, path_errors
 
 FOLDER = "evaluations"  # in the workdir
+MARKED = ("worlds", "framing")  # suites that keep a mark a clip
 
 
 def folder_of(checkpoint: str) -> epath.Path:
@@ -39,8 +40,16 @@ def read(run: str, suite: str) -> dict[str, Any]:
   try:
     with path_errors(str(path)):
       found = json.loads(path.read_text())
-    scored = all("mean" in found["scores"][name] for name in [*found["scores"], *found.get("marks", {})])
-    ok = scored and found["suite"] == suite and isinstance(found["protocol"], str) and isinstance(found["step"], int)
+    marks = found["marks"] if suite in MARKED else {}
+    scored = all("mean" in found["scores"][name] for name in [*found["scores"], *marks])
+    marked = all(mark is None or isinstance(mark, float | int) for each in marks.values() for mark in each)
+    ok = (
+      scored
+      and marked
+      and found["suite"] == suite
+      and isinstance(found["protocol"], str)
+      and isinstance(found["step"], int)
+    )
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f"{path} is no JSON of sora evaluate --suite {suite}: {error!r}") from error
   if not ok:

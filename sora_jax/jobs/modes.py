@@ -168,10 +168,10 @@ def _extend(order: Order, generator: Generator, frame: Frame, sampling: Sampling
 
 
 def _loop(order: Order, generator: Generator, frame: Frame, sampling: Sampling) -> list[Iterator[np.ndarray]]:
+  known = prompting.longest_loop(generator)
+  if not known:
+    print("the model was trained on no loops (data.loops=0): the clip may be poor", file=sys.stderr)
   if order.given.get("clip") is None:
-    known = prompting.longest_loop(generator)
-    if not known:
-      print("the model was trained on no loops (data.loops=0): the clip may be poor", file=sys.stderr)
     warn_of_length(_frames(order), known or prompting.window(generator))
     return whole(generator.sample(requests_of(order, frame, _frames(order), loop=True), sampling))
   clip = _clip(order, frame)
@@ -214,6 +214,8 @@ def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) 
   if media.fps and order.out.lower().endswith(".png"):
     raise InputError(f"--out {order.out}: png holds one frame, and {media.path} is a video: use .mp4, .gif or .webp")
   frames_THWC = media.read("clip", frame.fps, order.frames)
+  if len(frames_THWC) < (order.frames or 1):
+    raise InputError(f"--frames {order.frames}: {media.path} has {len(frames_THWC)} at {frame.fps:g} a second")
   frames_THWC, mask_THW = placed(frames_THWC, frame)
   if order.given.get("mask"):
     mask_THW |= read_mask(order.given["mask"], media, mask_THW.shape, frame)
@@ -222,10 +224,7 @@ def _edit(order: Order, generator: Generator, frame: Frame, sampling: Sampling) 
   strength = float(strength) if strength is not None else 1.0 if some else EDIT_STRENGTH
   warn_of_length(len(frames_THWC), prompting.window(generator))
   edit = Edit(frames_THWC, strength, mask_THW if some else None)
-  made = generator.sample(requests_of(order, frame, len(frames_THWC), edit=edit), sampling)
-  if not some:
-    return whole(made)
-  return [iter([np.where(mask_THW[..., None], clip.frames_THWC, frames_THWC)]) for clip in made]
+  return whole(prompting.sampled(generator, requests_of(order, frame, len(frames_THWC), edit=edit), sampling))
 
 
 def placed(frames_THWC: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:

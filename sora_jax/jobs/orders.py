@@ -137,7 +137,7 @@ def split_condition(text: str) -> tuple[str, float, float]:
 
 def is_boxes(text: str) -> bool:
   """Whether a mask is x0,y0,x1,y1[,t0,t1], or several of them with ; between, and no file."""
-  return bool(text) and set(text) <= set("0123456789.,; ")
+  return bool(text) and set(text) <= set("0123456789.,;- ")
 
 
 def read_recipe(path: str | pathlib.Path) -> Recipe:
@@ -256,7 +256,7 @@ def out_paths(order: Order) -> list[pathlib.Path]:
   path = pathlib.Path(order.out)
   if path.suffix.lower() not in SUFFIXES:
     raise InputError(f"--out {order.out}: the suffix is one of {', '.join(SUFFIXES)}")
-  video = order.mode in ("extend", "connect")
+  video = order.mode in ("extend", "connect") or order.mode == "loop" and order.given.get("clip") is not None
   if path.suffix.lower() == ".png" and (video or (order.frames or 1) > 1):
     what = f"and sora {order.mode} makes a video" if video else f"not {order.frames}"
     raise InputError(f"--out {order.out}: png holds one frame, {what}: use .mp4, .gif or .webp")
@@ -270,7 +270,7 @@ def sidecar_of(out: pathlib.Path) -> pathlib.Path:
 
 
 def make_room(outs: Iterable[pathlib.Path], overwrite: bool, files: Sequence[str]) -> None:
-  """Makes the folders of the clips, and sees that clips and sidecars can be written there.
+  """Sees that clips and sidecars can be written, in folders that are there or can be made.
 
   Args:
     files: what the clips are made from.
@@ -284,10 +284,11 @@ def make_room(outs: Iterable[pathlib.Path], overwrite: bool, files: Sequence[str
         raise InputError(f"{path} is there already: give another --out, or --overwrite")
       if path.exists() and any(os.path.exists(file) and path.samefile(file) for file in files):
         raise InputError(f"--out {out}: {path} is what the clip is made from: give another --out")
-    with path_errors(str(out)):
-      out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK):
-      raise InputError(f"{out.parent}: no permission to write there")
+    there = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not there.is_dir():
+      raise InputError(f"--out {out}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+      raise InputError(f"{there}: no permission to write there")
 
 
 def sha256(path: str) -> str:

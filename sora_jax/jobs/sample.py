@@ -118,6 +118,7 @@ def _write(
     whole = order.frames if order.mode in ("sample", "animate") else None  # of others it is what is added
     counted = Counted(clips[number], out, whole)
     with path_errors(str(out)):
+      out.parent.mkdir(parents=True, exist_ok=True)
       video_io.write_pieces(out, counted, frame.fps)
     made["frames"] = counted.frames
     about = {**made, "step": generator.step, "weights_sha256": digest}

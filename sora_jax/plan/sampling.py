@@ -1,10 +1,14 @@
-"""What `sora plan --sample` answers: how long does one clip take to sample, and in how much memory."""
+"""What `sora plan --sample` answers: how long does one clip take to sample, and in how much memory.
+
+A clip longer than training's is made window by window; the largest one is what is examined.
+"""
 
 import re
 from typing import Any
 
 from sora_jax import settings
 from sora_jax.errors import InputError
+from sora_jax.inference import prompting
 from sora_jax.inference.generator import MAX_FRAMES, MAX_SIDE, Sampling
 from sora_jax.models.autoencoder import grid as grid_of
 from sora_jax.plan import chips, compile
@@ -30,6 +34,8 @@ def plan(config: Any, clip: str, topology: str | None) -> dict[str, Any]:
     raise InputError(f"config.task is {config.task!r}: clips are sampled from a transformer, 'dit'")
   frames, height, width = shape = parse_clip(clip)
   where = chips.parse(topology) if topology else None
+  windows = prompting.windows(config.data, grid_of(config), frames)
+  shape = max(windows), height, width
   if (tokens := grid_of(config).tokens(*shape)) > MOST_TOKENS:
     raise InputError(
       f"clip {clip} has {tokens} tokens, and a row at most {MOST_TOKENS}: plan a smaller one, or another model.patch"
@@ -39,22 +45,24 @@ def plan(config: Any, clip: str, topology: str | None) -> dict[str, Any]:
   chip = where.chip if where else chips.chip_of(found["kind"])
   passes, decode = [_pass(each, found, chip) for each in found["passes"]], _decode(found["decode"], chip)
   last = found["passes"][-1]
-  seconds = {
-    "network": _sum([each["seconds"] for each in passes]),
-    "decode": _sum([decode["seconds"]]),
-    "total": _sum([*(each["seconds"] for each in passes), decode["seconds"]]),
-  }
+  # First frames are made for the first window alone; all take as long as the largest one.
+  times = [1 if each is not passes[-1] else len(windows) for each in passes]
+  network = [_times(count, each["seconds"]) for count, each in zip(times, passes, strict=True)]
+  decoded = _times(len(windows), decode["seconds"])
+  seconds = {"network": _sum(network), "decode": _sum([decoded]), "total": _sum([*network, decoded])}
   peaks = [each["peak_hbm_gib"] for each in (*passes, decode)]
   answer = {
     "clip": f"{width}x{height}x{frames}",
     "params": found["params"],
     "chips": found["devices"],
+    "windows": len(windows),
+    "window_frames": max(windows),
     "latents": list(grid_of(config).latent_shape(*shape)),
     "tokens": last["tokens"],
     "row_tokens": last["row_tokens"],
     "clips_at_once": last["rows"] * max(last["row_tokens"] // last["tokens"], 1),
     "sampling": f"{sampling.steps} steps of {sampling.method}, guidance {sampling.guidance:g}",
-    "network_calls": sum(each["network_calls"] for each in passes),
+    "network_calls": sum(count * each["network_calls"] for count, each in zip(times, passes, strict=True)),
     "passes": passes,
     "decode": decode,
     "clip_gib": figures(frames * height * width * COLOURS / GIB),
@@ -146,7 +154,7 @@ def _peak(decode: dict[str, Any]) -> int | None:
 
 
 def _fits(found: dict[str, Any], chip: chips.Chip | None) -> bool | None:
-  """Whether all calls fit the memory; None where they were not compiled."""
+  """Whether all calls fit the memory; None where they were not compiled, or nobody knows how much there is."""
   decode = found["decode"]
   compiled = [*(each["compiled"] for each in found["passes"]), decode["first"]]
   if None in compiled:
@@ -154,7 +162,7 @@ def _fits(found: dict[str, Any], chip: chips.Chip | None) -> bool | None:
   if not all(map(_compiles, [*compiled, decode["next"]])):
     return False
   peaks = [*(each["compiled"]["peak_bytes"] for each in found["passes"]), _peak(decode) or 0]
-  return chip is None or max(peaks) <= FULL * chip.hbm_bytes
+  return max(peaks) <= FULL * chip.hbm_bytes if chip else None
 
 
 def _compiles(compiled: dict[str, Any] | None) -> bool:
@@ -163,6 +171,10 @@ def _compiles(compiled: dict[str, Any] | None) -> bool:
 
 def _gib(compiled: dict[str, Any] | None) -> float | None:
   return figures(compiled["peak_bytes"] / GIB) if compiled else None
+
+
+def _times(count: int, seconds: float | None) -> float | None:
+  return None if seconds is None else count * seconds
 
 
 def _sum(seconds: list[float | None]) -> float | None:

@@ -14,11 +14,13 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import stat
 import sys
 import time
 from collections.abc import Iterator
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 # Parameter numbers of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 _LEVEL = "xla_backend_optimization_level"
@@ -32,6 +34,27 @@ LEAST_GLIBC = (2, 35)  # the first that knows the tunable
 RESTARTED = "SORA_MALLOC_RESTARTED"  # the id of the process that has restarted itself, so that it does so once
 PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")  # in the names of libraries that take malloc's place
+
+
+class Ended(BaseException):
+  """This process was asked to end by a signal, whose number `code` is."""
+
+  def __init__(self, code: int):
+    super().__init__(f"ended by {signal.Signals(code).name}")
+    self.code = code
+
+
+def end_tidily() -> None:
+  """From now on SIGTERM and SIGHUP end the program as an exception does, so that what is half-written is removed."""
+
+  def end(number: int, _: object) -> None:
+    for other in ENDING:
+      signal.signal(other, signal.SIG_IGN)  # the first one is enough
+    raise Ended(number)
+
+  for number in ENDING:
+    if signal.getsignal(number) == signal.SIG_DFL:
+      signal.signal(number, end)
 
 
 def restart_with_large_pages() -> None:

@@ -201,6 +201,14 @@ class Camera3d:
       right |= {"camera": best == state.move and reading.errors[best] <= _FITS, "rigid": reading.rigid <= RIGID}
     return {name: float(right[name]) for name in self.attributes if name in right}
 
+  def errors(self, frames_THWC: np.ndarray, fps: float, state: Camera3dState) -> dict[str, float]:
+    """Median reprojection errors, in pixels of a short side of 128, before the best rigid camera and before the camera
+    in the caption; infinite where too little can be followed. An image has none."""
+    reading = self.read(frames_THWC, fps)
+    if len(reading.times_T) < 2:
+      return {}
+    return {"reprojection_px": 128 * reading.rigid, "caption_camera_px": 128 * reading.errors[state.move]}
+
   def _coloured(self, reading: View, state: Camera3dState) -> bool:
     """Whether in most frames about as much of each hue is seen as should be, and none of the others."""
     height, width = (round(_SMALL * side) for side in reading.box_2)

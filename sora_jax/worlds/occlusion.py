@@ -19,7 +19,7 @@ REACH = 1.13 * RADIUS  # of the widest figure to either side
 SPEEDS = {"slow": 0.4, "fast": 0.7}  # short sides per second
 SCREEN_WIDTH = 0.4
 LANES = {1: (0.5,), 2: (0.27, 0.73)}  # shares of the height, by how many shapes there are
-LEAD = 0.2  # how far the second shape is behind the first
+LEAD, LEAST_LEAD = 0.2, 0.05  # how far the second shape is behind the first, and in frames without room for that
 BEYOND = 0.08  # how far outside of the frame a shape turns, past the point where nothing of it is seen
 GROUND, SCREEN = hues.GREYS["white"], (-0.45,) * 3
 # Pairs that training never shows.
@@ -88,11 +88,13 @@ def centres(state: OcclusionState, height: int, width: int, times_T: np.ndarray)
   """Centres (row, column) of each shape at the given seconds, (T, 2) in short sides; outside of the frame too."""
   box_h, box_w = scene.box_size(height, width)
   low, length = -(REACH + BEYOND), box_w + 2 * (REACH + BEYOND)
-  hidden_at = (box_w - SCREEN_WIDTH) / 2 if state.screen else box_w
+  hidden_at, lanes = (box_w - SCREEN_WIDTH) / 2 if state.screen else box_w, LANES[len(state.colours)]
+  whole = REACH + 0.01  # where the last one is first: all of it is in sight
+  start = max(hidden_at - REACH - state.gap, whole + LEAST_LEAD * (len(lanes) - 1))
+  lead = min(LEAD, start - whole)
   found = []
-  for number, lane in enumerate(LANES[len(state.colours)]):
-    start = max(hidden_at - REACH - state.gap, REACH + 0.01) - number * LEAD
-    ahead_T = start + SPEEDS[state.speed] * times_T
+  for number, lane in enumerate(lanes):
+    ahead_T = start - number * lead + SPEEDS[state.speed] * times_T
     x_T = low + scene.bounce(ahead_T - low, length)
     x_T = x_T if state.direction == "right" else box_w - x_T
     found.append(np.stack([np.full_like(x_T, lane * box_h), x_T], axis=1))
@@ -113,13 +115,13 @@ class Occlusion:
   """The world of permanence; see the module's docstring and `world.World`.
 
   Attributes of its exam: colour, shape, direction: of each shape before it is hidden; nothing else is seen. hidden:
-  nothing is seen where all is hidden. identity: what comes back has the colour and shape of what went, by the clip's
-  own showing. place: what comes back is where and when the speed in the caption brings it. order: of two, the first
-  to go is the first back.
+  nothing is seen where all is hidden. identity: what comes back, after it was gone, has the colour and shape of what
+  went, by the clip's own showing. place: what comes back is where and when the speed in the caption brings it. order:
+  of two, the first to go is the first back.
   """
 
   name = "occlusion"
-  version = 1
+  version = 2
   attributes: tuple[str, ...] = ("screen", "colour", "shape", "direction", "hidden", "identity", "place", "order")
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> OcclusionState:
@@ -223,8 +225,9 @@ class Occlusion:
       if phases.before_T.sum() > 1:
         seen_T = phases.before_T & ~np.isnan(lane.x_T)
         right["direction"].append(blobs.goes(np.diff(lane.x_T[seen_T]), np.diff(x_T[seen_T]), 0.7))
+      gone = not phases.hidden_T.any() or (colours_T[phases.hidden_T] == "none").mean() > 0.7
       if phases.hidden_T.any():
-        right["hidden"].append((colours_T[phases.hidden_T] == "none").mean() > 0.7)
+        right["hidden"].append(gone)
         right["screen"].append(screen_T[phases.hidden_T].mean() >= 0.8)
       if phases.after_T.any():
         off_T = np.nan_to_num(np.abs(lane.x_T - x_T)[phases.after_T], nan=9.0)
@@ -234,7 +237,7 @@ class Occlusion:
             blobs.shown(seen_T[phases.after_T], blobs.commonest(seen_T[phases.before_T]))
             for seen_T in (colours_T, figures_T)
           ]
-          right["identity"].append(all(same))
+          right["identity"].append(gone and all(same))
         returns.append((lane.x_T, x_T, phases.after_T))
     if len(returns) == 2:
       (first_T, true_first_T, back_T), (second_T, true_second_T, also_back_T) = returns

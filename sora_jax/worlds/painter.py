@@ -138,7 +138,7 @@ class Painter:
   """
 
   name = "painter"
-  version = 1
+  version = 2
   attributes: tuple[str, ...] = ("strokes", "stays", "order", "brush", "clean")
 
   def sample(self, rng: np.random.Generator, held_out: bool = False) -> PainterState:
@@ -186,8 +186,10 @@ class Painter:
     there, coming = words[: state.done], words[state.done :]
     canvas = f"a white canvas with {' and '.join(there)}" if there else "an empty white canvas"
     long = f"{canvas[0].upper()}{canvas[1:]}"
-    short = canvas
-    if not still:
+    short = f"a brush on {canvas}"
+    if still:
+      long = f"A brush on {canvas}"
+    else:
       colours = [stroke.colour for stroke in state.strokes[state.done :]]
       short = f"a brush paints {' and '.join(f'a {colour} stroke' for colour in colours)} on a canvas"
       long += f". A brush paints {', then '.join(coming)}"

@@ -3,6 +3,7 @@
 import pytest
 
 from sora_jax.cli import evaluate as command
+from sora_jax.evaluation import worlds
 from sora_jax.jobs import evaluate as job
 from tests.cli.runs import complaint, run
 
@@ -12,13 +13,15 @@ def test_what_is_asked_for_is_measured(capsys, monkeypatch):
   monkeypatch.setattr(job, "evaluate", lambda *given: asked.append(given) or {"suite": given[1]})
   words = ("--checkpoint", "w", "--suite", "prompting", "--clips", "5", "--out", "x.json")
   assert run(capsys, "evaluate", *words).returncode == 0
-  assert asked == [("w", "prompting", 5, "x.json", None)]
+  assert asked == [("w", "prompting", 5, "x.json", None, None)]
   assert run(capsys, "evaluate", "--checkpoint=w", "--suite=fidelity", "--i3d=f.safetensors").returncode == 0
-  assert asked[1] == ("w", "fidelity", None, None, "f.safetensors")
+  assert asked[1] == ("w", "fidelity", None, None, "f.safetensors", None)
+  assert run(capsys, "evaluate", "--checkpoint=w", "--suite=worlds", "--kinds=long,given").returncode == 0
+  assert asked[2] == ("w", "worlds", None, None, None, ["long", "given"])
 
 
 def test_the_suites_of_the_command_are_those_of_the_job():
-  assert command.SUITES == job.SUITES
+  assert command.SUITES == job.SUITES and command.KINDS == tuple(worlds.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,8 @@ def test_the_suites_of_the_command_are_those_of_the_job():
     (("--suite", "worlds"), "--checkpoint"),
     (("--checkpoint", "w", "--suite", "magic"), "prompting"),
     (("--checkpoint", "w", "--suite", "worlds", "--i3d", "f"), "--i3d is of --suite fidelity"),
+    (("--checkpoint", "w", "--suite", "worlds", "--kinds", "long,tall"), "some of long, short, given"),
+    (("--checkpoint", "w", "--suite", "physics", "--kinds", "long"), "--kinds long: it is of --suite worlds"),
   ],
   ids=str,
 )

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -130,6 +131,23 @@ class TestErrors:
 
 
 class TestProcesses:
+  @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+  def test_one_that_is_asked_to_end_leaves_nothing_half_written(self, tmp_path, number):
+    code = (
+      "import sys, time\nfrom sora_jax.cli import doctor, main\nfrom sora_jax.cli.command import Command\n"
+      "from sora_jax.video import io\nimport numpy as np\n"
+      "def pieces():\n  yield np.zeros((1, 8, 8, 3), np.uint8)\n  print('begun', flush=True)\n  time.sleep(60)\n"
+      f"make = lambda given: io.write_pieces({str(tmp_path / 'a.mp4')!r}, pieces(), 8)\n"
+      "main.COMMANDS['make'] = Command(make, doctor.define_nothing, 'makes')\n"
+      "sys.argv = ['sora', 'make']\nmain.main()\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (128 + number, f"sora: ended by {signal.Signals(number).name}\n")
+    assert not list(tmp_path.iterdir())
+
   def test_nothing_heavy_is_imported_before_a_command_needs_it(self):
     code = "import sys; import sora_jax.cli.main; print({'jax', 'numpy', 'grain', 'av'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -1,6 +1,8 @@
 """Episodes of Gymnasium environments as clips."""
 
 import pickle
+import sys
+import types
 
 import gymnasium
 import numpy as np
@@ -113,6 +115,52 @@ def test_what_is_no_environment_is_told_in_one_line(name, message):
 def test_clips_and_frames_must_be_above_none(changes):
   with pytest.raises(InputError, match="needs clips and frames above 0"):
     source(**changes)
+
+
+def to_the_right(observation, rng) -> int:
+  return int(rng.random() >= 0.0)
+
+
+def test_a_policy_may_be_given_which_captions_name():
+  played = GymSource("CountUp-v0", 4, (5,), View(), 3, to_the_right)
+  clip = played[1]
+  places = [int(np.argmax(frame[5, :, 1])) for frame in clip.frames_THWC]
+  assert np.all(np.diff(places) % 16 == 1)
+  assert clip.caption.startswith("The game count up, played by to the right; the mission")
+  np.testing.assert_array_equal(played[1].frames_THWC, clip.frames_THWC)
+  assert played.fingerprint != GymSource("CountUp-v0", 4, (5,), View(), 3).fingerprint
+
+
+class OldEnv:
+  """As Crafter's environments are: the seed is given first, steps have four values."""
+
+  def __init__(self, reward, seed):
+    self.rng, self.steps = np.random.default_rng(seed), 0
+
+  def reset(self):
+    self.colour = self.rng.integers(256, size=3, dtype=np.uint8)
+    return self.render()
+
+  def step(self, action):
+    self.steps += 1
+    done = {"collect_wood": self.steps > 2, "fly": 0}
+    return self.render(), 0.0, False, {"achievements": done}
+
+  def render(self):
+    return np.broadcast_to(self.colour, (8, 8, 3)) // (1 + self.steps)
+
+
+def test_crafter_is_played_by_its_older_interface(monkeypatch):
+  crafter = types.SimpleNamespace(Env=OldEnv, constants=types.SimpleNamespace(actions=["noop", "left"]))
+  monkeypatch.setitem(sys.modules, "crafter", crafter)
+  played = source("CrafterReward-v1", clips=2, frames=(5,))
+  first, second = played[0], played[1]
+  assert first.frames_THWC.shape == (5, 8, 8, 3) and (first.frames_THWC != second.frames_THWC).any()
+  assert first.caption == "The game crafter reward, played at random; the player did collect wood."
+  np.testing.assert_array_equal(played[0].frames_THWC, first.frames_THWC)
+  monkeypatch.setitem(sys.modules, "crafter", None)
+  with pytest.raises(InputError, match="needs Crafter: pip install crafter"):
+    source("CrafterReward-v1")
 
 
 def test_without_gymnasium_it_says_what_to_install(monkeypatch):

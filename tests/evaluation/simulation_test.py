@@ -125,3 +125,15 @@ def test_beside_given_frames_stand_those_who_know_no_motion_and_no_forces():
   assert simulation.figures(velocity)["linear"] == 1.0
   alone = examine(FakeGenerator(held), source, None, SEED)
   assert not any("trivial" in simulation.figures(score) for score in alone.scores)
+
+
+def test_what_a_world_measures_beside_its_marks_is_told_by_its_median():
+  class Measured:
+    def errors(self, frames, fps, state):
+      return {} if state is None else {"px": float(frames) * fps * state}
+
+  states, rates = [1.0, 2.0, 3.0, None], [10.0] * 4
+  whose = {"median": [1.0, np.inf, 1.0, 1.0], "ceiling": [0.1, 0.1, 0.1, 9.0], "autoencoder": [1.0, *[np.inf] * 3]}
+  found = simulation.medians(Measured(), states, rates, whose)
+  assert found == {"px": {"median": 30.0, "ceiling": 2.0, "autoencoder": None}}
+  assert simulation.medians(object(), states, rates, whose) == {}

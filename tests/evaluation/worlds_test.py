@@ -62,13 +62,17 @@ class Model:
 def test_each_world_is_examined_with_long_and_short_prompts_and_from_first_frames():
   model, told = Model(), []
   found = worlds.examine(model, Sampled(), worlds.sources(model, 4), told.append)
-  assert told == [world + kind for world in ("shapes", "bites") for kind in worlds.KINDS]
+  endings = [ending for ending, _, _ in worlds.KINDS.values()]
+  assert told == [world + ending for world in ("shapes", "bites") for ending in endings]
   for world, attribute in (("shapes", "direction"), ("bites", "colour")):
-    long, short, given = (found["scores"][f"{world}.{attribute}{kind}"] for kind in worlds.KINDS)
+    long, short, given = (found["scores"][f"{world}.{attribute}{ending}"] for ending in endings)
     assert long["mean"] == long["ceiling"] == 1.0 and short["mean"] == 0.0
     assert given["mean"] == given["trivial"] and "trivial" not in long  # this model knows no motion
     assert len(found["marks"][f"{world}.{attribute}"]) == 4
-  assert found["marks"].keys() == found["scores"].keys()
+  assert found["marks"].keys() == found["scores"].keys() and found["errors"] == {}
+  some = worlds.examine(model, Sampled(), worlds.sources(model, 4), kinds=("short",))
+  assert some["protocol"] == found["protocol"] and all(name.endswith(", short prompt") for name in some["scores"])
+  assert {name: found["scores"][name] for name in some["scores"]} == some["scores"]
 
 
 def test_clips_from_first_frames_are_longer_than_these():

@@ -65,7 +65,7 @@ class TestContext:
   @pytest.mark.parametrize(("frames", "time", "wanted"), [(9, 2, 3), (17, 2, 7), (33, 4, 13), (7, 2, 3), (2, 2, 1)])
   def test_it_is_what_training_shows_of_a_clip(self, frames, time, wanted):
     """Of 5, 9, 9, 4 and 2 latent frames: 2, 4, 4, 2 and 1."""
-    assert prompting.context(Counting(frames, time), frames) == wanted
+    assert prompting.context(Counting(frames, time).grid, frames) == wanted
 
   @hypothesis.given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4]))
   def test_a_cut_fills_latent_frames_whole(self, frames, most, time):
@@ -92,6 +92,44 @@ class TestSampled:
     (clip,) = prompting.sampled(Counting(), [Request("x", 4, 4, 9, FPS, 0, conditions=(condition,))], SAMPLING)
     wanted = [0, 1, 2, 50, 51, 5, 6, 7, 8] if as_given else range(9)
     np.testing.assert_allclose(numbers(clip.frames_THWC), wanted, atol=1e-5)
+
+  def test_outside_of_its_mask_a_clip_to_change_is_as_it_was_given(self):
+    mask_THW = np.zeros((9, 4, 4), bool)
+    mask_THW[2:, 1:3] = True
+    edit = Edit(ramp(9, 50), 1.0, mask_THW)
+    (clip,) = prompting.sampled(Counting(), [Request("x", 4, 4, 9, FPS, 0, edit=edit)], SAMPLING)
+    np.testing.assert_array_equal(clip.frames_THWC[~mask_THW], edit.frames_THWC[~mask_THW])
+    np.testing.assert_allclose(clip.frames_THWC[mask_THW], ramp(9)[mask_THW], atol=1e-5)
+
+
+class TestShownIn:
+  def test_a_keyframe_between_two_frames_stays_between_them_in_every_window(self):
+    condition = Condition(ramp(1, 50), 2.4 / FPS)
+    assert [each.seconds for each in prompting.shown_in([condition], 0, 9, FPS)] == [2.4 / FPS]
+    (later,) = prompting.shown_in([condition], 2, 9, FPS)
+    assert later.seconds == pytest.approx(0.4 / FPS)
+    assert not prompting.shown_in([condition], 3, 9, FPS) and not prompting.shown_in([condition], 0, 2, FPS)
+
+  def test_frames_of_a_condition_are_shared_out_to_windows(self):
+    condition = Condition(ramp(6, 50), 2 / FPS)
+    first, second = (prompting.shown_in([condition], start, 5, FPS)[0] for start in (0, 4))
+    assert (first.seconds, second.seconds) == (2 / FPS, 0.0)
+    np.testing.assert_array_equal(numbers(first.frames_THWC), numbers(ramp(6, 50))[:3])
+    np.testing.assert_array_equal(numbers(second.frames_THWC), numbers(ramp(6, 50))[2:])
+
+  @hypothesis.given(st.floats(0, 3), st.integers(1, 9), st.integers(0, 20), st.integers(1, 12))
+  def test_what_is_shown_lies_in_the_window(self, seconds, count, start, frames):
+    for each in prompting.shown_in([Condition(ramp(count), seconds)], start, frames, FPS):
+      each.check((frames, 4, 4), FPS)
+
+
+class TestWindows:
+  @hypothesis.given(st.integers(1, 60), st.sampled_from([1, 2, 4]))
+  def test_they_are_those_in_which_a_clip_is_made(self, frames, time):
+    generator = Counting(time=time)
+    list(prompting.make(generator, Request("x", 4, 4, frames, FPS, 0), SAMPLING))
+    wanted = prompting.windows(generator.config.data, generator.grid, frames)
+    assert [request.frames for request in generator.requests] == wanted
 
 
 class TestExtend:

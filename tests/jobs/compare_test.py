@@ -77,6 +77,19 @@ def test_of_runs_without_exams_the_losses_are_compared(tmp_path):
     compare(str(tmp_path / "a"), str(tmp_path / "b"))
 
 
+def test_losses_of_other_clips_are_not_compared(tmp_path):
+  for name, source in (("a", "worlds:bites"), ("b", "worlds:shapes")):
+    (tmp_path / name / "logs").mkdir(parents=True)
+    (tmp_path / name / "logs" / "metrics.jsonl").write_text(json.dumps({"step": 3, "held_out": 0.5}))
+    (tmp_path / name / "config.json").write_text(json.dumps({"data": {"source": source, "seed": name}}))
+  runs = [str(tmp_path / name) for name in "ab"]
+  with pytest.raises(InputError, match="other held-out clips .data.source differs"):
+    compare(*runs)
+  for name in "ab":
+    exam(tmp_path / name / "evaluations" / "worlds.json", {"x": [1.0]})
+  assert compare(*runs)["curves"] == {} and compare(runs[0], runs[0])["curves"]
+
+
 def test_a_run_without_an_exam_is_told_how_to_get_one(tmp_path):
   with pytest.raises(InputError, match="has no exam: run sora evaluate --suite worlds"):
     compare(str(tmp_path), str(tmp_path))

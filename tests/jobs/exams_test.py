@@ -25,7 +25,9 @@ def test_they_are_in_the_workdir_or_here_for_weights_that_come_along(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "changes", [{"suite": "framing"}, {"step": None}, {"scores": 1}, {"marks": {"x": []}}, {"protocol": 1}]
+  "changes",
+  [{"suite": "framing"}, {"step": None}, {"scores": 1}, {"marks": {"x": []}}, {"protocol": 1}]
+  + [{"marks": {"a.b": ["0.5"]}}, {"marks": None}],
 )
 def test_what_is_no_exam_is_named(tmp_path, changes):
   path = write(tmp_path, **changes)

@@ -64,6 +64,14 @@ def test_a_clip_is_not_written_over_what_it_is_made_from(tmp_path):
   make_room([path], True, [str(tmp_path / "b.mp4"), "0,0,4,4"])
 
 
+def test_no_folder_is_made_before_there_is_a_clip(tmp_path):
+  make_room([tmp_path / "a" / "b" / "c.mp4"], False, [])
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "a").write_text("no folder")
+  with pytest.raises(InputError, match="c.mp4: .*a is no folder"):
+    make_room([tmp_path / "a" / "b" / "c.mp4"], False, [])
+
+
 def test_of_the_files_that_are_still_used_none_may_have_changed(tmp_path):
   path = tmp_path / "a.png"
   path.write_text("a")
@@ -99,6 +107,8 @@ def test_a_video_by_its_mode_is_no_picture():
   for mode in ("extend", "connect"):
     with pytest.raises(InputError, match=f"png holds one frame, and sora {mode} makes a video"):
       out_paths(dataclasses.replace(order_of(mode), frames=1, out="x.png"))
+  with pytest.raises(InputError, match="png holds one frame, and sora loop makes a video"):
+    out_paths(dataclasses.replace(order_of("loop", clip="a.mp4"), frames=1, out="x.png"))
 
 
 @pytest.mark.parametrize("mode", GIVEN)

@@ -17,7 +17,9 @@ PEAK = chips.CHIPS["v5p"].flops
 
 @pytest.fixture
 def config():
-  return runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"]("variant=XL")
+  config = runpy.run_path(str(ROOT / "configs" / "dit.py"))["get_config"]("variant=XL")
+  config.data.frames = (97,)
+  return config
 
 
 def compiled(peak_gib: float, seconds: float, compiles: bool = True) -> dict:
@@ -81,6 +83,15 @@ class TestAnswer:
     assert found["seconds"]["network"] == 10 * 2.5 + 20 * 5.0
     assert found["peak_hbm_gib"] == 9.0
 
+  def test_a_clip_longer_than_training_s_is_made_in_windows(self, answer, config):
+    config.data.frames = (33,)
+    passes = [one_pass(100, compiled(9.0, 1.0), 10), one_pass(2000, compiled(4.0, 2.0), 20)]
+    found = answer(examined(passes, compiled(1.0, 0.1), None))
+    assert (found["windows"], found["window_frames"]) == (5, 33) and found["latents"] == [9, 90, 160]
+    assert found["network_calls"] == 10 + 5 * 20 and found["seconds"]["network"] == 10 * 2.5 + 5 * 20 * 5.0
+    assert found["seconds"]["decode"] == pytest.approx(5 * found["decode"]["seconds"])
+    assert found["clip_gib"] == pytest.approx(97 * 720 * 1280 * 12 / GIB, rel=1e-3)
+
   def test_what_waits_on_the_host_takes_no_memory_of_the_device(self, answer):
     found = answer(examined([one_pass(2000, compiled(1.0, 1.0))], compiled(2.0, 0.1), compiled(3.0, 0.1), True))
     assert found["decode"]["peak_hbm_gib"] == 3.0
@@ -110,6 +121,7 @@ class TestAnswer:
     found["passes"][0]["compiled"]["seconds"] = found["decode"]["first"]["seconds"] = {}
     answered = answer(found, None)
     assert (answered["topology"], answered["peak_hbm_gib"], answered["hbm_gib"]) == ("cpu", 9.0, None)
+    assert answered["fits"] is None  # nobody knows
     assert answered["seconds"]["total"] is None
 
   def test_the_page_explains_each_figure(self, answer):
@@ -138,7 +150,7 @@ def test_a_clip_is_read_as_it_is_written(text, shape):
 
 
 def test_more_tokens_than_can_be_counted_are_said(config):
-  config.autoencoder.stages = (((2, 4, 4), 32, 2),)
+  config.autoencoder.stages, config.data.frames = (((2, 4, 4), 32, 2),), (7200,)
   with pytest.raises(InputError, match=r"8192x8192x7200 has \d+ tokens, and a row at most"):
     sampling.plan(config, "8192x8192x7200", None)
 
@@ -151,14 +163,15 @@ def test_an_autoencoder_samples_nothing(config):
 
 @pytest.mark.slow
 def test_the_largest_clip_is_planned_on_this_machine():
-  found = result(process("plan", "--config", "configs/dit.py:variant=S", "--sample", "8192x8192x7200", "--json"))
+  words = ("--config", "configs/dit.py:variant=S", "--config.data.frames=(7200,)", "--sample", "8192x8192x7200")
+  found = result(process("plan", *words, "--json"))
   assert found["tokens"] == 1801 * 512 * 512 and found["decode"]["tiles"] > 1 and found["clip_gib"] > 5000
   assert found["peak_hbm_gib"] > 1000
 
 
 @pytest.mark.slow
 def test_a_pod_that_is_not_here_samples_a_minute():
-  words = ("--config", "configs/dit.py:variant=XL", "--topology", "v5p-128", "--sample", "854x480x961")
-  found = result(process("plan", *words, "--json"))
+  words = ("--config", "configs/dit.py:variant=XL", "--config.data.frames=(961,)", "--topology", "v5p-128")
+  found = result(process("plan", *words, "--sample", "854x480x961", "--json"))
   assert found["params"] == 567192320 and found["chips"] == 64
   assert found["seconds"]["total"] >= found["seconds"]["network"] > 60 > found["seconds"]["decode"] > 0

@@ -88,6 +88,16 @@ def test_a_picture_that_wobbles_is_not_rigid():
     for row in range(96):
       frames_THWC[frame, row] = np.roll(frames_THWC[frame, row], round(5 * np.sin(row / 6 + 1.3 * frame)), axis=0)
   assert WORLD.examine(frames_THWC, 8.0, STATE)["rigid"] == 0.0
+  assert WORLD.errors(frames_THWC, 8.0, STATE)["reprojection_px"] > 2.0
+
+
+def test_errors_are_pixels_before_the_best_camera_and_before_that_of_the_caption():
+  frames_THWC, other = WORLD.render(STATE, 96, 160, 17, 8.0), dataclasses.replace(STATE, move="pans right")
+  right, wrong = (WORLD.errors(frames_THWC, 8.0, state) for state in (STATE, other))
+  assert right["reprojection_px"] == wrong["reprojection_px"] < 2.0
+  assert right["caption_camera_px"] < 3.0 < wrong["caption_camera_px"]
+  assert WORLD.errors(frames_THWC[:1], 8.0, STATE) == {}
+  assert set(WORLD.errors(np.zeros((9, 64, 64, 3)), 8.0, STATE).values()) == {np.inf}
 
 
 def test_a_clip_without_anything_to_follow_is_not_rigid():

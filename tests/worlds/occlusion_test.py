@@ -70,6 +70,24 @@ def test_something_else_that_is_seen_is_wrong(colour):
   assert WORLD.examine(frames_THWC, 8.0, STATE)["colour"] == 0.0
 
 
+@pytest.mark.parametrize("size", [(96, 96), (128, 64), (96, 112), (96, 176)])
+@pytest.mark.parametrize("screen", [True, False])
+def test_both_shapes_begin_in_sight_and_are_examined_whatever_the_frame(size, screen):
+  state = occlusion.OcclusionState(("red", "blue"), ("circle", "square"), screen, "right", "slow", 0.2)
+  tracks = occlusion.centres(state, *size, np.zeros(1))
+  shares = [occlusion.seen_share(state, *size, track_T2[:, 1])[0] for track_T2 in tracks]
+  assert shares == [1.0, 1.0] and tracks[0][0, 1] - tracks[1][0, 1] >= 0.99 * occlusion.LEAST_LEAD
+  other = dataclasses.replace(state, colours=("red", "green"), figures=("circle", "triangle"))
+  marks = WORLD.examine(WORLD.render(other, *size, 33, 8.0), 8.0, state)
+  assert marks["colour"] == marks["shape"] == 0.0
+
+
+def test_what_never_goes_has_not_come_back():
+  frames_THWC = np.repeat(WORLD.render(STATE, 96, 64, 1, 8.0), 33, axis=0)
+  marks = WORLD.examine(frames_THWC, 8.0, dataclasses.replace(STATE, screen=False))
+  assert marks["identity"] == marks["hidden"] == 0.0
+
+
 def test_the_second_must_not_come_back_first():
   state = occlusion.OcclusionState(("red", "blue"), ("circle", "square"), True, "right", "fast", 0.03)
   swapped = dataclasses.replace(state, colours=("blue", "red"), figures=("square", "circle"))

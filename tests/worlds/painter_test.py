@@ -79,7 +79,8 @@ def test_a_canvas_that_is_painted_over_for_a_while_is_not_clean():
 def test_captions_say_what_is_there_and_what_comes():
   state = dataclasses.replace(STATE, done=1)
   assert (
-    WORLD.caption(state, "long", still=True) == "A white canvas with a red stroke from the top left to the bottom left."
+    WORLD.caption(state, "long", still=True)
+    == "A brush on a white canvas with a red stroke from the top left to the bottom left."
   )
   assert WORLD.caption(state, "short") == "a brush paints a blue stroke on a canvas"
 
