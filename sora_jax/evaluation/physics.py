@@ -25,7 +25,10 @@ from sora_jax.worlds.physics import LEVELS, Collision, Parabola, Uniform
 SEED = 3000  # of states and clips
 SHOWN = 8  # frames of a clip on a sheet
 # Of DiT-L trained on 3 million clips of 256x256 pixels: uniform motion in and out of distribution, and real clips.
-PUBLISHED = {"uniform": {"in": 0.012, "out": 0.427, "ceiling": 0.0099}, "source": "Kang et al. 2024, arXiv 2411.02385"}
+PUBLISHED: Mapping[str, Any] = {
+  "uniform": {"in": 0.012, "out": 0.427, "ceiling": 0.0099},
+  "source": "Kang et al. 2024, arXiv 2411.02385",
+}
 WORLDS: Mapping[str, Any] = {world.name: world for world in (Uniform(), Parabola(), Collision())}
 
 

@@ -112,15 +112,24 @@ def drift_plot(curves: dict[str, Any]) -> str:
 
 
 def physics_plot(scores: dict[str, Any]) -> str:
-  """Velocity errors by level, of each world with its interval, and what reading real clips costs."""
-  levels = list(LEVELS)
+  """Velocity errors by level, of each world with its interval, and what reading real clips costs; of one world alone
+  also of real clips through the autoencoder, of another clip, and of Kang et al."""
+  levels, of_world = list(LEVELS), list(dict.fromkeys(name.partition(".")[0] for name in scores))
   lines = []
-  for world in dict.fromkeys(name.partition(".")[0] for name in scores):
+  for world in of_world:
     rows = [(place, scores[f"{world}.{level}"]) for place, level in enumerate(levels)]
     known = [(place, row) for place, row in rows if row["mean"] is not None]
     bands = [(row["low"], row["high"]) for _, row in known]
     lines.append(Line(world, [(place, row["mean"]) for place, row in known], bands))
-    lines.append(Line(f"{world}, real", [(place, row["ceiling"]) for place, row in rows if row["ceiling"] is not None]))
+    others = {"ceiling": "real"}
+    if len(of_world) == 1:
+      others |= {"autoencoder": "autoencoder", "chance": "another clip"}
+    for key, words in others.items():
+      lines.append(Line(f"{world}, {words}", [(place, row[key]) for place, row in rows if row[key] is not None]))
+  if of_world == ["uniform"]:
+    published = physics.PUBLISHED["uniform"]
+    ends = (levels.index("in"), published["in"]), (levels.index("both"), published["out"])
+    lines.append(Line("Kang et al. (2024)", ends))
   return plot("Velocity error, world units a second", "what is outside of training", lines, zero=True, names=levels)
 
 

@@ -3,7 +3,7 @@
 scaling.json, isoflop.svg, scaling.svg    of a sweep with a law
 rates.json and a plot of each rate        of a sweep of learning rates, beside those of other sweeps in that file
 simulation.json, .svg and .webp           of runs that `sora evaluate --suite worlds` has examined, by compute
-framing.json                              of runs that `sora evaluate --suite framing` has examined, by framing,
+framing.json, .svg                        of runs that `sora evaluate --suite framing` has examined, by framing,
                                           beside others in that file
 """
 
@@ -32,6 +32,12 @@ from sora_jax.runtime import storage
 from sora_jax.scaling import law
 
 SHOWN = 6  # frames of a clip on a sheet
+ABILITIES = (
+  "camera3d",
+  "occlusion",
+  "painter",
+  "game",
+)  # of OpenAI's report: 3-D, permanence, interaction, digital worlds
 
 
 def report(workdir: str | os.PathLike, out: str, sweep: Any = None, beside: Sequence[str] = ()) -> dict[str, Any]:
@@ -196,7 +202,24 @@ def _report_framing(
     found[kind] = _framing(mine, native, [loss for loss in losses if loss is not None])
   command = "sora sweep run, sora evaluate --suite framing, sora sweep report (docs/scaling.md)"
   storage.write_text(path, json.dumps({"command": command, **found}, indent=1) + "\n")
+  storage.write_text(folder / "framing.svg", framing_plot(found))
   return {"out": os.fspath(folder), **{kind: found[kind].get("native.whole") for kind in kinds}}
+
+
+def framing_plot(found: dict[str, Any]) -> str:
+  """Of each framing how much of the subject is seen at native sizes and at squares, with intervals, and real clips'."""
+  kinds = sorted(kind for kind, each in found.items() if isinstance(each, dict))
+  lines = []
+  for name, words in (
+    ("native.whole", "wholly seen"),
+    ("native.seen", "share seen"),
+    ("square.whole", "wholly, squares"),
+  ):
+    if rows := [(place, found[kind][name]) for place, kind in enumerate(kinds) if name in found[kind]]:
+      points, bands = [(place, row["mean"]) for place, row in rows], [(row["low"], row["high"]) for _, row in rows]
+      lines.append(Line(words, points, bands))
+      lines.append(Line(f"{words}, real", [(place, row["ceiling"]) for place, row in rows]))
+  return plot("Subject in the frame, share of clips or of its area", "trained on", lines, zero=True, names=kinds)
 
 
 def _framing(
@@ -296,15 +319,20 @@ def _times(ratio: float) -> str:
 
 
 def simulation_plot(found: dict[str, Any], names: Sequence[str]) -> str:
-  """The mean score of each world by compute, in the order in which the lines end."""
+  """The mean score of each world by compute with its interval, in the order in which the lines end, and chance.
+
+  Of many worlds those of ABILITIES alone: the others are in the JSON.
+  """
   of_world = [name for name, value in found[names[0]].items() if isinstance(value, dict)]
+  of_world = [world for world in of_world if world in ABILITIES] or of_world
   of_world.sort(key=lambda world: -found[names[-1]][world]["mean"])
-  lines = []
+  lines, chances = [], []
   for world in of_world:
     rows = [(math.log10(found[name]["flops"]), found[name][world]) for name in names]
     bands = [(row["low"], row["high"]) for _, row in rows]
-    lines.append(Line(world, [(flops, row["mean"]) for flops, row in rows], bands if len(of_world) <= 4 else ()))
-  return plot("Mean score of the exam", "log10 of FLOPs", lines)
+    lines.append(Line(world, [(flops, row["mean"]) for flops, row in rows], bands))
+    chances.append(Line(f"{world}, chance", [(flops, row["chance"]) for flops, row in rows]))
+  return plot("Mean score of the exam", "log10 of FLOPs", lines + chances)
 
 
 def sheet(checkpoints: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ from PIL import Image
 from sora_jax.errors import InputError
 from sora_jax.evaluation import drift, features, physics, prompting, sizes
 from sora_jax.inference.generator import Generator
-from sora_jax.jobs.evaluate import evaluate
+from sora_jax.jobs.evaluate import evaluate, physics_plot
 from sora_jax.worlds.physics import LEVELS
 
 
@@ -96,7 +96,15 @@ def test_velocity_errors_are_drawn_by_level(trained, tmp_path, monkeypatch):
   scores = {f"{world}.{level}": row for world in ("uniform", "collision") for level in LEVELS}
   monkeypatch.setattr(physics, "examine", lambda *_: scores | {"uniform.both": gone})
   monkeypatch.setattr(physics, "sheet", lambda *_: np.zeros((8, 8, 3), np.uint8))
-  evaluate(str(trained), "physics", 2, str(tmp_path / "physics.json"))
+  found = evaluate(str(trained), "physics", 2, str(tmp_path / "physics.json"))
+  assert found["command"] == "sora evaluate --suite physics --checkpoint DIR --clips 2"
   drawn = (tmp_path / "physics.svg").read_text()
   assert all(f">{word}<" in drawn for word in ("in", "both", "uniform", "collision, real"))
   assert Image.open(tmp_path / "physics.webp").size == (8, 8)
+
+
+def test_beside_the_errors_of_uniform_motion_alone_stand_the_autoencoder_s_chance_and_published_ones():
+  row = {"mean": 0.3, "low": 0.2, "high": 0.4, "ceiling": 0.1, "autoencoder": 0.2, "chance": 0.9}
+  drawn = physics_plot({f"uniform.{level}": row for level in LEVELS})
+  words = ("uniform", "uniform, real", "uniform, autoencoder", "uniform, another clip", "Kang et al. (2024)")
+  assert all(f">{word}<" in drawn for word in words)

@@ -76,7 +76,7 @@ def test_exams_stand_beside_each_other_by_compute_with_clips_of_the_same_seeds(c
   assert (row["ceiling"], row["autoencoder"], row["chance"]) == (1.0, 0.9, 0.2)
   assert found["rises"]["shapes"]["runs"] == 3
   assert found["protocol"] == "p" and found["16x"]["flops"] == pytest.approx(3.2e10, rel=0.05)
-  assert ">shapes<" in (out / "simulation.svg").read_text()
+  assert all(f">{name}<" in (out / "simulation.svg").read_text() for name in ("shapes", "shapes, chance"))
   sheet = np.asarray(Image.open(out / "simulation.webp"))
   assert sheet.ndim == 3 and sheet.shape[1] > 4 * 2 * sheet.shape[0] / 2
 
@@ -126,6 +126,8 @@ def test_framings_have_the_clips_of_all_their_seeds(framings):
   assert native["native.whole"] == whole
   assert square["native.whole"]["mean"] == 0.25 and square["native.whole"]["high"] < 1.0
   assert square["native.whole"]["behind_native"]["mean"] == 0.6667  # of the three prompts that both have
+  drawn = (framings / "out" / "framing.svg").read_text()
+  assert all(f">{word}<" in drawn for word in ("native", "square", "wholly seen", "wholly seen, real"))
   assert native["held_out"] == {"mean": 0.6, "low": 0.5, "high": 0.7} and square["seeds"] == 2
 
 
@@ -153,7 +155,8 @@ def test_exams_of_unlike_clips_or_of_a_sweep_without_framings_are_refused(framin
 def test_framings_of_another_sweep_stay_beside_it_if_their_clips_were_the_same(framings):
   path = framings / "out" / "framing.json"
   path.parent.mkdir()
-  buckets = {"native.whole": {"mean": 0.5, "ceiling": 1.0, "crops": 0.4}, "held_out": None, "seeds": 3}
+  row = {"mean": 0.5, "low": 0.4, "high": 0.6, "ceiling": 1.0, "crops": 0.4}
+  buckets = {"native.whole": row, "held_out": None, "seeds": 3}
   path.write_text(json.dumps({"command": "c", "buckets": buckets, "native": {}}))
   sweep_report.report(framings, str(path.parent))
   found = json.loads(path.read_text())
@@ -167,3 +170,13 @@ def test_framings_of_another_sweep_stay_beside_it_if_their_clips_were_the_same(f
   path.write_text("[1]")
   with pytest.raises(InputError, match="is no report of another sweep"):
     sweep_report.report(framings, str(path.parent))
+
+
+def test_of_many_worlds_the_abilities_of_the_report_are_drawn():
+  row = {"mean": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1}
+  found = {
+    name: dict.fromkeys(("bites", "game", "shapes"), row) | {"flops": flops}
+    for name, flops in (("base", 1e12), ("4x", 4e12))
+  }
+  drawn = sweep_report.simulation_plot(found, list(found))
+  assert ">game<" in drawn and ">game, chance<" in drawn and "polygon" in drawn and "shapes" not in drawn
