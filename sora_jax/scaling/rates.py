@@ -21,7 +21,8 @@ def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
 
   Returns:
     {best: {width: rate}, losses: {width: [[rate, mean loss], ...]}, grid_steps: most steps of the grid between two best
-    rates, None of fewer than two, at_edge: [width, ...]}
+    rates, None of fewer than two, at_edge: [width, ...], transferred: {width: by how much, as a share of it, the least
+    loss is missed with the best rate of the narrowest width that has one; None where that diverges}}
 
   Raises:
     ValueError: a width lacks a rate that another has, or there is one width or one rate alone.
@@ -36,11 +37,13 @@ def transfer(trials: Sequence[Trial]) -> dict[str, Any]:
   mean = {place: math.fsum(losses) / len(losses) for place, losses in by_place.items()}
   found = {width: min(rates, key=lambda rate: mean[width, rate]) for width in widths}
   best = {width: rate for width, rate in found.items() if math.isfinite(mean[width, rate])}
-  places = [rates.index(rate) for rate in best.values()]
+  places, narrowest = [rates.index(rate) for rate in best.values()], next(iter(best), 0)
+  missed = {str(width): _finite(mean[width, best[narrowest]] / mean[width, rate] - 1) for width, rate in best.items()}
   return {
     "best": {str(width): best.get(width) for width in widths},
     "losses": {str(width): [[rate, _finite(mean[width, rate])] for rate in rates] for width in widths},
     "grid_steps": max(places) - min(places) if len(places) > 1 else None,
+    "transferred": missed,
     "at_edge": [width for width, rate in best.items() if rate in (rates[0], rates[-1])],
   }
 

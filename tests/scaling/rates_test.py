@@ -18,6 +18,7 @@ def test_a_best_rate_that_stays_and_one_that_moves():
   assert stays["grid_steps"] == 1 and stays["best"] == {"32": 2e-3, "64": 2e-3, "256": 4e-3} and not stays["at_edge"]
   moves = transfer([*bowl(32, 8e-3), *bowl(64, 4e-3), *bowl(256, 1e-3)])
   assert moves["grid_steps"] == 3 and moves["at_edge"] == [32, 256]
+  assert stays["transferred"] == {"32": 0, "64": 0, "256": 1.0} and moves["transferred"] == {"32": 0, "64": 1, "256": 3}
 
 
 def test_seeds_are_averaged_and_a_run_that_diverged_is_no_best():
@@ -33,6 +34,9 @@ def test_a_width_whose_runs_have_all_diverged_has_no_best_rate():
   found = transfer([*bowl(32, 2e-3), *gone])
   assert found["best"] == {"32": 2e-3, "64": None} and found["grid_steps"] is None and found["at_edge"] == []
   assert transfer([*bowl(32, 2e-3), *gone, *bowl(128, 4e-3)])["grid_steps"] == 1
+  assert transfer([*gone, *[Trial(32, rate, math.inf) for rate in RATES]])["transferred"] == {}
+  wide = [trial if trial.rate != 2e-3 else Trial(64, 2e-3, math.inf) for trial in bowl(64, 4e-3)]
+  assert transfer([*bowl(32, 2e-3), *wide])["transferred"] == {"32": 0, "64": None}
 
 
 @pytest.mark.parametrize("trials", [[], bowl(32, 2e-3), [*bowl(32, 2e-3), *bowl(64, 2e-3)[1:]]])
