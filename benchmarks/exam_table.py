@@ -4,8 +4,8 @@
 
 EXAM.json is what `sora evaluate --suite worlds` has left in a workdir's folder `evaluations`, or that workdir; --base
 is the exam of the same model with less compute. A table; the last line is one JSON object: {worlds: {NAME: {way, low,
-high, base, attributes: {NAME: {...}}}}, way, protocol}. The way is (score - chance) / (through the autoencoder -
-chance), averaged over a world's attributes on long prompts; attributes that guessing gets right within 5 points are
+high, base, attributes: {NAME: {...}}}}, errors, way, protocol}. The way is (score - chance) / (through the autoencoder
+- chance), averaged over a world's attributes on long prompts; attributes that guessing gets right within 5 points are
 left out.
 """
 
@@ -59,7 +59,11 @@ def measured(exam: dict, base: dict | None) -> dict:
     for name, row in found["attributes"].items()
     if "," not in name and row["way"] is not None
   ]
-  return {"worlds": worlds, "way": mean(every), "protocol": exam["protocol"]}
+  errors: dict[str, dict] = {}
+  for name, medians in exam.get("errors", {}).items():
+    what, _, kind = name.partition(", ")
+    errors.setdefault(what, {})[kind or "long prompt"] = medians
+  return {"worlds": worlds, "errors": errors, "way": mean(every), "protocol": exam["protocol"]}
 
 
 def mean(ways: Iterable[float | None]) -> float | None:
@@ -107,7 +111,18 @@ def table(found: dict) -> str:
   for world, each in found["worlds"].items():
     interval = f"{percent(each['way'])} ({percent(each['low'])}–{percent(each['high'])})"
     lines.append(f"| {world} | {interval} | {percent(each.get('base'))} |")
-  return "\n".join([*lines, f"| all attributes | {percent(found['way'])} | |"])
+  lines.append(f"| all attributes | {percent(found['way'])} | |")
+  kinds = ("long prompt", "short prompt", "frames given")
+  lines += [
+    "",
+    "| median error | long prompt | short | frames given | through autoencoder | real renders |",
+    "|---|---|---|---|---|---|",
+  ]
+  for name, each in found["errors"].items():
+    medians = [each.get(kind, {}).get("median") for kind in kinds]
+    medians += [each["long prompt"].get(whose) for whose in ("autoencoder", "ceiling")]
+    lines.append(f"| {name} | {' | '.join('' if value is None else f'{value:.2f}' for value in medians)} |")
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":
