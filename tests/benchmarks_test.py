@@ -346,3 +346,19 @@ def test_settings_of_the_demo_are_read_as_the_commands_read_them(tiny_config):
   assert (found.train.steps, found.data.loops, found.seed) == (7, 0.25, tiny_config.seed)
   with pytest.raises(SystemExit, match="demo_seeds: config.train has no key 'stepz': did you mean 'steps'"):
     changed(tiny_config, ["train.stepz=7"])
+
+
+def test_the_coordinate_check_is_told_beside_standard_parametrisation(tmp_path, monkeypatch, capsys):
+  check = load("coordinate_check.py")
+  grows = lambda width, base: 1.0 if base else width / 32
+  measure = lambda widths, base, rates: [
+    check.coordinates.Moved(width, 3 * grows(width, base), 5 * grows(width, base) ** 2) for width in widths
+  ]
+  monkeypatch.setattr(check.coordinates, "measure", measure)
+  monkeypatch.setattr(sys, "argv", ["coordinate_check.py", "--out", str(tmp_path), "--json"])
+  check.main()
+  found = json.loads(capsys.readouterr().out)
+  assert found == json.loads((tmp_path / "coordinates.json").read_text())
+  assert found["worst"] == {"muP": 1.0, "standard": 64.0} and found["moved"]["features"]["AdamW"]["standard"][-1] == 8.0
+  drawn = (tmp_path / "coordinates_output.svg").read_text()
+  assert all(f">{word}<" in drawn for word in ("256", "Muon, muP", "AdamW, standard"))
