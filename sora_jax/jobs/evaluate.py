@@ -113,7 +113,7 @@ def drift_plot(curves: dict[str, Any]) -> str:
 
 def physics_plot(scores: dict[str, Any]) -> str:
   """Velocity errors by level, of each world with its interval, and what reading real clips costs; of one world alone
-  also of real clips through the autoencoder, of another clip, and of Kang et al."""
+  also of real clips through the autoencoder and of another clip."""
   levels, of_world = list(LEVELS), list(dict.fromkeys(name.partition(".")[0] for name in scores))
   lines = []
   for world in of_world:
@@ -126,10 +126,6 @@ def physics_plot(scores: dict[str, Any]) -> str:
       others |= {"autoencoder": "autoencoder", "chance": "another clip"}
     for key, words in others.items():
       lines.append(Line(f"{world}, {words}", [(place, row[key]) for place, row in rows if row[key] is not None]))
-  if of_world == ["uniform"]:
-    published = physics.PUBLISHED["uniform"]
-    ends = (levels.index("in"), published["in"]), (levels.index("both"), published["out"])
-    lines.append(Line("Kang et al. (2024)", ends))
   return plot("Velocity error, world units a second", "what is outside of training", lines, zero=True, names=levels)
 
 
