@@ -120,7 +120,7 @@ def table(found: dict) -> str:
   ]
   for name, each in found["errors"].items():
     medians = [each.get(kind, {}).get("median") for kind in kinds]
-    medians += [each["long prompt"].get(whose) for whose in ("autoencoder", "ceiling")]
+    medians += [next(iter(each.values())).get(whose) for whose in ("autoencoder", "ceiling")]
     lines.append(f"| {name} | {' | '.join('' if value is None else f'{value:.2f}' for value in medians)} |")
   return "\n".join(lines)
 

@@ -281,12 +281,15 @@ def test_the_exam_s_table_says_how_far_each_score_is_on_its_way(tmp_path):
       "protocol": "p",
       "scores": scores,
       "marks": {key: list(marks) for key in scores},
+      "errors": {"camera.px, short prompt": {"median": 1.5, "autoencoder": 0.5, "ceiling": 0.25}},
     }
     (tmp_path / name).write_text(json.dumps(kept))
     return str(tmp_path / name)
 
   whole, base = exam("whole.json", 1, 1, 0, 0), exam("base.json", 1, 0, 0, 0)
   found = last_line("exam_table.py", whole, "--base", base)
+  table = load("exam_table.py").table(found)
+  assert "| camera.px |  | 1.50 |  | 0.50 | 0.25 |" in table and "| bites | colour | 50 (50–50) |" in table
   bites = found["worlds"]["bites"]
   assert bites["way"] == found["way"] == pytest.approx(0.5) and bites["base"] == pytest.approx(0.15 / 0.8, abs=1e-4)
   assert bites["low"] < 0.5 < bites["high"] and bites["attributes"]["mouth"]["way"] is None

@@ -87,7 +87,7 @@ class Edit:
     """
     if self.frames_THWC.shape != (*shape_THW, 3):
       raise InputError(f"the clip to change has the shape {self.frames_THWC.shape}, and the one to make {shape_THW}")
-    check_values("the clip to change", self.frames_THWC)
+    check_values("the frames of the clip to change", self.frames_THWC)
     if self.mask_THW is not None and self.mask_THW.shape != shape_THW:
       raise InputError(f"the mask has the shape {self.mask_THW.shape}, and the clip {shape_THW}: they must be equal")
     check_strength("strength", self.strength)

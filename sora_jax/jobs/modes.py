@@ -279,7 +279,7 @@ def read_mask(given: str, media: Media, shape_THW: tuple[int, ...], frame: Frame
     except ValueError:
       raise InputError(f"--mask {text}: a box is x0,y0,x1,y1 or x0,y0,x1,y1,t0,t1") from None
     rows, columns = slice(round(max(y0, 0)), round(max(y1, 0))), slice(round(max(x0, 0)), round(max(x1, 0)))
-    box = own_THW[round(begin * frame.fps) : round(end * frame.fps), rows, columns]
+    box = own_THW[round(max(begin, 0) * frame.fps) : round(max(end, 0) * frame.fps), rows, columns]
     if not box.size:
       raise InputError(f"--mask {text}: no pixel of the clip, {media.width}x{media.height}, lies in it")
     box[:] = True

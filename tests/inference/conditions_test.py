@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sora_jax.inference.conditions import Condition, spans, token_mask
+from sora_jax.errors import InputError
+from sora_jax.inference.conditions import Condition, Edit, spans, token_mask
 from sora_jax.patches import Grid, pad_edge
 
 
@@ -31,6 +32,20 @@ def test_a_condition_is_encoded_piece_by_piece_as_clips_of_their_own(generator, 
   for piece, (start, stop) in zip(pieces, [(0, 3), (1, 4)], strict=True):  # of 2 frames a latent frame
     np.testing.assert_allclose(piece.latent_thwC, generator.codec.encode(frames[None, start:stop])[0], atol=1e-6)
     assert piece.seconds == pytest.approx(0.5 + start / 8) and piece.level == pytest.approx(1 - strength)
+
+
+@pytest.mark.parametrize(
+  ("frames", "words"),
+  [
+    (np.zeros((3, 4, 4, 3), np.uint8), "floats from -1 to 1 .*not uint8"),
+    (np.full((3, 4, 4, 3), np.nan), "not finite"),
+  ],
+)
+def test_frames_are_finite_floats(frames, words):
+  with pytest.raises(InputError, match=f"the frames of a condition are {words}"):
+    Condition(frames).check((3, 4, 4), 8.0)
+  with pytest.raises(InputError, match=f"the frames of the clip to change are {words}"):
+    Edit(frames, 0.5).check((3, 4, 4))
 
 
 class TestTokenMask:

@@ -98,6 +98,14 @@ class TestLoop:
     assert len(clip) == 10
     np.testing.assert_array_equal(clip[:6], shown(files / "a.webp"))
 
+  def test_a_clip_that_a_model_without_loops_closes_is_warned_of(self, generator, files, capsys):
+    for loops in (0.0, 0.5):
+      known = copy.copy(generator)
+      known.config = copy.deepcopy(generator.config)
+      known.config.data.loops = loops
+      made(known, order_of("loop", {"clip": str(files / "a.webp")}, 4))
+      assert ("was trained on no loops" in capsys.readouterr().err) == (not loops)
+
   def test_a_loop_of_a_prompt_has_the_frames_asked_for(self, generator):
     assert [clip.shape for clip in made(generator, order_of("loop", {}, 4, "24x16"))] == [(4, 16, 24, 3)] * 2
 
@@ -152,6 +160,10 @@ class TestEdit:
     clips = made(generator, order_of("edit", {"clip": str(files / "a.webp"), "strength": 0.0}, 3))
     assert len(clips[0]) == 3
 
+  def test_more_frames_than_the_clip_has_are_refused(self, generator, files):
+    with pytest.raises(InputError, match="--frames 7: .*a.webp has 6 at 8 a second"):
+      made(generator, order_of("edit", {"clip": str(files / "a.webp"), "strength": 0.0}, 7))
+
 
 class TestMasks:
   MEDIA, FRAME = Media("c.mp4", 16, 24, FPS), Frame(16, 24, FPS)
@@ -165,7 +177,14 @@ class TestMasks:
     wanted[2:4, 8:16, 20:24] = True
     np.testing.assert_array_equal(self.mask("1,2,4,5; 20,8,30,99,0.25,0.5"), wanted)
 
-  @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "30,0,40,8", "4,4,4,8", "0,0,4,4,2,3", ";", " "])
+  def test_a_box_may_begin_before_the_clip_and_outside_of_it(self):
+    wanted = np.zeros((6, 16, 24), bool)
+    wanted[:2, :5, :4] = True
+    np.testing.assert_array_equal(self.mask("-3,-9,4,5,-0.5,0.25"), wanted)
+
+  @pytest.mark.parametrize(
+    "text", ["1,2,3", "1,2,3,4,5", "30,0,40,8", "4,4,4,8", "0,0,4,4,2,3", "0,0,4,4,-2,-1", "-4,0,-1,8", "-", ";", " "]
+  )
   def test_what_is_no_box_of_the_clip_is_named(self, text):
     with pytest.raises(InputError, match=f"--mask {text}"):
       self.mask(text)
